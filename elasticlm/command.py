@@ -1,0 +1,93 @@
+"""How every command speaks: options, progress on stderr, a table and one line of JSON on stdout, exit codes."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from elasticlm.errors import InputError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+PLAIN_LINES_EVERY_S = 10.0
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults where there are any; a default of None says nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """An argument parser that shows its defaults and takes no abbreviations."""
+    return argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
+
+
+def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> NoReturn:
+    """Run a command's main and exit: 2 with one line on bad input, 130 when interrupted."""
+    try:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the command without a traceback
+        sys.exit(main(argv) or 0)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def progress(iterable: Iterable | None = None, *, total: int | None = None, desc: str = "", unit: str = "it") -> tqdm:
+    """A tqdm bar on a terminal; elsewhere a plain line every ten seconds."""
+    if sys.stderr.isatty():
+        return tqdm(iterable, total=total, desc=desc, unit=unit, dynamic_ncols=True)
+    plain = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    return tqdm(iterable, total=total, desc=desc, unit=unit, file=_Lines(), mininterval=PLAIN_LINES_EVERY_S,
+                maxinterval=PLAIN_LINES_EVERY_S, bar_format=plain)  # fmt: skip
+
+
+def say(text: str) -> None:
+    """One status line on stderr."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows as an aligned table: numbers right, text left; columns as in the first row."""
+    if not rows:
+        return
+    columns = list(rows[0])
+    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)]
+    numeric = [all(isinstance(row.get(column, 0), int | float) for row in rows) for column in columns]
+    for line in [columns, *cells]:
+        padded = [text.rjust(w) if n else text.ljust(w) for text, w, n in zip(line, widths, numeric, strict=True)]
+        print("  ".join(padded).rstrip())
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Print the result for programs: one line of JSON, the last of stdout."""
+    print(json.dumps(result, ensure_ascii=False), flush=True)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1 else f"{value:,.2f}"
+    return str(value)
+
+
+class _Lines:
+    """Stderr for tqdm off a terminal: each refresh on a line of its own, no carriage returns."""
+
+    def write(self, text: str) -> None:
+        text = text.replace("\r", "").strip()
+        if text:
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()

@@ -1,0 +1,193 @@
+"""ElasticModel: text in, tensors out, at any level."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from elasticlm import artifact
+from elasticlm.artifact import ElasticBertConfig
+from elasticlm.backend.pytorch import TorchBackend
+from elasticlm.command import progress
+from elasticlm.encoder import ElasticEncoder
+from elasticlm.errors import InputError
+from elasticlm.files import new_folder
+from elasticlm.structure import Level
+
+Kind = Literal["query", "passage"]
+
+
+class ElasticModel(nn.Module):
+    """An elastic encoder with its head and tokenizer.
+
+    >>> model = ElasticModel.from_pretrained("out/aligned")      # doctest: +SKIP
+    >>> model.embed(["how do glaciers form?"], level=10).shape   # doctest: +SKIP
+    torch.Size([1, 384])
+    """
+
+    def __init__(self, config: ElasticBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.structures = artifact.validate(config)
+        self.encoder = ElasticEncoder(config, self.structures[self.structures.largest])
+        outputs = {"embed": 0, "score": 1, "classify": len(config.labels or ())}[config.task]
+        self.head = nn.Linear(config.hidden_size, outputs) if outputs else None
+        self.backend = TorchBackend(self.encoder, self.structures)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, revision: str | None = None) -> "ElasticModel":
+        """Load an artifact from a folder, or by its name from the Hugging Face hub.
+
+        Raises InputError, in one line, on whatever is wrong with it.
+        """
+        folder = download(str(name_or_path), revision=revision)
+        config = artifact.read_config(folder)
+        with torch.device("meta"):
+            model = cls(config, artifact.read_tokenizer(folder))
+        weights = artifact.read_weights(folder, model.state_dict())
+        model.load_state_dict({k: w.float() for k, w in weights.items()}, assign=True)
+        return model
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write the artifact folder; it exists whole or not at all."""
+        with new_folder(folder, overwrite=overwrite) as temporary:
+            self.config.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            artifact.write_weights(temporary, self.state_dict())
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return self.structures.levels
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.embeddings.norm.weight.device
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the vectors of the largest level."""
+        return artifact.fingerprint(self.config, self.state_dict(), self.tokenizer)
+
+    def tokenize(self, texts: Sequence[str], kind: Kind = "query") -> BatchEncoding:
+        """Return input_ids, attention_mask, token_type_ids, LongTensors [batch, tokens], padded to the longest.
+
+        The prompt of ``kind`` is put before each text; texts over its length limit are truncated (see truncated()).
+        """
+        prompt = (self.config.prompts or {}).get(kind, "")
+        return self._tokenize([prompt + text for text in texts], None, limit=cast(dict, self.config.max_tokens)[kind])
+
+    def tokenize_pairs(self, firsts: Sequence[str], seconds: Sequence[str] | None) -> BatchEncoding:
+        """Like tokenize(), for pairs of texts (or single ones), with the token types of the tokenizer's pairs."""
+        return self._tokenize(list(firsts), seconds, limit=cast(dict, self.config.max_tokens)["pair"])
+
+    def _tokenize(self, firsts: list[str], seconds: Sequence[str] | None, *, limit: int) -> BatchEncoding:
+        pairs = None if seconds is None else list(seconds)
+        return self.tokenizer(firsts, pairs, padding=True, truncation=True, max_length=limit,
+                              return_token_type_ids=True, return_tensors="pt").to(self.device)  # fmt: skip
+
+    @staticmethod
+    def truncated(inputs: BatchEncoding) -> list[bool]:
+        """Which texts of a tokenised batch were cut at the length limit."""
+        return [bool(encoding.overflowing) for encoding in inputs.encodings or ()]
+
+    def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Pool hidden states [batch, tokens, dim] to vectors [batch, dim], normalised where the model says so."""
+        if self.config.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+        return F.normalize(pooled, dim=-1) if self.config.normalize else pooled
+
+    def finish(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Turn hidden states [batch, tokens, dim] into what the task answers.
+
+        embed: vectors [batch, dim]; score: [batch]; classify: logits [batch, labels], both from [CLS].
+        """
+        if self.head is None:
+            return self.pool(hidden, attention_mask)
+        logits = self.head(hidden[:, 0])
+        return logits.squeeze(-1) if self.config.task == "score" else logits
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, *, level: Level
+    ) -> Tensor:
+        """Run one level with gradients: vectors, scores or logits as in finish(). For training."""
+        hidden = self.encoder(input_ids, attention_mask, token_type_ids, structure=self.structures[level])
+        return self.finish(hidden, attention_mask)
+
+    @torch.inference_mode()
+    def encode(self, inputs: Mapping[str, Tensor], level: Level) -> Tensor:
+        """Run one level on a tokenised batch through the backend, without gradients. For serving and measuring."""
+        return self.finish(self.backend.hidden(inputs, level), inputs["attention_mask"])
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        level: Level | None = None,
+        kind: Kind = "query",
+        batch_size: int = 32,
+        show_progress: bool = False,
+    ) -> Tensor:
+        """Embed texts at a level (None: the largest).
+
+        Returns:
+            FloatTensor [texts, dim] on the CPU, in the order of the texts. Batches are formed by length.
+        """
+        self._require("embed")
+        level = self.structures.largest if level is None else level
+        vectors = torch.empty(len(texts), self.config.hidden_size)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        bar = progress(total=len(texts), desc=f"embed {kind} at {level}", unit="text") if show_progress else None
+        for batch in batches:
+            vectors[batch] = self.encode(self.tokenize([texts[i] for i in batch], kind), level).float().cpu()
+            if bar is not None:
+                bar.update(len(batch))
+        if bar is not None:
+            bar.close()
+        return vectors
+
+    def score(self, query: str, passages: Sequence[str], *, level: Level | None = None) -> Tensor:
+        """Score a query against passages at a level; higher is more relevant. Returns FloatTensor [passages]."""
+        self._require("score")
+        inputs = self.tokenize_pairs([query] * len(passages), passages)
+        return self.encode(inputs, self.structures.largest if level is None else level).float().cpu()
+
+    def classify(
+        self, sentences: Sequence[str], seconds: Sequence[str] | None = None, *, level: Level | None = None
+    ) -> Tensor:
+        """Classify sentences or sentence pairs at a level. Returns logits, FloatTensor [sentences, labels]."""
+        self._require("classify")
+        inputs = self.tokenize_pairs(sentences, seconds)
+        return self.encode(inputs, self.structures.largest if level is None else level).float().cpu()
+
+    def _require(self, task: str) -> None:
+        if self.config.task != task:
+            raise InputError(f"this model's task is {self.config.task!r}, not {task!r}")
+
+
+def download(name: str, *, revision: str | None = None) -> Path:
+    """Return the local folder of a model: the folder itself, or a snapshot of that name on the hub (cached).
+
+    Raises InputError where there is neither.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(name).is_dir():
+        return Path(name)
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.csv", "*.model", "pytorch_model.bin"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except HFValidationError:
+        raise InputError(f"{name}: no such folder") from None
+    except Exception as error:  # offline, gone, private: the hub's own words
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{name}: no such folder, and the hub does not have it or is out of reach ({reason})") from None
