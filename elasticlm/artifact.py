@@ -26,7 +26,12 @@ from elasticlm.errors import InputError
 from elasticlm.structure import ElasticStructure
 
 FORMAT_VERSION = 1
-CONFIG_FILE, WEIGHTS_FILE, LATENCY_FILE, QUALITY_FILE = "config.json", "model.safetensors", "latency.csv", "quality.json"
+CONFIG_FILE, WEIGHTS_FILE, LATENCY_FILE, QUALITY_FILE = (
+    "config.json",
+    "model.safetensors",
+    "latency.csv",
+    "quality.json",
+)
 TASKS = ("embed", "score", "classify")
 POOLINGS = ("mean", "cls")
 

@@ -5,7 +5,6 @@ Every layer stores its heads and neurons in rank order, so level k's weights are
 holds no active level, and two threads may run two levels at once.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig

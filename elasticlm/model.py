@@ -190,4 +190,6 @@ def download(name: str, *, revision: str | None = None) -> Path:
         raise InputError(f"{name}: no such folder") from None
     except Exception as error:  # offline, gone, private: the hub's own words
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{name}: no such folder, and the hub does not have it or is out of reach ({reason})") from None
+        raise InputError(
+            f"{name}: no such folder, and the hub does not have it or is out of reach ({reason})"
+        ) from None

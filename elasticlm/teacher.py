@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from elasticlm import artifact
@@ -55,7 +55,9 @@ def load_teacher(name: str | Path) -> ElasticModel:
     config = bert.config
     whole = Structure((config.num_attention_heads,) * config.num_hidden_layers,
                       (config.intermediate_size,) * config.num_hidden_layers)  # fmt: skip
-    fields = config.to_dict() | _sentence_settings(folder, min(tokenizer.model_max_length, config.max_position_embeddings))
+    fields = config.to_dict() | _sentence_settings(
+        folder, min(tokenizer.model_max_length, config.max_position_embeddings)
+    )
     for derived in ("model_type", "architectures", "_name_or_path"):
         fields.pop(derived, None)
     weights = next(file for file in (folder / "model.safetensors", folder / "pytorch_model.bin") if file.exists())
@@ -71,7 +73,7 @@ def load_teacher(name: str | Path) -> ElasticModel:
     return model
 
 
-def load_bert(folder: str | Path, kind: type, **kwargs: Any) -> Any:
+def load_bert(folder: str | Path, kind: type[PreTrainedModel], **kwargs: Any) -> Any:
     """Load a Hugging Face BERT of the class ``kind`` from a folder, in fp32; raises InputError on missing weights."""
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
@@ -145,6 +147,9 @@ _NAMES = [
 ]
 
 
+_POOLINGS = {"cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean"}
+
+
 def _sentence_settings(folder: Path, longest: int) -> dict[str, Any]:
     """Pooling, normalisation, prompts and length limits of a sentence-transformers folder (or the defaults)."""
     modules = _json(folder / "modules.json", [])
@@ -155,11 +160,11 @@ def _sentence_settings(folder: Path, longest: int) -> dict[str, Any]:
     if "Pooling" in kinds:
         file = folder / kinds["Pooling"] / "config.json"
         settings = _json(file, {})
-        modes = [settings["pooling_mode"]] if "pooling_mode" in settings else [
-            key.removeprefix("pooling_mode_") for key, on in settings.items() if key.startswith("pooling_mode_") and on]  # fmt: skip
-        pooling = {"cls_token": "cls", "cls": "cls", "mean_tokens": "mean", "mean": "mean"}.get(",".join(map(str, modes)), "")
+        on = [key for key, value in settings.items() if key.startswith("pooling_mode") and value]
+        mode = str(settings.get("pooling_mode", ",".join(on)))
+        pooling = _POOLINGS.get(mode.removeprefix("pooling_mode_"), "")
         if not pooling:
-            raise InputError(f"{file}: pooling {modes} is not supported, only cls or mean")
+            raise InputError(f"{file}: pooling {mode!r} is not supported, only cls or mean")
     sentence = _json(folder / "sentence_bert_config.json", {})
     prompts = _json(folder / "config_sentence_transformers.json", {}).get("prompts") or {}
     limit = min(sentence.get("max_seq_length") or longest, longest)

@@ -1,0 +1,73 @@
+"""Data specs, one door: ``beir:DIR``, ``text:FILE``, ``hf:NAME[/CONFIG]``, ``pydoc[:PASSAGES]``.
+
+What each spec holds stands in its own module; here a spec is told apart and asked.
+"""
+
+from typing import Protocol
+
+from elasticlm.errors import InputError
+from elasticlm.retrieval.corpus import Corpus, RetrievalData, split_sha256
+
+__all__ = ["Corpus", "RetrievalData", "load_corpus", "load_queries", "load_retrieval", "load_texts", "split_sha256"]
+
+SPECS = "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc"
+
+
+class Source(Protocol):
+    """What a data spec can be asked for."""
+
+    def corpus(self) -> Corpus: ...
+
+    def queries(self, split: str) -> tuple[list[str], list[str]]: ...
+
+    def retrieval(self, split: str) -> RetrievalData: ...
+
+    def texts(self, split: str | None) -> list[str]: ...
+
+
+def open_source(spec: str) -> Source:
+    """Return the source that a spec names; InputError where it names none."""
+    kind, _, rest = spec.partition(":")
+    if kind == "pydoc":
+        from elasticlm.retrieval.pydoc import Pydoc
+
+        return Pydoc(rest)
+    if not rest or kind not in ("beir", "text", "hf"):
+        raise InputError(f"data {spec!r}: expected {SPECS}")
+    if kind == "beir":
+        from elasticlm.retrieval.beir import BeirFolder
+
+        return BeirFolder(rest)
+    if kind == "text":
+        from elasticlm.retrieval.text import TextFile
+
+        return TextFile(rest)
+    from elasticlm.retrieval.hub import HubDataset
+
+    return HubDataset(rest)
+
+
+def load_retrieval(spec: str, split: str | None = None) -> RetrievalData:
+    """Load the corpus and one split's judged queries (default: test).
+
+    ``text:`` and plain texts from the hub give the two halves of each paragraph as a pair.
+    """
+    return open_source(spec).retrieval(split or "test")
+
+
+def load_corpus(spec: str) -> Corpus:
+    """Load all passages of a spec, which belong to no split. Of a text: its paragraphs, whole."""
+    return open_source(spec).corpus()
+
+
+def load_queries(spec: str, split: str) -> tuple[list[str], list[str]]:
+    """Load ids and texts of one split's queries, for training without labels; never another split's.
+
+    Of a text: the sentences of the split's paragraphs.
+    """
+    return open_source(spec).queries(split)
+
+
+def load_texts(spec: str, split: str | None = "train") -> list[str]:
+    """Load running text for masked or relation objectives: a text's paragraphs, a retrieval set's passages."""
+    return open_source(spec).texts(split)
