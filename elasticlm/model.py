@@ -1,9 +1,12 @@
 """ElasticModel: text in, tensors out, at any level."""
 
+import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +19,7 @@ from elasticlm.command import progress
 from elasticlm.encoder import ElasticEncoder
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
-from elasticlm.structure import Level
+from elasticlm.structure import ElasticStructure, Level
 
 Kind = Literal["query", "passage"]
 
@@ -48,11 +51,17 @@ class ElasticModel(nn.Module):
         """
         folder = download(str(name_or_path), revision=revision)
         config = artifact.read_config(folder)
-        with torch.device("meta"):
-            model = cls(config, artifact.read_tokenizer(folder))
+        model = cls.without_weights(config, artifact.read_tokenizer(folder))
         weights = artifact.read_weights(folder, model.state_dict())
-        model.load_state_dict({k: w.float() for k, w in weights.items()}, assign=True)
+        model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
         return model
+
+    @classmethod
+    def without_weights(cls, config: ElasticBertConfig, tokenizer: PreTrainedTokenizerBase) -> "ElasticModel":
+        """A model on the meta device, for ``load_state_dict(weights, assign=True)``."""
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # layers that keep no unit
+            return cls(config, tokenizer)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the artifact folder; it exists whole or not at all."""
@@ -60,6 +69,37 @@ class ElasticModel(nn.Module):
             self.config.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
             artifact.write_weights(temporary, self.state_dict())
+
+    def cut(
+        self,
+        structures: ElasticStructure,
+        head_order: np.ndarray | None = None,
+        neuron_order: np.ndarray | None = None,
+    ) -> "ElasticModel":
+        """Return a new model with these structures, its units taken from this one's largest level in the given order.
+
+        Args:
+            structures: the new levels.
+            head_order: unit indices [layers, heads], best first; None keeps the order (and cuts prefixes).
+            neuron_order: the same for neurons [layers, neurons].
+        """
+        config = copy.deepcopy(self.config)
+        config.levels = structures.to_json()
+        largest, weights = structures[structures.largest], self.state_dict()
+        for i in range(largest.layers):
+            heads = np.arange(largest.heads[i]) if head_order is None else head_order[i, : largest.heads[i]]
+            neurons = np.arange(largest.neurons[i]) if neuron_order is None else neuron_order[i, : largest.neurons[i]]
+            rows = torch.from_numpy((heads[:, None] * config.head_size + np.arange(config.head_size)).ravel())
+            units = {"attention": rows, "feed_forward": torch.from_numpy(neurons)}
+            for name in [name for name in weights if name.startswith(f"encoder.layers.{i}.")]:
+                block, part = name.split(".")[3], name.split(".")[4]
+                if part in ("query", "key", "value", "up"):
+                    weights[name] = weights[name][units[block]]
+                elif name.endswith(("output.weight", "down.weight")):
+                    weights[name] = weights[name][:, units[block]]
+        model = self.without_weights(config, self.tokenizer)
+        model.load_state_dict({name: weight.clone() for name, weight in weights.items()}, assign=True)
+        return model
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertModel, PreTrainedModel
+from transformers import BertConfig, BertModel
 from transformers.utils import logging as transformers_logging
 
 from elasticlm import artifact
@@ -66,14 +66,13 @@ def load_teacher(name: str | Path) -> ElasticModel:
         levels=ElasticStructure({WHOLE: whole}).to_json(),
         teacher={"name": str(name), "sha256": sha256_file(weights)},
     )
-    with torch.device("meta"):
-        model = ElasticModel(elastic, tokenizer)
+    model = ElasticModel.without_weights(elastic, tokenizer)
     model.load_state_dict(elastic_weights(bert), assign=True)
     elastic.passages = {"encoder": "teacher", "fingerprint": model.fingerprint()}
     return model
 
 
-def load_bert(folder: str | Path, kind: type[PreTrainedModel], **kwargs: Any) -> Any:
+def load_bert(folder: str | Path, kind: Any, **kwargs: Any) -> Any:
     """Load a Hugging Face BERT of the class ``kind`` from a folder, in fp32; raises InputError on missing weights."""
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
