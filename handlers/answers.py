@@ -1,0 +1,244 @@
+"""From accepted requests to answers: tokenise, choose a level, run it, convert. No server in here."""
+
+import logging
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchEncoding
+
+from elasticlm.artifact import LATENCY_FILE
+from elasticlm.errors import InputError
+from elasticlm.latency import LatencyTable, measure, read_tables
+from elasticlm.model import ElasticModel
+from elasticlm.schedule import Load, Policy
+from elasticlm.structure import Level
+from handlers.requests import Classify, Embed, Request, Score, Search, Service
+from handlers.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+PROFILE_RUNS = 5
+"""Runs a level and cell of `profile_on_start`."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The body of one answer, and the level that it was made at."""
+
+    body: dict[str, Any]
+    level: Level
+
+
+class Answerer:
+    """Model, latency table, policy and index of one archive: requests in, answers out.
+
+    Args:
+        folder: holds `artifact/` and, where the archive can search, `index/`.
+        settings: the handler's settings.
+
+    Raises InputError where the parts do not fit together.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        torch.set_num_threads(settings.threads)
+        self.model = ElasticModel.from_pretrained(folder / "artifact")
+        self.table = _table(folder / "artifact" / LATENCY_FILE, self.model, settings.threads)
+        self.policy: Policy = settings.parsed_policy()
+        self.index = _load_index(folder / "index", self.model, settings.threads)
+        self.service = Service(
+            task=self.model.config.task,
+            passages_encoder=(self.model.config.passages or {}).get("encoder"),
+            has_index=self.index is not None,
+        )
+        limits = dict(self.model.config.max_tokens or {})
+        shorter = {kind: min(limits[kind], settings.max_tokens or limits[kind]) for kind in ("query", "pair")}
+        self.model.config.max_tokens = limits | shorter
+        self.search_ms = 0.0
+        self._warm_up(settings)
+
+    def answer(self, requests: Sequence[Request], load: Load) -> list[Answer]:
+        """Return the answers of a batch, in its order.
+
+        Everything runs at one level, which the policy chooses; passages alone run at the largest, so that a rush can
+        never poison an index, and their time counts as overhead in the choice.
+
+        Args:
+            load: what is known of the queue; rows, tokens and batch are filled in here, overhead added to.
+        """
+        groups: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(_kind(request), []).append(i)
+        inputs = {kind: self._tokenise(kind, [requests[i] for i in group]) for kind, group in groups.items()}
+        level = self._choose(requests, {kind: tokenised["input_ids"].shape for kind, tokenised in inputs.items()}, load)
+        answers: dict[int, Answer] = {}
+        for kind, group in groups.items():
+            at = self.model.structures.largest if kind == "passage" else level
+            answers |= zip(group, self._run([requests[i] for i in group], inputs[kind], at), strict=True)
+        return [answers[i] for i in range(len(requests))]
+
+    def _choose(self, requests: Sequence[Request], shapes: Mapping[str, Sequence[int]], load: Load) -> Level:
+        """Return the level for what is elastic in a batch whose groups have these shapes (rows, tokens)."""
+        elastic = [shape for kind, shape in shapes.items() if kind != "passage"]
+        if not elastic:
+            return self.model.structures.largest
+        fixed_ms = self.search_ms * sum(isinstance(request, Search) for request in requests)
+        if "passage" in shapes:
+            fixed_ms += self.table.mean_ms(self.model.structures.largest, *shapes["passage"])
+        load = replace(
+            load,
+            rows=sum(rows for rows, _ in elastic),
+            tokens=max(tokens for _, tokens in elastic),
+            batch=sum(_kind(request) != "passage" for request in requests),
+            overhead_ms=load.overhead_ms + fixed_ms,
+        )
+        return self.policy.choose(self.table, load)
+
+    def _tokenise(self, kind: str, requests: Sequence[Request]) -> BatchEncoding:
+        """Tokenise requests of one kind, one row a text or pair."""
+        if kind in ("query", "passage"):
+            texts = [request.query if isinstance(request, Search) else request.text for request in requests]  # type: ignore[union-attr]
+            return self.model.tokenize(texts, kind)  # type: ignore[arg-type]
+        pairs = [pair for request in requests for pair in _pairs(request)]
+        firsts, seconds = map(list, zip(*pairs, strict=True))
+        return self.model.tokenize_pairs(firsts, seconds if kind == "pair" else None)
+
+    def _run(self, requests: Sequence[Request], inputs: BatchEncoding, level: Level) -> Iterator[Answer]:
+        """Yield the requests' answers at a level; `inputs` holds their rows one after another."""
+        outputs = self.model.encode(inputs, level).float().cpu()
+        hits = self._search(requests, outputs)
+        truncated = self.model.truncated(inputs)
+        row = 0
+        for request in requests:
+            rows = len(request.passages) if isinstance(request, Score) else 1
+            body = self._body(request, outputs[row : row + rows], hits) | {"level": level}
+            if any(truncated[row : row + rows]):
+                body["truncated"] = True
+            yield Answer(body, level)
+            row += rows
+
+    def _body(self, request: Request, outputs: Tensor, hits: Iterator[list[dict[str, Any]]]) -> dict[str, Any]:
+        match request:
+            case Embed():
+                return {"embedding": outputs[0].tolist()}
+            case Search(k=k):
+                return {"hits": next(hits)[:k]}
+            case Score():
+                return {"scores": outputs.tolist()}
+            case Classify():
+                labels = self.model.config.labels or []
+                scores = outputs[0].softmax(-1) if len(labels) > 1 else outputs[0]  # one label: a regression
+                return {
+                    "label": labels[int(scores.argmax())],
+                    "scores": dict(zip(labels, scores.tolist(), strict=True)),
+                }
+
+    def _search(self, requests: Sequence[Request], vectors: Tensor) -> Iterator[list[dict[str, Any]]]:
+        """Return the hits of every search among the requests, all searched at once."""
+        asked = [(i, request.k) for i, request in enumerate(requests) if isinstance(request, Search)]
+        if not asked:
+            return iter(())
+        assert self.index is not None  # refuse_unserved() lets no search through without an index
+        rows, ks = zip(*asked, strict=True)
+        scores, ids = self.index.search(vectors[list(rows)].numpy(), min(max(ks), len(self.index.ids)))
+        return iter(
+            [{"id": i, "score": float(s)} for i, s in zip(*found, strict=True)]
+            for found in zip(ids, scores, strict=True)
+        )
+
+    def _warm_up(self, settings: Settings) -> None:
+        """Run every level at the table's smallest and largest cell, so that no request pays for first times."""
+        for rows, tokens in {(self.table.rows[0], self.table.tokens[0]), (self.table.rows[-1], self.table.tokens[-1])}:
+            longest = max(self.model.config.max_tokens.values())  # type: ignore[union-attr]
+            ids = torch.full((rows, min(tokens, longest)), self.model.tokenizer.unk_token_id)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            for level in self.model.levels:
+                if not self.model.encode(inputs, level).isfinite().all():
+                    raise InputError(f"level {level} does not answer with finite numbers: are the weights damaged?")
+        if self.index is not None:
+            vector = self.model.embed(["warm"], level=self.model.structures.smallest)
+            self.search_ms = statistics.median(self._time_search(vector) for _ in range(PROFILE_RUNS))
+        if settings.profile_on_start:
+            self.table = rescaled(self.table, self.model, settings.threads)
+
+    def _time_search(self, vector: Tensor) -> float:
+        started = time.perf_counter()
+        list(self._search([Search("warm", k=10)], vector))
+        return (time.perf_counter() - started) * 1e3
+
+
+def _kind(request: Request) -> str:
+    """What may share a forward pass: queries, passages, pairs, or single sentences."""
+    match request:
+        case Embed(kind=kind):
+            return kind
+        case Search():
+            return "query"
+        case Classify(sentence2=None):
+            return "single"
+        case _:
+            return "pair"
+
+
+def _pairs(request: Request) -> list[tuple[str, str | None]]:
+    match request:
+        case Score(query=query, passages=passages):
+            return [(query, passage) for passage in passages]
+        case Classify(sentence1=first, sentence2=second):
+            return [(first, second)]
+        case _:
+            raise TypeError(f"{type(request).__name__} is no pair")
+
+
+def _table(file: Path, model: ElasticModel, threads: int) -> LatencyTable:
+    """Return the artifact's table for what runs here, or its first one with a warning; it covers every level."""
+    tables = read_tables(file)
+    here = [t for t in tables if (t.setup.threads, t.setup.backend) == (threads, model.backend.name)]
+    if not here:
+        logger.warning("%s: nothing measured with %d threads on %s; levels are chosen by a table with %d on %s",
+                       file, threads, model.backend.name, tables[0].setup.threads, tables[0].setup.backend)  # fmt: skip
+    table = (here or tables)[0]
+    table.check_levels(model.levels)
+    return table
+
+
+def rescaled(table: LatencyTable, model: ElasticModel, threads: int) -> LatencyTable:
+    """Return the table scaled, level by level, to a few runs on this machine at its smallest and its largest cell."""
+    factors: dict[Level, list[float]] = {level: [] for level in table.levels}
+    for rows, tokens in ((table.rows[0], table.tokens[0]), (table.rows[-1], table.tokens[-1])):
+        now = measure(
+            model, levels=table.levels, rows=[rows], tokens=[tokens], threads=threads, seconds=0, min_runs=PROFILE_RUNS
+        )
+        for cell in now.cells:
+            factors[cell.level].append(cell.p50_ms / table.mean_ms(cell.level, cell.rows, cell.tokens))
+    scales = {level: statistics.geometric_mean(both) for level, both in factors.items()}
+    cells = [
+        replace(
+            cell,
+            **{
+                name: ms * scales[cell.level]
+                for name, ms in vars(cell).items()
+                if name.endswith("_ms") and ms is not None
+            },
+        )
+        for cell in table.cells
+    ]
+    return LatencyTable(cells, table.setup, (*table.notes, "rescaled at start"))
+
+
+def _load_index(folder: Path, model: ElasticModel, threads: int) -> Any:
+    """Return the archive's index, checked against the artifact, or None where it has none."""
+    if not folder.is_dir():
+        return None
+    import faiss
+    from elasticlm.retrieval.index import PassageIndex
+
+    faiss.omp_set_num_threads(threads)
+    index = PassageIndex.load(folder)
+    index.check(model)
+    return index

@@ -1,0 +1,191 @@
+"""Pack an artifact, the code that serves it and, where there is one, its index into an archive for TorchServe.
+
+    python -m handlers.archive --model out/aligned --name mini --output model_store/
+
+The archive holds elastic_handler.py, the packages `elasticlm` and `handlers`, `artifact/`, `index/` and
+model-config.yaml: nothing of the checkout is needed where it is served. What could not be served is refused here.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import elasticlm
+from elasticlm.artifact import LATENCY_FILE
+from elasticlm.command import parser, print_result, print_table, run, say
+from elasticlm.errors import InputError
+from elasticlm.files import new_file, refuse_existing
+from elasticlm.latency import LatencyTable
+from elasticlm.model import ElasticModel
+from elasticlm.schedule import Fixed, parse_policy
+from elasticlm.structure import level_name
+
+HERE = Path(__file__).resolve().parent
+TEMPLATE = HERE / "model-config.yaml"
+BUDGET_IN_SERVICE_TIMES = 5
+"""The default latency budget: so many times the service time of the largest level."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = _options().parse_args(argv)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", options.name):
+        raise InputError(f"--name {options.name!r}: letters, digits, '_', '-' and '.' only; it becomes part of the URL")
+    target = Path(options.output) / f"{options.name}.mar"
+    refuse_existing(target, overwrite=options.overwrite)
+
+    model, table = read_artifact(Path(options.model))
+    if options.index:
+        read_index(Path(options.index), model)
+    schedule = schedule_settings(options.policy, model, table)
+    config = fill(TEMPLATE.read_text(encoding="utf-8"), {
+        "minWorkers": options.workers, "maxWorkers": options.workers, "batchSize": options.batch_size,
+        "maxBatchDelay": options.max_batch_delay_ms, "threads": table.setup.threads, **schedule,
+    })  # fmt: skip
+    with new_file(target, overwrite=options.overwrite) as temporary:
+        pack(options.name, Path(options.model), Path(options.index) if options.index else None, config, temporary)
+
+    print_table([{"level": level_name(level), "mean ms": table.mean_ms(level), "p95 ms": table.p95_ms(level)}
+                 for level in model.levels])  # fmt: skip
+    print_result({"archive": str(target), "name": options.name, "bytes": target.stat().st_size, **schedule,
+                  "levels": list(model.levels), "index": bool(options.index)})  # fmt: skip
+
+
+def read_artifact(folder: Path) -> tuple[ElasticModel, LatencyTable]:
+    """Load an artifact and its latency table; raises InputError unless it could be served as it is."""
+    model = ElasticModel.from_pretrained(folder)
+    file = folder / LATENCY_FILE
+    if not file.is_file():
+        raise InputError(f"{file}: no latency table; measure one with `python -m trainer profile --model {folder}`")
+    table = LatencyTable.read(file)
+    try:
+        table.check_levels(model.levels)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    return model, table
+
+
+def read_index(folder: Path, model: ElasticModel) -> None:
+    """Load an index; raises InputError unless its passages were encoded as this artifact's."""
+    from elasticlm.retrieval.index import PassageIndex
+
+    if model.config.task != "embed":
+        raise InputError(f"--index {folder}: a model whose task is {model.config.task!r} does not search")
+    PassageIndex.load(folder).check(model)
+
+
+def schedule_settings(policy: str | None, model: ElasticModel, table: LatencyTable) -> dict[str, Any]:
+    """Return the settings latency_budget_ms, policy and alpha for a policy as it was given, or for none."""
+    largest = model.structures.largest
+    budget_ms = round_up(BUDGET_IN_SERVICE_TIMES * table.mean_ms(largest))
+    if policy is None or "t=" not in policy:
+        say(f"latency budget: {budget_ms:g} ms, {BUDGET_IN_SERVICE_TIMES} times the {table.mean_ms(largest):.3g} ms "
+            f"of level {level_name(largest)} at {table.rows[0]} x {table.tokens[0]} tokens; "
+            "choose another with --policy slack:t=MS")  # fmt: skip
+    try:
+        chosen = parse_policy(policy or "slack", default_budget_ms=budget_ms)
+        if isinstance(chosen, Fixed):
+            model.structures[chosen.level]
+    except InputError as error:
+        raise InputError(f"--policy: {error}") from None
+    settings = {"latency_budget_ms": getattr(chosen, "budget_ms", budget_ms)}
+    settings["policy"] = str(chosen) if isinstance(chosen, Fixed) else str(chosen).partition(":")[0]
+    if alpha := getattr(chosen, "alpha", None):
+        settings["alpha"] = alpha
+    return settings
+
+
+def round_up(ms: float) -> float:
+    """Round up to two digits: budgets are round numbers.
+
+    >>> round_up(51.3), round_up(251.0), round_up(3.21)
+    (52.0, 260.0, 3.3)
+    """
+    step = 10.0 ** (len(str(int(ms))) - 2)
+    return round(-(-ms // step) * step, 3)
+
+
+def fill(template: str, settings: Mapping[str, Any]) -> str:
+    """Return model-config.yaml with these settings, its comments kept. Every one must stand in the template."""
+    for name, value in settings.items():
+        line = re.compile(rf"^(\s*{name}:)[ ]*[^#\n]*?([ ]*#.*)?$", re.MULTILINE)
+        template, found = line.subn(lambda match, value=value: f"{match[1]} {value}{match[2] or ''}", template)
+        assert found == 1, f"{name} stands {found} times in {TEMPLATE.name}"
+    yaml.safe_load(template)
+    return template
+
+
+def pack(name: str, artifact: Path, index: Path | None, config: str, target: Path) -> None:
+    """Write the archive with torch-model-archiver.
+
+    It assembles the archive in TMPDIR/NAME, removing whatever has that name, so it gets a TMPDIR of its own.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        staged, packed = Path(folder, "staged"), Path(folder, "packed")
+        for part in ("tmp", "packed"):
+            Path(folder, part).mkdir()
+        _copy_code(Path(elasticlm.__file__).parent, staged / "elasticlm")
+        _copy_code(HERE, staged / "handlers")
+        shutil.copytree(artifact, staged / "artifact", ignore=shutil.ignore_patterns(".*"))
+        if index is not None:
+            shutil.copytree(index, staged / "index", ignore=shutil.ignore_patterns(".*"))
+        config_file = Path(folder, TEMPLATE.name)
+        config_file.write_text(config, encoding="utf-8")
+        command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", "1.0",
+                   "--handler", HERE / "elastic_handler.py", "--extra-files", staged, "--config-file", config_file,
+                   "--export-path", packed, "--archive-format", "zip-store"]  # fmt: skip
+        finished = subprocess.run(
+            [str(part) for part in command],
+            env=os.environ | {"TMPDIR": str(Path(folder, "tmp"))},
+            capture_output=True,
+            text=True,
+        )
+        if finished.returncode:
+            raise InputError(f"torch-model-archiver: {(finished.stderr.strip() or 'failed').splitlines()[-1]}")
+        shutil.move(packed / f"{name}.mar", target)
+
+
+def _copy_code(package: Path, target: Path) -> None:
+    """Copy a package's .py files, nothing else: no caches, no data."""
+    for file in package.rglob("*.py"):
+        copy = target / file.relative_to(package)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser("python -m handlers.archive", "Pack an artifact for TorchServe.")
+    options.add_argument("--model", required=True, metavar="DIR", help="artifact folder with its latency.csv")
+    options.add_argument("--name", required=True, help="name of the archive and, by default, of the model in the URL")
+    options.add_argument("--output", required=True, metavar="DIR", help="model store; NAME.mar is written there")
+    options.add_argument("--index", metavar="DIR", help="index folder of `trainer index`; without one no search")
+    options.add_argument("--policy", metavar="SPEC", help="slack:t=250,alpha=.6, queue:t=250 or fixed:50, t in ms "
+                         "(default: slack with 5 times the service time of the largest level)")  # fmt: skip
+    options.add_argument("--batch-size", type=_positive, default=1, help="most requests answered in one forward pass")
+    options.add_argument("--workers", type=_positive, default=1, help="processes that share the queue")
+    options.add_argument("--max-batch-delay-ms", type=_positive, default=1, metavar="MS",
+                         help="ms that a batch with room waits for more requests")  # fmt: skip
+    options.add_argument("--overwrite", action="store_true", help="replace NAME.mar")
+    return options
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "whole number of at least 1"  # what argparse calls it in its error
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,108 @@
+"""What TorchServe calls: one class, two methods. It reads the batch and the headers, and leaves the rest to others.
+
+The archive holds this file at its root, `elasticlm/` and `handlers/` beside it.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "elastic_handler":  # in an archive: its own packages go before any other copies on the path
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a worker has its model with it
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads are the settings' to give
+
+import json
+import time
+from typing import Any
+
+from ts.context import Context
+from ts.metrics.metric_type_enum import MetricTypes
+
+from elasticlm.schedule import Load
+from elasticlm.structure import Level, level_name
+from handlers.answers import Answer, Answerer
+from handlers.load import ManagementProbe, QueueSignal, known_ages_ms
+from handlers.requests import Asked, RequestError, accept
+from handlers.settings import Settings
+
+
+class ElasticHandler:
+    """Answers each batch at the largest level that the queue behind it leaves time for."""
+
+    def initialize(self, context: Context) -> None:
+        """Load the archive and run every level once; the worker is READY when this returns."""
+        config = context.model_yaml_config or {}
+        self.settings = Settings.from_section(config.get("handler"))
+        self.batch_size = context.system_properties["batch_size"] or 1
+        url, key_file = self.settings.management_url, self.settings.management_key_file
+        self.queue = QueueSignal(
+            ManagementProbe(url, context.model_name, key_file=key_file) if url else None,
+            batch_size=self.batch_size,
+            workers=config.get("minWorkers") or 1,
+            batch_delay_s=(config.get("maxBatchDelay") or 0) / 1e3,
+        )
+        self.answerer = Answerer(Path(context.system_properties["model_dir"]), self.settings)
+
+    def handle(self, data: list[dict[str, Any]], context: Context) -> list[bytes]:
+        """Answer a batch; a request that is refused gets a status of its own and leaves the others alone."""
+        started = time.perf_counter()
+        backlog = self.queue.batch_came(len(data))
+        headers = [_headers(context, i) for i in range(len(data))]
+        starts = [own.get("x-request-start") for own in headers]
+        ages_ms, ignored_starts = known_ages_ms(starts, backlog.ages_ms, time.time())
+        read = [self._read(*one) for one in zip(data, headers, ages_ms, strict=True)]
+        asked = [one for one in read if isinstance(one, Asked)]
+        load = Load(
+            queue_depth=backlog.queue_depth,
+            batch_size=self.batch_size,
+            workers=backlog.workers,
+            overhead_ms=self.settings.overhead_ms,
+            ages_ms=tuple(one.age_ms for one in asked),
+            budgets_ms=tuple(one.budget_ms for one in asked),
+        )
+        answers = iter(self.answerer.answer([one.request for one in asked], load))
+        outcomes = [next(answers) if isinstance(one, Asked) else one for one in read]
+        bodies = [json.dumps(_body(outcome), separators=(",", ":")).encode() for outcome in outcomes]
+
+        service_ms = (time.perf_counter() - started) * 1e3
+        for i, outcome in enumerate(outcomes):
+            context.set_response_content_type(i, "application/json")
+            context.set_response_header(i, "X-Elastic-Queue-Depth", str(backlog.queue_depth))
+            context.set_response_header(i, "X-Elastic-Service-Ms", f"{service_ms:.3f}")
+            if isinstance(outcome, Answer):
+                context.set_response_header(i, "X-Elastic-Level", level_name(outcome.level))
+            else:
+                context.set_response_status(outcome.status, idx=i)
+        levels = [outcome.level for outcome in outcomes if isinstance(outcome, Answer)]
+        _emit_metrics(context, levels, backlog.queue_depth, service_ms / 1e3, ignored_starts)
+        self.queue.batch_done()
+        return bodies
+
+    def _read(self, item: dict[str, Any], headers: dict[str, str], age_ms: float) -> Asked | RequestError:
+        try:
+            return accept(item, headers, age_ms, self.settings, self.answerer.service)
+        except RequestError as error:
+            return error
+
+
+def _headers(context: Context, i: int) -> dict[str, str]:
+    """The request's own headers; TorchServe mixes the content types of its parts in, as dicts."""
+    given = context.get_all_request_header(i)
+    return {name.lower(): value for name, value in given.items() if isinstance(value, str)}
+
+
+def _body(outcome: Answer | RequestError) -> dict[str, Any]:
+    return outcome.body if isinstance(outcome, Answer) else outcome.answer()
+
+
+def _emit_metrics(
+    context: Context, levels: list[Level], queue_depth: int, service_s: float, ignored_starts: int
+) -> None:
+    """One line a metric and batch in TorchServe's metrics; times in seconds, as its histograms expect."""
+    context.metrics.add_metric("ElasticQueueDepth", queue_depth, "count", metric_type=MetricTypes.GAUGE)
+    context.metrics.add_time("ElasticServiceTime", round(service_s, 6), unit="s")
+    if levels:
+        context.metrics.add_percent("ElasticLevel", min(levels))
+    if ignored_starts:
+        context.metrics.add_counter("ElasticRequestStartIgnored", ignored_starts)

@@ -1,0 +1,269 @@
+"""How long is the queue, and how old are its requests: the signals that TorchServe leaves to be found.
+
+TorchServe gives a worker neither the queue's depth nor a request's arrival time. Three signals stand in:
+
+1. Batch fill, free: a batch that came with room in it means that nothing waits behind it.
+2. Management probe: `GET /models/NAME` tells the requests that wait, without the batch in hand. Asked only when the
+   batch came full; its last answer holds for a second.
+3. Age: the server's clock less the header X-Request-Start; without it, from the probes (see `Arrivals`).
+
+Nothing here knows TorchServe's Python side; clocks and the probe go in as arguments.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+logger = logging.getLogger(__name__)
+
+PROBE_TIMEOUT_S = 0.005
+"""Longest wait for the management API."""
+HOLD_S = 1.0
+"""How long its last answer stands for the queue."""
+FAILED_PAUSE_S, REFUSED_PAUSE_S = 0.1, 1.0
+"""Not asked again so soon after no answer and after a refusal, so that a port that is off costs next to nothing."""
+OLDEST_S = 60.0
+"""X-Request-Start before that is a mistake, not a wait."""
+IDLE_S = 0.02
+"""A worker that waited so long beyond the batch delay had an empty queue."""
+
+
+# -- 2. The management probe -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class QueueStatus:
+    """What the management API tells: requests that wait (the batch in hand left out), and workers that are ready."""
+
+    pending: int
+    workers: int
+
+
+class ManagementProbe:
+    """Asks TorchServe's management API for the queue; answers None at once or after the timeout, never raises.
+
+    Args:
+        url: the management address, `http://127.0.0.1:8081`.
+        model_name: the name under which the model is served.
+        key_file: the key_file.json with the management token; read again whenever a token is refused.
+        worker_pid: this worker's process, which must be among the model's workers: else `url` is another server's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model_name: str,
+        *,
+        key_file: str | None = None,
+        worker_pid: int | None = None,
+        timeout_s: float = PROBE_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        address = urlsplit(url)
+        self._url, self._path = url, f"/models/{quote(model_name)}"
+        self._connection = HTTPConnection(address.hostname or "127.0.0.1", address.port or 80, timeout=timeout_s)
+        self._key_file = key_file
+        self._pid = os.getpid() if worker_pid is None else worker_pid
+        self._clock = clock
+        self._quiet_until = -math.inf
+        self._warned: set[str] = set()
+        self._headers = self._read_headers()
+
+    def __call__(self) -> QueueStatus | None:
+        if self._clock() < self._quiet_until:
+            return None
+        try:
+            self._connection.request("GET", self._path, headers=self._headers)
+            reply = self._connection.getresponse()
+            body = reply.read()
+        except (OSError, HTTPException) as error:
+            self._connection.close()  # a late answer must not be taken for the next one's
+            if not isinstance(error, TimeoutError):
+                self._warn(f"management API at {self._url} cannot be reached ({error})")
+            return self._rest(FAILED_PAUSE_S)
+        if reply.status != 200:
+            self._headers = self._read_headers()
+            self._warn(f"management API at {self._url} refuses (HTTP {reply.status}): is management_key_file right?")
+            return self._rest(REFUSED_PAUSE_S)
+        status, pids = read_status(body)
+        if self._pid not in pids:
+            self._warn(f"management API at {self._url} does not know this worker: is management_url another server's?")
+            return self._rest(REFUSED_PAUSE_S)
+        return status
+
+    def _rest(self, pause_s: float) -> None:
+        self._quiet_until = self._clock() + pause_s
+
+    def _warn(self, problem: str) -> None:
+        if problem not in self._warned:
+            self._warned.add(problem)
+            logger.warning("%s; until it answers, the queue is judged by batch fill and age alone", problem)
+
+    def _read_headers(self) -> dict[str, str]:
+        try:
+            key = json.loads(Path(self._key_file).read_text())["management"]["key"] if self._key_file else None
+        except (OSError, ValueError, KeyError) as error:
+            self._warn(f"{self._key_file}: no management key ({error})")
+            key = None
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def read_status(body: bytes) -> tuple[QueueStatus, set[int]]:
+    """Return the queue and the workers' process ids from the body of `GET /models/NAME`."""
+    model = json.loads(body)[0]
+    workers = model["workers"]
+    ready = sum(worker["status"] == "READY" for worker in workers)
+    return QueueStatus(int(model["jobQueueStatus"]["pendingRequests"]), max(1, ready)), {w["pid"] for w in workers}
+
+
+# -- 3. Age ------------------------------------------------------------------------------------------------------------
+
+
+def header_age_ms(header: str, now_s: float) -> float | None:
+    """Return the age that X-Request-Start tells at `now_s` (seconds since 1970), in ms.
+
+    `t=` may stand before it; seconds, milliseconds and microseconds are told apart by magnitude. None where it is no
+    time, in the future, or older than a minute.
+
+    >>> header_age_ms("t=1700000000.25", 1700000000.5), header_age_ms("1700000000250", 1700000000.5)
+    (250.0, 250.0)
+    """
+    match = re.fullmatch(r"\s*(?:t=)?(\d{1,20}(?:\.\d{1,20})?)\s*", header)
+    if match is None:
+        return None
+    started = float(match[1])
+    unit = next((unit for unit in (1, 1e3, 1e6) if started < 1e11 * unit), math.inf)
+    age_s = now_s - started / unit
+    return age_s * 1e3 if 0 <= age_s <= OLDEST_S else None
+
+
+def known_ages_ms(headers: Sequence[str | None], sampled_ms: Sequence[float], now_s: float) -> tuple[list[float], int]:
+    """Return each request's age, from its X-Request-Start where that tells one, else as sampled; and how many did not.
+
+    >>> known_ages_ms(["t=100000000.5", None, "yesterday"], [1.0, 2.0, 3.0], 100000001.0)
+    ([500.0, 2.0, 3.0], 1)
+    """
+    stated = [None if header is None else header_age_ms(header, now_s) for header in headers]
+    ages_ms = [sample if age is None else age for age, sample in zip(stated, sampled_ms, strict=True)]
+    ignored = sum(header is not None and age is None for header, age in zip(headers, stated, strict=True))
+    return ages_ms, ignored
+
+
+class Arrivals:
+    """Bounds on when requests arrived, from how many had arrived at a few points in time.
+
+    For one worker and a queue that is first come, first served: request number n arrived after the last point at
+    which fewer than n had. Ages are pessimistic by at most the time between two points.
+    """
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, int]] = deque()
+
+    def saw(self, now_s: float, arrived: int) -> None:
+        """Note that `arrived` requests had come by `now_s`."""
+        self._points.append((now_s, arrived))
+
+    def forget(self) -> None:
+        self._points.clear()
+
+    def age_ms(self, number: int, now_s: float) -> float:
+        """Return the age of request `number` (from 1, in order of arrival); numbers never fall from call to call.
+
+        0 where nothing is known, and where the newest point is no longer fresh.
+        """
+        while len(self._points) > 1 and self._points[1][1] < number:
+            self._points.popleft()
+        if not self._points or self._points[0][1] >= number or now_s - self._points[-1][0] > HOLD_S:
+            return 0.0
+        return max(0.0, now_s - self._points[0][0]) * 1e3
+
+
+# -- All of them -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What is known when a batch is handed over.
+
+    Args:
+        queue_depth: g, requests behind the batch in hand.
+        workers: W, workers that share the queue.
+        ages_ms: age of each request in the batch so far as probes tell; 0 where nothing is known.
+    """
+
+    queue_depth: int
+    workers: int
+    ages_ms: tuple[float, ...]
+
+
+class QueueSignal:
+    """Batch fill, probe and arrivals as one answer per batch.
+
+    Args:
+        probe: asks the management API; None where it may not be asked.
+        batch_size: B, the largest batch that TorchServe hands over.
+        workers: W as configured; the probe's count takes its place.
+        batch_delay_s: how long TorchServe waits for a batch to fill.
+    """
+
+    def __init__(
+        self,
+        probe: Callable[[], QueueStatus | None] | None,
+        *,
+        batch_size: int,
+        workers: int = 1,
+        batch_delay_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._probe, self._clock = probe, clock
+        self._batch_size, self._workers, self._batch_delay_s = batch_size, workers, batch_delay_s
+        self._last: tuple[float, int] | None = None
+        self._arrivals = Arrivals()
+        self._handed_over = 0
+        self._idle_since: float | None = None
+
+    def batch_came(self, count: int) -> Backlog:
+        """Return the backlog behind a batch of `count` requests that was handed over now."""
+        now_s = self._clock()
+        if self._idle_since is not None and now_s - self._idle_since > self._batch_delay_s + IDLE_S:
+            self._arrivals.saw(now_s - self._batch_delay_s, self._handed_over)
+        first = self._handed_over + 1
+        self._handed_over += count
+        pending = self._pending(count, now_s)
+        if pending is not None:
+            self._arrivals.saw(now_s, self._handed_over + pending)
+        if self._workers > 1:
+            self._arrivals.forget()
+        ages_ms = tuple(self._arrivals.age_ms(number, now_s) for number in range(first, first + count))
+        return Backlog(self._depth(count, now_s), self._workers, ages_ms)
+
+    def batch_done(self) -> None:
+        """Note that the answers go out: from now on the worker waits."""
+        self._idle_since = self._clock()
+
+    def _pending(self, count: int, now_s: float) -> int | None:
+        if count < self._batch_size:
+            self._last = None  # nothing waits now: a full batch after this is news
+            return 0
+        status = self._probe() if self._probe else None
+        if status is None:
+            return None
+        self._workers = status.workers
+        self._last = (now_s, status.pending)
+        return status.pending
+
+    def _depth(self, count: int, now_s: float) -> int:
+        if count < self._batch_size:
+            return 0
+        if self._last is not None and now_s - self._last[0] <= HOLD_S:
+            return self._last[1]
+        return self._batch_size * self._workers
