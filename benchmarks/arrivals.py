@@ -1,0 +1,95 @@
+"""When requests arrive in an open loop: recorded arrivals, or a renewal process with Gamma gaps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+TIME_COLUMNS = ("timestamp", "time", "arrival", "t_s")
+
+
+class Arrivals(Protocol):
+    """Arrival times that do not depend on how fast the server answers."""
+
+    def times_s(self, duration_s: float, seed: int) -> np.ndarray:
+        """Return the arrival times in [0, duration_s), ascending."""
+
+
+@dataclass(frozen=True)
+class TraceArrivals:
+    """The arrivals recorded in a CSV file, from its first one on.
+
+    The time stands in the column called timestamp, time, arrival or t_s (any case), else in the first one; numbers are
+    seconds, anything else a date and time.
+    """
+
+    file: Path
+
+    def times_s(self, duration_s: float, seed: int) -> np.ndarray:
+        import pandas as pd
+
+        rows = pd.read_csv(self.file)
+        column = next((name for name in rows if str(name).strip().lower() in TIME_COLUMNS), rows.columns[0])
+        stamps = rows[column]
+        if not pd.api.types.is_numeric_dtype(stamps):
+            moments = pd.to_datetime(stamps, errors="coerce", format="ISO8601")
+            stamps = (moments - moments.min()).dt.total_seconds()
+        if len(missing := np.flatnonzero(stamps.isna())):
+            wanted = "seconds or a date and time"
+            raise _input_error(f"{self.file}, line {missing[0] + 2}: {column} is not a time; expected {wanted}")
+        times = np.sort(stamps.to_numpy(dtype=float))
+        times -= times[:1].sum()
+        return times[times < duration_s]
+
+    def __str__(self) -> str:
+        return f"trace:{self.file}"
+
+
+@dataclass(frozen=True)
+class GammaArrivals:
+    """Independent gaps with a Gamma distribution: mean 1 / rate, coefficient of variation cv (1 is Poisson).
+
+    >>> len(GammaArrivals(rate_rps=100, cv=1).times_s(duration_s=50, seed=0)) // 100
+    50
+    """
+
+    rate_rps: float
+    cv: float = 1.0
+
+    def times_s(self, duration_s: float, seed: int) -> np.ndarray:
+        random = np.random.default_rng(seed)
+        shape, scale = 1 / self.cv**2, self.cv**2 / self.rate_rps
+        times = np.empty(0)
+        while not len(times) or times[-1] < duration_s:
+            gaps = random.gamma(shape, scale, size=1024)
+            times = np.concatenate([times, times[-1:].sum() + np.cumsum(gaps)])
+        return times[times < duration_s]
+
+    def __str__(self) -> str:
+        return f"poisson:{self.rate_rps:g}" if self.cv == 1 else f"gamma:{self.rate_rps:g},{self.cv:g}"
+
+
+def parse_arrivals(spec: str) -> Arrivals:
+    """Return the arrivals written trace:FILE.csv, poisson:RATE or gamma:RATE,CV (RATE in requests a second)."""
+    kind, _, argument = spec.partition(":")
+    if kind == "trace":
+        if not Path(argument).is_file():
+            raise _input_error(f"arrivals {spec!r}: no such file: {argument}")
+        return TraceArrivals(Path(argument))
+    expected = {"poisson": 1, "gamma": 2}.get(kind)
+    try:
+        numbers = [float(number) for number in argument.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != expected or not all(0 < number < np.inf for number in numbers):
+        raise _input_error(
+            f"arrivals {spec!r}: expected trace:FILE.csv, poisson:RATE or gamma:RATE,CV; RATE in requests a second"
+        )
+    return GammaArrivals(*numbers)
+
+
+def _input_error(text: str) -> ValueError:
+    from elasticlm.errors import InputError  # here, not above: the light Locust process imports this module
+
+    return InputError(text)
