@@ -1,0 +1,178 @@
+"""`make demo`: the whole path on one machine, each stage the command that a user would type.
+
+A pretrained teacher, docstrings of the installed Python packages as data, and at the end a page with the rush. Stages
+that are done (same command, same inputs) are not run again.
+"""
+
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from elasticlm import ElasticModel, InputError, LatencyTable
+from elasticlm.command import parser, print_result, print_table, run, say
+from elasticlm.files import new_file
+from elasticlm.schedule import parse_policy
+
+TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
+BUDGET = 5  # latency budget, in service times of the largest level
+RUSH_TOKENS = 128  # length limit of the `related` workload's queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much of everything: `full` is the demo, `small` walks the same path in a few minutes."""
+
+    levels: str
+    max_examples: int
+    max_steps: int
+    profile_tokens: str
+    duration_s: int
+    data: str
+
+
+SIZES = {
+    "full": Size(levels="100,50,30,20,10,5", max_examples=1024, max_steps=600, profile_tokens="16,64,128,256",
+                 duration_s=45, data="pydoc"),
+    "small": Size(levels="100,30,5", max_examples=128, max_steps=60, profile_tokens="16,128",
+                  duration_s=15, data="pydoc:1000"),
+}  # fmt: skip
+
+
+class Stages:
+    """Runs commands one after another; remembers those that are done in a file beside their outputs."""
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self._folder, self._total, self._number = folder, total, 0
+        self._file = folder / "stages.json"
+        self._done: dict[str, str] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._before = ""  # keys of all stages so far: a stage is stale when any before it ran anew
+
+    def run(self, title: str, command: list[str], output: Path) -> None:
+        """Run ``python -m command...`` unless it is done and its output stands."""
+        self._number += 1
+        head = f"[{self._number}/{self._total}] {title}"
+        key = hashlib.sha256(json.dumps([self._before, command]).encode()).hexdigest()
+        self._before = key
+        if self._done.get(command[0] + ":" + title) == key and output.exists():
+            say(f"{head}: done before, reused ({output})")
+            return
+        say(f"{head}\n      python -m {shlex.join(command)}")
+        start = time.monotonic()
+        # The commands' own tables go to stderr with their progress: stdout is for the demo's table and result.
+        code = subprocess.run([sys.executable, "-m", *command], stdout=sys.stderr.fileno(), check=False).returncode
+        if code:
+            raise InputError(f"{title} ended with exit code {code}; `make demo` takes up again from here")
+        self._done[command[0] + ":" + title] = key
+        with new_file(self._file) as temporary:
+            temporary.write_text(json.dumps(self._done, indent=1))
+        say(f"      took {time.monotonic() - start:.0f} s")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    options = parser("python -m benchmarks.demo", "From a pretrained model to a rush on a page.")
+    options.add_argument("--size", choices=list(SIZES), default="full", help="how much of everything")
+    options.add_argument("--output", type=Path, default=Path("demo"), help="folder for all that it makes")
+    options.add_argument("--teacher", default=TEACHER, help="a BERT sentence encoder: folder or name on the hub")
+    arguments = options.parse_args(argv)
+
+    size, folder = SIZES[arguments.size], arguments.output / arguments.size
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = Stages(folder, total=7)
+    start = time.monotonic()
+    pruned, index, model = folder / "pruned", folder / "index", folder / "aligned"
+    quality, archive, rush = folder / "quality.json", folder / "store" / "demo.mar", folder / "rush"
+
+    data, fresh = ["--data", size.data], "--overwrite"
+    stages.run(
+        "Prune: rank heads and neurons, nest the levels",
+        ["trainer", "prune", "--teacher", arguments.teacher, *data, "--levels", size.levels,
+         "--max-examples", str(size.max_examples), "--output", str(pruned), fresh],
+        pruned,
+    )  # fmt: skip
+    stages.run(
+        "Index: the teacher encodes the passages, as an index in production would stand",
+        ["trainer", "index", "--model", str(pruned), *data, "--output", str(index), fresh],
+        index,
+    )
+    stages.run(
+        "Align: every level learns to place queries where the teacher does, without labels",
+        ["trainer", "finetune", "--task", "align", "--model", str(pruned), "--teacher", arguments.teacher, *data,
+         "--index", str(index), "--max-steps", str(size.max_steps), "--output", str(model), fresh],
+        model,
+    )  # fmt: skip
+    stages.run(
+        "Evaluate: retrieval quality of every level",
+        ["trainer", "evaluate", "--model", str(model), "--teacher", arguments.teacher, *data, "--split", "test",
+         "--index", str(index), "--output", str(quality), "--save", fresh],
+        quality,
+    )  # fmt: skip
+    stages.run(
+        "Profile: what every level costs on this machine",
+        ["trainer", "profile", "--model", str(model), "--rows", "1", "--tokens", size.profile_tokens],
+        model / "latency.csv",
+    )
+
+    table = LatencyTable.read(model / "latency.csv")
+    budget_ms = round(BUDGET * table.mean_ms(table.levels[0], tokens=RUSH_TOKENS))
+    arms = [f"slack:t={budget_ms}", f"queue:t={budget_ms}", f"fixed:{table.levels[0]}", f"fixed:{table.levels[-1]}"]
+    stages.run(
+        "Archive: one .mar with the model, the handler and the settings",
+        ["handlers.archive", "--model", str(model), "--name", "demo", "--output", str(archive.parent),
+         "--policy", arms[0], fresh],
+        archive,
+    )  # fmt: skip
+    stages.run(
+        f"Rush: {len(arms)} arms of {size.duration_s} s against the real TorchServe, budget {budget_ms} ms",
+        ["benchmarks.simulate", "--archive", str(archive), *data, "--split", "test", "--index", str(index),
+         "--workload", "related", "--arms", *arms, "--budgets", str(budget_ms), "--users", "auto",
+         "--duration", str(size.duration_s), "--output", str(rush), fresh],
+        rush,
+    )  # fmt: skip
+
+    report(ElasticModel.from_pretrained(model), table, json.loads(quality.read_text()), rush, arms, budget_ms)
+    say(f"\nEverything took {time.monotonic() - start:.0f} s. Open the page: {rush / 'index.html'}")
+
+
+def report(
+    model: ElasticModel, table: LatencyTable, quality: dict, rush: Path, arms: list[str], budget_ms: float
+) -> None:
+    """Print the demo's two tables, a row a level and a row an arm, and the result for programs."""
+    summary = json.loads((rush / "summary.json").read_text())
+    largest = model.structures[table.levels[0]]
+    sizes = model.config.hidden_size, model.config.head_size
+    whole = largest.parameters(*sizes)
+    levels = []
+    for row, metrics in quality["metrics"].items():
+        level = None if row == "teacher" else next(k for k in table.levels if str(k) == row)
+        retention = quality["retention"].get(row, {}).get("RR@10", [1.0])[0]
+        levels.append({
+            "level": row,
+            "parameters": f"{model.structures[level].parameters(*sizes) / whole:.0%}" if level else "",
+            "RR@10": metrics["RR@10"],
+            "retention": f"{retention:.1%}",
+            f"mean ms ({RUSH_TOKENS} tokens)": f"{table.mean_ms(level, tokens=RUSH_TOKENS):.1f}" if level else "",
+        })  # fmt: skip
+    print()
+    print_table(levels)
+    print()
+    rows = []
+    for arm in (str(parse_policy(text)) for text in arms):
+        measured = summary["arms"][arm]
+        judged = next(iter(measured["budgets"].values()))
+        rows.append({"arm": arm, "requests": measured["requests"], "p99 ms": round(measured["p99_ms"]),
+                     f"within {budget_ms} ms": f"{judged['within_budget']:.1%}", "quality": measured["quality"],
+                     "effective quality": judged["effective_quality"]})  # fmt: skip
+    print_table(rows)
+    print()
+    print_result({"budget_ms": budget_ms, "metrics": quality["metrics"], "arms": summary["arms"],
+                  "page": str(rush / "index.html")})  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)
