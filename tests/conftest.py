@@ -68,3 +68,27 @@ def tiny_artifact(tiny_bert, random_scores, tmp_path_factory):
     folder = tmp_path_factory.mktemp("artifact") / "tiny"
     teacher.cut(structures, head_order, neuron_order).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_beir(tmp_path_factory):
+    """BEIR folder of random sentences: 60 passages in 12 titles; 120 train, 20 dev, 20 test queries cut from them."""
+    folder = tmp_path_factory.mktemp("data") / "tiny-beir"
+    (folder / "qrels").mkdir(parents=True)
+    words = [word for word in WORDS.split() if word.isalpha()]
+    generator = np.random.default_rng(1)
+    passages = [" ".join(generator.choice(words, 20)) for _ in range(60)]
+    corpus = [{"_id": f"p{i}", "title": words[i % 12], "text": text} for i, text in enumerate(passages)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(passage) + "\n" for passage in corpus))
+    queries, splits = [], {"train": 120, "dev": 20, "test": 20}
+    for split, count in splits.items():
+        lines = ["query-id\tcorpus-id\tscore"]
+        for i in range(count):
+            passage = int(generator.integers(60))
+            start = int(generator.integers(14))
+            text = " ".join(passages[passage].split()[start : start + 6])
+            queries.append({"_id": f"{split}{i}", "text": text})
+            lines.append(f"{split}{i}\tp{passage}\t1")
+        (folder / f"qrels/{split}.tsv").write_text("\n".join(lines) + "\n")
+    (folder / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    return folder

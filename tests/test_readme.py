@@ -1,0 +1,83 @@
+"""README's blocks run as they stand, on a tiny teacher: those marked <!-- quick --> in order, in one folder."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+QUICK = re.compile(r"<!-- quick -->\n```(sh|python)\n(.*?)```", re.S)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder where `python -m trainer` and the model store are as in the checkout, on ports that are free."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "env.sh").write_text("")
+    settings = (ROOT / "model_store/config.properties").read_text()
+    ports = {port: str(free_port()) for port in ("8080", "8081", "8082")}
+    for port, free in ports.items():
+        settings = settings.replace(f":{port}", f":{free}")
+    extra = ("grpc_inference_port", "grpc_management_port", "initial_worker_port", "initial_distribution_port")
+    settings += "\n" + "".join(f"{name}={free_port()}\n" for name in extra)
+    (folder / "model_store").mkdir()
+    (folder / "model_store/config.properties").write_text(settings)
+    return folder, ports
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run(checkout: Path, language: str, code: str) -> str:
+    command = ["bash", "-euo", "pipefail", "-c", code] if language == "sh" else [sys.executable, "-c", code]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "TMPDIR": str(checkout), "TEMP": str(checkout), "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_quick_blocks_run_in_order(checkout, tiny_bert, tiny_beir):
+    folder, ports = checkout
+    train, serve, embed = QUICK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+
+    language, code = train
+    assert len(re.findall(r"^python -m", code, re.M)) <= 5
+    code = re.sub(r"TEACHER=\S+", f"TEACHER={tiny_bert}", code)
+    code = re.sub(r"DATA=\S+", f"DATA=beir:{tiny_beir}", code)
+    code = code.replace("--task align", "--task align --max-steps 3 --batch-size 8")
+    code = code.replace("trainer profile", "trainer profile --seconds 0.05")
+    output = run(folder, language, code)
+    assert (folder / "model_store/mini.mar").is_file(), output
+
+    language, code = serve
+    for port, free in ports.items():
+        code = code.replace(f":{port}", f":{free}")
+    java = re.sub(r"#.*\n", "", (ROOT / "environment.sh").read_text()).splitlines()
+    code = "\n".join(line for line in java if "JAVA_HOME" in line) + "\n" + code
+    code = code.replace(
+        "torchserve --start --ncs", "trap 'torchserve --stop >/dev/null 2>&1 || true' EXIT\ntorchserve --start --ncs"
+    )
+    code = code.replace("sleep 1; done", "sleep 0.5; done")
+    answer = run(folder, language, "timeout 120 bash -euo pipefail <<'BLOCK'\n" + code + "\nBLOCK")
+    assert '"embedding"' in answer
+    assert '"level"' in answer
+
+    run(folder, *embed)
+
+
+def test_links_lead_to_files():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
