@@ -14,7 +14,7 @@ from transformers import BatchEncoding
 
 from elasticlm.artifact import LATENCY_FILE
 from elasticlm.errors import InputError
-from elasticlm.latency import LatencyTable, measure, read_tables
+from elasticlm.latency import Cell, LatencyTable, measure, read_tables
 from elasticlm.model import ElasticModel
 from elasticlm.schedule import Load, Policy
 from elasticlm.structure import Level
@@ -60,7 +60,9 @@ class Answerer:
         shorter = {kind: min(limits[kind], settings.max_tokens or limits[kind]) for kind in ("query", "pair")}
         self.model.config.max_tokens = limits | shorter
         self.search_ms = 0.0
-        self._warm_up(settings)
+        self._warm_up()
+        if settings.profile_on_start:
+            self.table = rescaled(self.table, self.model, settings.threads)
 
     def answer(self, requests: Sequence[Request], load: Load) -> list[Answer]:
         """Return the answers of a batch, in its order.
@@ -145,13 +147,13 @@ class Answerer:
             return iter(())
         assert self.index is not None  # refuse_unserved() lets no search through without an index
         rows, ks = zip(*asked, strict=True)
-        scores, ids = self.index.search(vectors[list(rows)].numpy(), min(max(ks), len(self.index.ids)))
+        scores, ids = self.index.search(vectors[list(rows)].numpy(), max(ks))
         return iter(
-            [{"id": i, "score": float(s)} for i, s in zip(*found, strict=True)]
-            for found in zip(ids, scores, strict=True)
+            [{"id": i, "score": s} for i, s in zip(*found, strict=False)]  # an inexact index may find fewer than k
+            for found in zip(ids, scores.tolist(), strict=True)
         )
 
-    def _warm_up(self, settings: Settings) -> None:
+    def _warm_up(self) -> None:
         """Run every level at the table's smallest and largest cell, so that no request pays for first times."""
         for rows, tokens in {(self.table.rows[0], self.table.tokens[0]), (self.table.rows[-1], self.table.tokens[-1])}:
             longest = max(self.model.config.max_tokens.values())  # type: ignore[union-attr]
@@ -163,8 +165,6 @@ class Answerer:
         if self.index is not None:
             vector = self.model.embed(["warm"], level=self.model.structures.smallest)
             self.search_ms = statistics.median(self._time_search(vector) for _ in range(PROFILE_RUNS))
-        if settings.profile_on_start:
-            self.table = rescaled(self.table, self.model, settings.threads)
 
     def _time_search(self, vector: Tensor) -> float:
         started = time.perf_counter()
@@ -217,18 +217,13 @@ def rescaled(table: LatencyTable, model: ElasticModel, threads: int) -> LatencyT
         for cell in now.cells:
             factors[cell.level].append(cell.p50_ms / table.mean_ms(cell.level, cell.rows, cell.tokens))
     scales = {level: statistics.geometric_mean(both) for level, both in factors.items()}
-    cells = [
-        replace(
-            cell,
-            **{
-                name: ms * scales[cell.level]
-                for name, ms in vars(cell).items()
-                if name.endswith("_ms") and ms is not None
-            },
-        )
-        for cell in table.cells
-    ]
+    cells = [_scaled(cell, scales[cell.level]) for cell in table.cells]
     return LatencyTable(cells, table.setup, (*table.notes, "rescaled at start"))
+
+
+def _scaled(cell: Cell, factor: float) -> Cell:
+    times = {name: ms * factor for name, ms in vars(cell).items() if name.endswith("_ms") and ms is not None}
+    return replace(cell, **times)
 
 
 def _load_index(folder: Path, model: ElasticModel, threads: int) -> Any:
@@ -236,6 +231,7 @@ def _load_index(folder: Path, model: ElasticModel, threads: int) -> Any:
     if not folder.is_dir():
         return None
     import faiss
+
     from elasticlm.retrieval.index import PassageIndex
 
     faiss.omp_set_num_threads(threads)

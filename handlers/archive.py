@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -28,6 +28,9 @@ from elasticlm.latency import LatencyTable
 from elasticlm.model import ElasticModel
 from elasticlm.schedule import Fixed, parse_policy
 from elasticlm.structure import level_name
+
+if TYPE_CHECKING:
+    from elasticlm.retrieval.index import PassageIndex
 
 HERE = Path(__file__).resolve().parent
 TEMPLATE = HERE / "model-config.yaml"
@@ -43,20 +46,19 @@ def main(argv: list[str] | None = None) -> None:
     refuse_existing(target, overwrite=options.overwrite)
 
     model, table = read_artifact(Path(options.model))
-    if options.index:
-        read_index(Path(options.index), model)
+    index = read_index(options, model) if options.index else None
     schedule = schedule_settings(options.policy, model, table)
     config = fill(TEMPLATE.read_text(encoding="utf-8"), {
         "minWorkers": options.workers, "maxWorkers": options.workers, "batchSize": options.batch_size,
         "maxBatchDelay": options.max_batch_delay_ms, "threads": table.setup.threads, **schedule,
     })  # fmt: skip
     with new_file(target, overwrite=options.overwrite) as temporary:
-        pack(options.name, Path(options.model), Path(options.index) if options.index else None, config, temporary)
+        pack(options.name, Path(options.model), index, config, temporary)
 
     print_table([{"level": level_name(level), "mean ms": table.mean_ms(level), "p95 ms": table.p95_ms(level)}
                  for level in model.levels])  # fmt: skip
     print_result({"archive": str(target), "name": options.name, "bytes": target.stat().st_size, **schedule,
-                  "levels": list(model.levels), "index": bool(options.index)})  # fmt: skip
+                  "levels": list(model.levels), "index": len(index) if index else 0})  # fmt: skip
 
 
 def read_artifact(folder: Path) -> tuple[ElasticModel, LatencyTable]:
@@ -73,13 +75,28 @@ def read_artifact(folder: Path) -> tuple[ElasticModel, LatencyTable]:
     return model, table
 
 
-def read_index(folder: Path, model: ElasticModel) -> None:
-    """Load an index; raises InputError unless its passages were encoded as this artifact's."""
+def read_index(options: argparse.Namespace, model: ElasticModel) -> "PassageIndex":
+    """Load the index; raises InputError unless its passages were encoded as this artifact wants them.
+
+    An index made elsewhere has no fingerprint: 16 of its passages, found by id in --data, are encoded anew.
+    """
+    from elasticlm.retrieval.data import load_corpus
     from elasticlm.retrieval.index import PassageIndex
+    from elasticlm.teacher import passage_encoder
 
     if model.config.task != "embed":
-        raise InputError(f"--index {folder}: a model whose task is {model.config.task!r} does not search")
-    PassageIndex.load(folder).check(model)
+        raise InputError(f"--index {options.index}: a model whose task is {model.config.task!r} does not search")
+    index = PassageIndex.load(options.index, options.ids)
+    index.check(model)
+    if index.fingerprint is None:
+        if not options.data:
+            raise InputError(f"--index {options.index}: made elsewhere (no fingerprint); give its corpus with "
+                             "--data SPEC, so that some of its passages can be compared")  # fmt: skip
+        corpus, encoder = load_corpus(options.data), passage_encoder(model, options.teacher)
+        passages = dict(zip(corpus.ids, corpus.passages, strict=True))
+        index.check_sample(passages, lambda texts: encoder.embed(texts, kind="passage").numpy())
+        index.fingerprint = encoder.fingerprint()
+    return index
 
 
 def schedule_settings(policy: str | None, model: ElasticModel, table: LatencyTable) -> dict[str, Any]:
@@ -123,7 +140,7 @@ def fill(template: str, settings: Mapping[str, Any]) -> str:
     return template
 
 
-def pack(name: str, artifact: Path, index: Path | None, config: str, target: Path) -> None:
+def pack(name: str, artifact: Path, index: "PassageIndex | None", config: str, target: Path) -> None:
     """Write the archive with torch-model-archiver.
 
     It assembles the archive in TMPDIR/NAME, removing whatever has that name, so it gets a TMPDIR of its own.
@@ -136,7 +153,7 @@ def pack(name: str, artifact: Path, index: Path | None, config: str, target: Pat
         _copy_code(HERE, staged / "handlers")
         shutil.copytree(artifact, staged / "artifact", ignore=shutil.ignore_patterns(".*"))
         if index is not None:
-            shutil.copytree(index, staged / "index", ignore=shutil.ignore_patterns(".*"))
+            index.save(staged / "index")
         config_file = Path(folder, TEMPLATE.name)
         config_file.write_text(config, encoding="utf-8")
         command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", "1.0",
@@ -166,7 +183,11 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--model", required=True, metavar="DIR", help="artifact folder with its latency.csv")
     options.add_argument("--name", required=True, help="name of the archive and, by default, of the model in the URL")
     options.add_argument("--output", required=True, metavar="DIR", help="model store; NAME.mar is written there")
-    options.add_argument("--index", metavar="DIR", help="index folder of `trainer index`; without one no search")
+    options.add_argument("--index", metavar="DIR_OR_FAISS", help="index folder of `trainer index`, or a FAISS file "
+                         "made elsewhere with --ids and --data; without one the archive does not search")  # fmt: skip
+    options.add_argument("--ids", metavar="FILE", help="passage ids of a FAISS file, one a line in row order")
+    options.add_argument("--data", metavar="SPEC", help="corpus of an index made elsewhere, to check it by")
+    options.add_argument("--teacher", metavar="T", help="the artifact's teacher, where it has moved (for that check)")
     options.add_argument("--policy", metavar="SPEC", help="slack:t=250,alpha=.6, queue:t=250 or fixed:50, t in ms "
                          "(default: slack with 5 times the service time of the largest level)")  # fmt: skip
     options.add_argument("--batch-size", type=_positive, default=1, help="most requests answered in one forward pass")

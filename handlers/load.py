@@ -172,6 +172,11 @@ class Arrivals:
         """Note that `arrived` requests had come by `now_s`."""
         self._points.append((now_s, arrived))
 
+    @property
+    def seen(self) -> int:
+        """How many had arrived by the newest point."""
+        return self._points[-1][1] if self._points else 0
+
     def forget(self) -> None:
         self._points.clear()
 
@@ -234,7 +239,7 @@ class QueueSignal:
     def batch_came(self, count: int) -> Backlog:
         """Return the backlog behind a batch of `count` requests that was handed over now."""
         now_s = self._clock()
-        if self._idle_since is not None and now_s - self._idle_since > self._batch_delay_s + IDLE_S:
+        if self._was_idle(now_s):
             self._arrivals.saw(now_s - self._batch_delay_s, self._handed_over)
         first = self._handed_over + 1
         self._handed_over += count
@@ -249,6 +254,11 @@ class QueueSignal:
     def batch_done(self) -> None:
         """Note that the answers go out: from now on the worker waits."""
         self._idle_since = self._clock()
+
+    def _was_idle(self, now_s: float) -> bool:
+        """Whether the worker waited for this batch with an empty queue: long, and nobody known to be in it."""
+        waited_s = 0.0 if self._idle_since is None else now_s - self._idle_since
+        return waited_s > self._batch_delay_s + IDLE_S and self._arrivals.seen <= self._handed_over
 
     def _pending(self, count: int, now_s: float) -> int | None:
         if count < self._batch_size:

@@ -1,0 +1,170 @@
+"""The archive command: what it packs, what it fills in, and what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from archives import PASSAGES, index_of, servable
+
+from elasticlm.errors import InputError
+from handlers.archive import TEMPLATE, fill, main, round_up
+
+MEANS_MS = {100: 40.0, 50: 20.0, 10: 5.0}
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_artifact, tmp_path_factory):
+    return servable(tiny_artifact, tmp_path_factory.mktemp("servable") / "tiny", MEANS_MS)
+
+
+def pack(artifact, folder, *options):
+    main(["--model", str(artifact), "--name", "mini", "--output", str(folder), *options])
+    return zipfile.ZipFile(folder / "mini.mar")
+
+
+def settings_of(archive):
+    return yaml.safe_load(archive.read("model-config.yaml"))
+
+
+def test_the_archive_holds_all_that_serving_needs_and_nothing_else(artifact, tiny_bert, tmp_path, capsys):
+    (artifact / ".ipynb_checkpoints").mkdir(exist_ok=True)
+    (artifact / ".ipynb_checkpoints" / "notes").touch()
+    index_of(tiny_bert).save(tmp_path / "index")
+    archive = pack(artifact, tmp_path / "store", "--index", str(tmp_path / "index"))
+    names = archive.namelist()
+    roots = {name.split("/")[0] for name in names}
+    assert roots == {"elastic_handler.py", "elasticlm", "handlers", "artifact", "index", "model-config.yaml", "MAR-INF"}
+    assert {"elasticlm/schedule.py", "elasticlm/retrieval/index.py", "handlers/load.py"} <= set(names)
+    assert {"artifact/model.safetensors", "artifact/latency.csv", "index/passages.faiss", "index/ids.txt"} <= set(names)
+    code = [name for name in names if name.startswith(("elasticlm/", "handlers/"))]
+    assert all(name.endswith(".py") for name in code)
+    assert not [name for name in names if "/." in name or "__pycache__" in name]
+    assert archive.read("index/ids.txt").decode().splitlines() == list(PASSAGES)
+    assert json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]["handler"] == "elastic_handler.py"
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["archive"] == str(tmp_path / "store" / "mini.mar")
+    assert (result["levels"], result["index"], result["latency_budget_ms"]) == ([100, 50, 10], 5, 200.0)
+
+
+def test_without_a_policy_the_budget_is_five_service_times_of_the_largest_level(artifact, tmp_path, capsys):
+    settings = settings_of(pack(artifact, tmp_path))
+    handler = settings["handler"]
+    assert (handler["policy"], handler["latency_budget_ms"], handler["alpha"]) == ("slack", 200, 0.6)
+    assert (settings["batchSize"], settings["minWorkers"], settings["maxBatchDelay"]) == (1, 1, 1)
+    assert "latency budget: 200 ms, 5 times the 40 ms of level 100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("slack:t=300,alpha=.5", {"policy": "slack", "latency_budget_ms": 300, "alpha": 0.5}),
+        ("slack:alpha=.5", {"policy": "slack", "latency_budget_ms": 200, "alpha": 0.5}),
+        ("queue:t=300", {"policy": "queue", "latency_budget_ms": 300, "alpha": 0.6}),
+        ("fixed:50", {"policy": "fixed:50", "latency_budget_ms": 200, "alpha": 0.6}),
+    ],
+)
+def test_a_policy_becomes_the_settings(artifact, tmp_path, policy, expected):
+    options = ["--policy", policy, "--batch-size", "8", "--workers", "2", "--max-batch-delay-ms", "5"]
+    settings = settings_of(pack(artifact, tmp_path, *options))
+    assert {name: settings["handler"][name] for name in expected} == expected
+    assert (settings["batchSize"], settings["minWorkers"], settings["maxWorkers"]) == (8, 2, 2)
+    assert settings["maxBatchDelay"] == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--policy", "fixed:40"], "level 40 is not among the levels 100, 50, 10"),
+        (["--policy", "slak"], "did you mean 'slack'?"),
+        (["--policy", "slack:t=0"], "--policy"),
+        (["--name", "a/b"], "--name"),
+        (["--index", "nowhere"], "nowhere"),
+        (["--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_options_that_cannot_be_served_are_refused_and_leave_nothing(artifact, tmp_path, options, says):
+    base = {"--model": str(artifact), "--name": "mini", "--output": str(tmp_path)}
+    given = base | dict(zip(options[::2], options[1::2], strict=True))
+    with pytest.raises(InputError) as error:
+        main([part for pair in given.items() for part in pair])
+    assert says in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_artifact_without_a_table_or_with_a_table_short_of_a_level_is_refused(artifact, tmp_path):
+    without, short = tmp_path / "without", tmp_path / "short"
+    for folder in (without, short):
+        shutil.copytree(artifact, folder)
+    (without / "latency.csv").unlink()
+    lines = (short / "latency.csv").read_text().splitlines(keepends=True)
+    (short / "latency.csv").write_text("".join(line for line in lines if not line.startswith("10,")))
+    with pytest.raises(InputError, match="python -m trainer profile --model"):
+        pack(without, tmp_path / "store")
+    with pytest.raises(InputError, match="no row for level 10"):
+        pack(short, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_index_of_another_model_is_refused(artifact, tiny_bert, tmp_path):
+    index = index_of(tiny_bert)
+    index.fingerprint = "0" * 64
+    index.save(tmp_path / "index")
+    with pytest.raises(InputError, match="encoded by another model"):
+        pack(artifact, tmp_path / "store", "--index", str(tmp_path / "index"))
+
+
+def test_an_index_made_elsewhere_is_compared_with_its_corpus_first(artifact, tiny_bert, tmp_path):
+    import faiss
+
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    lines = [json.dumps({"_id": pid, "title": "", "text": text}) for pid, text in PASSAGES.items()]
+    (corpus / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    index = index_of(tiny_bert)
+    faiss.write_index(index.faiss, str(tmp_path / "theirs.faiss"))
+    (tmp_path / "ids.txt").write_text("".join(f"{pid}\n" for pid in index.ids))
+    given = ["--index", str(tmp_path / "theirs.faiss"), "--ids", str(tmp_path / "ids.txt")]
+    with pytest.raises(InputError, match="--data SPEC"):
+        pack(artifact, tmp_path / "store", *given)
+    given += ["--data", f"beir:{corpus}"]
+    archive = pack(artifact, tmp_path / "store", *given)
+    assert json.loads(archive.read("index/index.json"))["fingerprint"] == index.fingerprint
+    (tmp_path / "ids.txt").write_text("".join(f"{pid}\n" for pid in reversed(index.ids)))
+    with pytest.raises(InputError, match="mean cosine"):
+        pack(artifact, tmp_path / "store", *given, "--overwrite")
+
+
+def test_an_archive_is_replaced_only_on_request(artifact, tmp_path):
+    pack(artifact, tmp_path)
+    with pytest.raises(InputError, match="--overwrite"):
+        pack(artifact, tmp_path)
+    pack(artifact, tmp_path, "--overwrite")
+    assert [file.name for file in tmp_path.iterdir()] == ["mini.mar"]
+
+
+def test_the_command_ends_with_two_and_one_line_on_bad_input(tmp_path):
+    command = [sys.executable, "-m", "handlers.archive", "--model", str(tmp_path / "none"), "--name", "mini"]
+    checkout = Path(__file__).parents[2]
+    done = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True, cwd=checkout)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_filling_keeps_the_templates_comments():
+    filled = fill(TEMPLATE.read_text(), {"latency_budget_ms": 12.5, "policy": "fixed:50", "minWorkers": 3})
+    assert "latency_budget_ms: 12.5 " in filled
+    assert filled.count("#") == TEMPLATE.read_text().count("#")
+    assert yaml.safe_load(filled)["handler"]["policy"] == "fixed:50"
+
+
+@pytest.mark.parametrize(
+    ("ms", "rounded"), [(200, 200), (200.1, 210), (51.3, 52), (3.21, 3.3), (0.52, 0.6), (1234, 1300)]
+)
+def test_budgets_are_round(ms, rounded):
+    assert round_up(ms) == pytest.approx(rounded)

@@ -1,0 +1,106 @@
+"""The class that TorchServe calls, as far as it can be seen without TorchServe: what it reads and what it writes."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ts.context import Context, RequestProcessor
+from ts.utils.util import list_classes_from_module
+
+import handlers.elastic_handler
+from elasticlm.structure import Level
+from handlers.answers import Answer
+from handlers.elastic_handler import ElasticHandler
+from handlers.load import QueueSignal
+from handlers.requests import Service
+from handlers.settings import Settings
+
+
+class Metrics:
+    """Counts what is emitted."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def __getattr__(self, _):
+        return lambda name, value, *_, **__: self.seen.update({name: value})
+
+
+def handler(level: Level = 50, **settings):
+    """A handler whose answers are its requests' own words, and what it was told of the load."""
+    made, told = ElasticHandler(), []
+    made.settings = Settings(**{"latency_budget_ms": 250} | settings)
+    made.batch_size = 8
+    made.queue = QueueSignal(None, batch_size=8)
+
+    def answer(requests, load):
+        told.append(load)
+        return [Answer({"embedding": request.text, "level": level}, level) for request in requests]
+
+    made.answerer = SimpleNamespace(service=Service("embed"), answer=answer)
+    return made, told
+
+
+def handle(made, bodies, headers=()):
+    context = Context("mini", ".", {}, 8, None, "0.12.0", metrics=Metrics())
+    own = [dict(one) for one in headers] or [{}] * len(bodies)
+    context.request_processor = [RequestProcessor({"body": {"content-type": "application/json"}} | one) for one in own]
+    answers = made.handle([{"body": bytearray(body)} for body in bodies], context)
+    return [json.loads(answer) for answer in answers], context
+
+
+def test_torchserve_finds_exactly_one_class_in_the_archives_root_file():
+    spec = importlib.util.spec_from_file_location("plain_name", Path(handlers.elastic_handler.__file__))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert [found.__name__ for found in list_classes_from_module(module)] == ["ElasticHandler"]
+    assert not hasattr(module, "handle")  # TorchServe would take a function before the class
+
+
+def test_each_item_gets_its_own_answer_status_and_headers():
+    made, _ = handler()
+    answers, context = handle(made, [b'{"text": "a"}', b'{"txt": "b"}', b"{", b'{"text": "d"}'])
+    assert [answer.get("embedding") for answer in answers] == ["a", None, None, "d"]
+    assert [answer.get("error", {}).get("code") for answer in answers] == [None, "unknown_field", "bad_json", None]
+    assert [context.get_response_status(i)[0] for i in range(4)] == [200, 400, 400, 200]
+    headers = [context.get_response_headers(i) for i in range(4)]
+    assert [one.get("X-Elastic-Level") for one in headers] == ["50", None, None, "50"]
+    assert {one["X-Elastic-Queue-Depth"] for one in headers} == {"0"}
+    assert all(float(one["X-Elastic-Service-Ms"]) > 0 for one in headers)
+    assert {one["content-type"] for one in headers} == {"application/json"}
+
+
+def test_only_what_was_accepted_is_answered_and_counts_as_load():
+    made, told = handler()
+    handle(made, [b'{"text": "a"}', b"{", b'{"text": "c"}'])
+    assert told[0].ages_ms == (0.0, 0.0)
+    assert told[0].budgets_ms == (250.0, 250.0)
+    handle(made, [b"{"])
+    assert told[1].ages_ms == ()
+
+
+@pytest.mark.parametrize("name", ["X-Request-Start", "x-request-start", "X-REQUEST-START"])
+def test_headers_are_read_whatever_their_case(name):
+    made, told = handler()
+    headers = [{name: f"t={time.time() - 1:.6f}", "X-latency-budget-MS": "100"}]
+    handle(made, [b'{"text": "a"}'], headers)
+    assert told[0].ages_ms[0] == pytest.approx(1000, abs=50)
+    assert told[0].budgets_ms == (100.0,)
+
+
+def test_starts_that_tell_no_age_are_ignored_and_counted():
+    made, told = handler()
+    _, context = handle(made, [b'{"text": "a"}'] * 2, [{"X-Request-Start": "soon"}, {"X-Request-Start": "9e9"}])
+    assert told[0].ages_ms == (0.0, 0.0)
+    assert context.metrics.seen["ElasticRequestStartIgnored"] == 2
+
+
+def test_a_late_request_is_rejected_alone():
+    made, _ = handler(late="reject")
+    old = {"X-Request-Start": f"{time.time() - 1:.6f}"}
+    answers, context = handle(made, [b'{"text": "a"}', b'{"text": "b"}'], [old, {}])
+    assert answers[0]["error"]["code"] == "late"
+    assert [context.get_response_status(i)[0] for i in range(2)] == [504, 200]
