@@ -4,7 +4,7 @@ Paragraphs are passages, their sentences are queries without labels, their two h
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from elasticlm.errors import InputError
@@ -40,8 +40,8 @@ class Paragraphs:
 
     def pairs(self, split: str, judged: "Paragraphs") -> RetrievalData:
         """First halves of the ``judged`` paragraphs as queries over the second halves of all."""
-        corpus = {f"{pid}b": halves(paragraph)[1] for pid, paragraph in self.rows if halves(paragraph)}
-        queries = {pid: halves(paragraph)[0] for pid, paragraph in judged.rows if halves(paragraph)}
+        corpus = {f"{pid}b": pair[1] for pid, pair in self._halves()}
+        queries = {pid: pair[0] for pid, pair in judged._halves()}
         if not queries:
             raise InputError(f"{self.spec}: no paragraph of split {split} is long enough to be cut into two halves")
         return RetrievalData(
@@ -54,6 +54,11 @@ class Paragraphs:
             queries=list(queries.values()),
             qrels={qid: {f"{qid}b": 1} for qid in queries},
         )
+
+    def _halves(self) -> Iterator[tuple[str, tuple[str, str]]]:
+        for pid, paragraph in self.rows:
+            if pair := halves(paragraph):
+                yield pid, pair
 
 
 class TextFile:

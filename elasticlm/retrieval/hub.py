@@ -1,0 +1,180 @@
+"""``hf:NAME[/CONFIG]``: data sets of the Hugging Face hub, or a local folder in the same form, through ``datasets``.
+
+NAME is OWNER/NAME on the hub or a folder (``hf:./folder``). Two layouts are understood:
+
+- BEIR's: configurations ``corpus`` and ``queries`` (``_id``, ``title``, ``text``), judgements (``query-id``,
+  ``corpus-id``, ``score``) in the configuration ``qrels`` or ``default``, else in the data set NAME-qrels;
+- a column of text, a paragraph a row: sentences are queries and halves are pairs, as for ``text:FILE``.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elasticlm.command import say
+from elasticlm.errors import InputError
+from elasticlm.retrieval.corpus import Corpus, Qrels, RetrievalData, cache_folder
+from elasticlm.retrieval.text import Paragraphs
+
+if TYPE_CHECKING:
+    import datasets
+
+LARGE_BYTES = 1 << 30  # a text set above this is streamed, and only its first rows are taken
+STREAMED_ROWS = 200_000
+SPLIT_NAMES = {"dev": ["dev", "validation"], "validation": ["validation", "dev"]}
+
+
+class HubDataset:
+    """A data set opened by name; nothing is read before it is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.spec = f"hf:{name}"
+        self.path, self.config = _path_and_config(name)
+        if self.config is not None and self.config not in self._configs:
+            raise InputError(f"{self.spec}: no configuration {self.config!r} (there: {', '.join(self._configs)})")
+
+    def corpus(self) -> Corpus:
+        if not self._is_beir:
+            return self._paragraphs(None).corpus()
+        columns = self._table("corpus", passages=True)
+        return Corpus(columns["_id"], columns["title"], columns["text"])
+
+    def queries(self, split: str) -> tuple[list[str], list[str]]:
+        if not self._is_beir:
+            return self._paragraphs(split).sentences()
+        texts = self._query_texts()
+        query_ids = list(self._qrels(split, queries=texts))
+        return query_ids, [texts[qid] for qid in query_ids]
+
+    def retrieval(self, split: str) -> RetrievalData:
+        if not self._is_beir:
+            paragraphs = self._paragraphs(split)
+            return paragraphs.pairs(split, paragraphs)
+        texts, corpus = self._query_texts(), self.corpus()
+        qrels = self._qrels(split, queries=texts, passages=set(corpus.ids))
+        return RetrievalData(
+            spec=self.spec,
+            split=split,
+            passage_ids=corpus.ids,
+            titles=corpus.titles,
+            passages=corpus.passages,
+            query_ids=list(qrels),
+            queries=[texts[qid] for qid in qrels],
+            qrels=qrels,
+        )
+
+    def texts(self, split: str | None) -> list[str]:
+        return self.corpus().passages if self._is_beir else self._paragraphs(split).corpus().texts
+
+    @cached_property
+    def _configs(self) -> list[str]:
+        import datasets
+
+        with _loading(self.spec):
+            return datasets.get_dataset_config_names(self.path)
+
+    @property
+    def _is_beir(self) -> bool:
+        return self.config is None and {"corpus", "queries"} <= set(self._configs)
+
+    def _query_texts(self) -> dict[str, str]:
+        columns = self._table("queries", passages=False)
+        return dict(zip(columns["_id"], columns["text"], strict=True))
+
+    def _table(self, config: str, *, passages: bool) -> dict[str, list[str]]:
+        """Checked columns of the corpus or the queries, whose one split bears any name."""
+        rows = self._open(self.path, config, None)
+        where = f"{self.spec}, configuration {config}"
+        columns = {"_id": _column(rows, where, "_id", "id"), "text": _column(rows, where, "text")}
+        columns["title"] = _column(rows, where, "title") if "title" in rows.column_names else [""] * len(rows)
+        ids = set()
+        for number, (row_id, text) in enumerate(zip(columns["_id"], columns["text"], strict=True)):
+            if row_id in ids:
+                raise InputError(f"{where}, row {number}: id {row_id!r} stands there twice")
+            if not text.strip():
+                raise InputError(f"{where}, row {number}: the text of {row_id!r} is empty")
+            ids.add(row_id)
+        return columns
+
+    def _qrels(self, split: str, *, queries: dict[str, str], passages: set[str] | None = None) -> Qrels:
+        config = next((name for name in ("qrels", "default") if name in self._configs), None)
+        rows = self._open(self.path if config else f"{self.path}-qrels", config, split)
+        where = f"{self.spec}, judgements of split {split}"
+        query_ids, passage_ids = _column(rows, where, "query-id"), _column(rows, where, "corpus-id")
+        qrels: Qrels = {}
+        for number, (qid, pid, score) in enumerate(zip(query_ids, passage_ids, rows["score"], strict=True)):
+            if qid not in queries:
+                raise InputError(f"{where}, row {number}: query id {qid!r} is not among the queries")
+            if passages is not None and pid not in passages:
+                raise InputError(f"{where}, row {number}: passage id {pid!r} is not in the corpus")
+            qrels.setdefault(qid, {})[pid] = int(score)
+        return qrels
+
+    def _paragraphs(self, split: str | None) -> Paragraphs:
+        rows = self._open(self.path, self.config, split)
+        strings = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "") == "string"]
+        if "text" not in strings and len(strings) != 1:
+            raise InputError(
+                f"{self.spec}: expected the configurations corpus and queries, or a column 'text'; "
+                f"the columns are {', '.join(rows.features)}"
+            )
+        column = "text" if "text" in strings else strings[0]
+        texts = [" ".join((row[column] or "").split()) for row in rows]
+        numbered = [(str(number), text) for number, text in enumerate(texts) if text]
+        if not numbered:
+            raise InputError(f"{self.spec}: column {column!r} holds no text")
+        return Paragraphs(self.spec, [pid for pid, _ in numbered], [text for _, text in numbered])
+
+    def _open(self, path: str, config: str | None, split: str | None) -> "datasets.Dataset":
+        """One split's rows (the only or the first split where none is asked for); of a very large text, the first."""
+        import datasets
+
+        cache = str(cache_folder() / "datasets")
+        with _loading(self.spec):
+            splits = datasets.get_dataset_split_names(path, config)
+            wanted = split or splits[0]
+            found = next((name for name in SPLIT_NAMES.get(wanted, [wanted]) if name in splits), None)
+            if found is None:
+                raise InputError(f"{self.spec}: no split {split!r} (there: {', '.join(splits)})")
+            details = datasets.load_dataset_builder(path, config, cache_dir=cache).info
+            size = details.dataset_size or details.download_size or 0
+            if size <= LARGE_BYTES or self._is_beir:  # a corpus must be whole
+                return datasets.load_dataset(path, config, split=found, cache_dir=cache)
+            say(f"{self.spec}: {size / 2**30:.1f} GiB, streaming its first {STREAMED_ROWS:,} rows")
+            stream = datasets.load_dataset(path, config, split=found, cache_dir=cache, streaming=True)
+            return datasets.Dataset.from_list(list(islice(stream, STREAMED_ROWS)), features=stream.features)
+
+
+def _path_and_config(name: str) -> tuple[str, str | None]:
+    """Tell NAME from CONFIG: a folder that exists, or OWNER/NAME, or a bare NAME, is the name."""
+    path, _, config = name.rpartition("/")
+    if Path(name).is_dir() or "/" not in name:
+        return name, None
+    if Path(path).is_dir() and name.startswith((".", "/")):
+        return path, config
+    if name.startswith((".", "/")):
+        raise InputError(f"hf:{name}: no such folder")
+    return (path, config) if name.count("/") == 2 else (name, None)
+
+
+def _column(rows: Any, where: str, *names: str) -> list[str]:
+    """A column as texts, under the first of its possible names."""
+    for name in names:
+        if name in rows.column_names:
+            return ["" if value is None else str(value) for value in rows[name]]
+    raise InputError(f"{where}: no column {' or '.join(names)} (there: {', '.join(rows.column_names)})")
+
+
+@contextmanager
+def _loading(spec: str) -> Iterator[None]:
+    """Whatever ``datasets`` raises (not found, out of reach, a broken file) becomes one line that names the spec."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # its exceptions share no base class
+        cause = error.__cause__ or error
+        raise InputError(f"{spec} cannot be loaded: {type(cause).__name__}: {str(cause).splitlines()[0]}") from error

@@ -1,0 +1,113 @@
+"""Retrieval metrics per query by ir_measures, and how sure one is of them: the paired bootstrap over queries."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+
+from elasticlm.errors import InputError
+
+Run = Mapping[str, Mapping[str, float]]
+
+RETRIEVAL_MEASURES = ("RR@10", "nDCG@10", "R@5", "R@20", "R@100")
+CANDIDATE_MEASURES = ("RR", "AP")
+DEPTH = 100  # passages a query that are retrieved and measured
+BOOTSTRAP_SAMPLES = 1_000
+INTERVAL = (2.5, 97.5)  # percentiles: 95 % in between
+
+
+def make_run(query_ids: Sequence[str], scores: Sequence[Sequence[float]], ids: Sequence[Sequence[str]]) -> Run:
+    """Join what an index returned for each query to a run: ``run[query_id][passage_id]`` is the score."""
+    return {
+        qid: {pid: float(score) for pid, score in zip(found, row, strict=False)}
+        for qid, row, found in zip(query_ids, scores, ids, strict=True)
+    }
+
+
+def ranking(scores: Mapping[str, float]) -> list[str]:
+    """Passage ids, best first; ties go to the greater id, as trec_eval has it.
+
+    >>> ranking({"a": 1.0, "b": 2.0, "c": 1.0})
+    ['b', 'c', 'a']
+    """
+    return sorted(scores, key=lambda pid: (scores[pid], pid), reverse=True)
+
+
+def per_query(
+    qrels: Mapping[str, Mapping[str, int]], run: Run, measures: Sequence[str] = RETRIEVAL_MEASURES
+) -> dict[str, np.ndarray]:
+    """Return each measure's values [queries], in the order of ``qrels``; a query without results has 0.
+
+    Positive means a grade above 0; nDCG uses the grades as they are. Ranks are settled by ``ranking`` before
+    ir_measures sees the run, since its providers break ties in different ways.
+    """
+    ranks = {qid: {pid: -rank for rank, pid in enumerate(ranking(run.get(qid, {})))} for qid in qrels}
+    position = {qid: i for i, qid in enumerate(qrels)}
+    values = {measure: np.zeros(len(qrels)) for measure in measures}
+    parsed = {ir_measures.parse_measure(measure): measure for measure in measures}
+    for result in ir_measures.iter_calc(list(parsed), {q: dict(grades) for q, grades in qrels.items()}, ranks):
+        values[parsed[result.measure]][position[result.query_id]] = result.value
+    return values
+
+
+def mean(values: np.ndarray) -> float:
+    """Mean over queries; those that a measure does not apply to are NaN and left out."""
+    return float(np.nanmean(values))
+
+
+def retention(
+    values: np.ndarray, teacher: np.ndarray, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
+) -> list[float] | None:
+    """Return [value, low, high] of mean(values) / mean(teacher), paired over queries; None where the teacher has 0.
+
+    The interval is the 95 % percentile bootstrap: queries are drawn with replacement, the same for both.
+    """
+    values, teacher = _paired(values, teacher)
+    if not teacher.sum():
+        return None
+    tops, bottoms = _resampled_sums(np.stack([values, teacher]), samples, seed)
+    ratios = tops[bottoms > 0] / bottoms[bottoms > 0]
+    low, high = np.percentile(ratios, INTERVAL)
+    return [float(values.sum() / teacher.sum()), float(low), float(high)]
+
+
+def difference(
+    first: np.ndarray, second: np.ndarray, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
+) -> tuple[list[float], float]:
+    """Return [value, low, high] of mean(second) - mean(first), paired over queries, and its two-sided p-value.
+
+    p is twice the share of bootstrap samples on the other side of zero, counting the sample observed.
+    """
+    first, second = _paired(first, second)
+    means = _resampled_sums((second - first)[None], samples, seed)[0] / len(first)
+    low, high = np.percentile(means, INTERVAL)
+    tail = min((means <= 0).sum(), (means >= 0).sum())
+    return [float((second - first).mean()), float(low), float(high)], min(1.0, 2 * (int(tail) + 1) / (samples + 1))
+
+
+def write_trec_run(path: Path, run: Run, tag: str) -> None:
+    """Write a run as trec_eval reads it: query, Q0, passage, rank, score, tag."""
+    if broken := next((name for qid in run for name in (qid, *run[qid]) if len(name.split()) != 1), None):
+        raise InputError(f"TREC runs part columns by blanks: id {broken!r} cannot stand in one")
+    with open(path, "w", encoding="utf-8") as file:
+        for qid, scores in run.items():
+            for rank, pid in enumerate(ranking(scores), 1):
+                file.write(f"{qid} Q0 {pid} {rank} {scores[pid]:.9g} {tag}\n")
+
+
+def _paired(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both without the queries that the measure does not apply to."""
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    applies = ~(np.isnan(first) | np.isnan(second))
+    return first[applies], second[applies]
+
+
+def _resampled_sums(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Sums [rows, samples] of values [rows, queries] over queries drawn with replacement, alike for all rows."""
+    rng = np.random.default_rng(seed)
+    count = values.shape[1]
+    sums = np.empty((len(values), samples))
+    for sample in range(samples):  # one at a time: samples x queries indices at once would be much memory
+        sums[:, sample] = values[:, rng.integers(0, count, count)].sum(1)
+    return sums

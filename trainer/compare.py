@@ -1,0 +1,81 @@
+"""``python -m trainer compare``: do two evaluations of the same queries differ, level by level?"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elasticlm import command
+from elasticlm.errors import InputError
+from elasticlm.retrieval.metrics import difference, mean
+
+SHOWN = ("RR@10", "nDCG@10")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = command.parser(
+        "python -m trainer compare", "Test whether two evaluations of the same queries differ (paired bootstrap)."
+    )
+    parser.add_argument("first", metavar="A.json", help="what evaluate wrote")
+    parser.add_argument("second", metavar="B.json", help="what evaluate wrote, on the same split")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    args = parser.parse_args(argv)
+
+    differences = compare(read_evaluation(args.first), read_evaluation(args.second), seed=args.seed)
+    table = [
+        {
+            "level": row,
+            "metric": measure,
+            "A": f"{found['a']:.4f}",
+            "B": f"{found['b']:.4f}",
+            "B - A": f"{found['difference'][0]:+.4f} [{found['difference'][1]:+.4f}, {found['difference'][2]:+.4f}]",
+            "p": f"{found['p']:.3f}",
+        }
+        for row, measures in differences.items()
+        for measure, found in measures.items()
+        if measure in SHOWN
+    ]
+    command.print_table(table)
+    command.print_result({"a": args.first, "b": args.second, "differences": differences})
+
+
+def compare(first: dict[str, Any], second: dict[str, Any], *, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return, for the rows and metrics that both have: both means, B - A with its 95 % interval, two-sided p.
+
+    Raises InputError where the two were not measured on the same judged queries.
+    """
+    if first["split_sha256"] != second["split_sha256"]:
+        raise InputError(
+            f"the two were measured on different queries or judgements: {first['data']}#{first['split']} "
+            f"({first['split_sha256'][:12]}) and {second['data']}#{second['split']} ({second['split_sha256'][:12]})"
+        )
+    place = {qid: i for i, qid in enumerate(second["query_ids"])}
+    order = [place[qid] for qid in first["query_ids"]]
+    differences: dict[str, dict[str, dict[str, Any]]] = {}
+    for row, measures in first["per_query"].items():
+        for measure in measures:
+            if measure in second["per_query"].get(row, {}):
+                a = np.array(measures[measure], dtype=float)  # null becomes NaN
+                b = np.array(second["per_query"][row][measure], dtype=float)[order]
+                interval, p = difference(a, b, seed=seed)
+                differences.setdefault(row, {})[measure] = {"a": mean(a), "b": mean(b), "difference": interval, "p": p}
+    if not differences:
+        raise InputError(
+            f"the two have no row in common: {', '.join(first['per_query'])} and {', '.join(second['per_query'])}"
+        )
+    return differences
+
+
+def read_evaluation(path: str) -> dict[str, Any]:
+    """Read what ``evaluate`` wrote; raises InputError where it is something else."""
+    if not Path(path).is_file():
+        raise InputError(f"no such file {path}")
+    try:
+        result = json.loads(Path(path).read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    needed = {"data", "split", "split_sha256", "query_ids", "per_query"}
+    if not isinstance(result, dict) or not needed <= set(result):
+        raise InputError(f"{path}: not an evaluation; expected a file written by `python -m trainer evaluate`")
+    return result

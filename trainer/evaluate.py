@@ -1,0 +1,250 @@
+"""``python -m trainer evaluate``: how well every level retrieves, beside the teacher.
+
+The passages are encoded once by what encodes the artifact's passages (or come from an index); the queries by every
+level. Retention is a level's metric over that of the teacher with the teacher's own passages.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elasticlm import command
+from elasticlm.artifact import QUALITY_FILE
+from elasticlm.errors import InputError
+from elasticlm.files import new_file, new_folder, refuse_existing
+from elasticlm.model import ElasticModel
+from elasticlm.retrieval import metrics
+from elasticlm.retrieval.data import RetrievalData, load_retrieval
+from elasticlm.retrieval.index import PassageIndex
+from elasticlm.structure import Level, level_name, parse_levels
+from elasticlm.teacher import load_model, load_teacher, passage_encoder
+
+FORMAT_VERSION = 1
+TEACHER = "teacher"
+SHOWN = ("RR@10", "nDCG@10", "R@100", *metrics.CANDIDATE_MEASURES)
+DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured for the teacher or for a level: its run, and each measure's values [queries]."""
+
+    run: metrics.Run
+    values: Mapping[str, np.ndarray]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = command.parser("python -m trainer evaluate", "Measure every level on a split, beside the teacher.")
+    parser.add_argument("--model", required=True, help="artifact folder, or a teacher's folder or hub name")
+    parser.add_argument("--data", required=True, help="beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")
+    parser.add_argument("--split", default="test", help="split whose queries are judged")
+    parser.add_argument("--levels", help="levels to measure, such as 50,10 (all of the artifact's)")
+    parser.add_argument("--teacher", help="what retention is measured against (the teacher named in the artifact)")
+    parser.add_argument("--index", help="index folder, or a FAISS file made elsewhere; else passages are encoded now")
+    parser.add_argument("--ids", help="passage ids of a FAISS file made elsewhere, one a line, in row order")
+    parser.add_argument("--output", required=True, help="JSON file to write")
+    parser.add_argument("--run-dir", help="folder for the TREC runs, one a level")
+    parser.add_argument("--save", action="store_true", help=f"also write the result into the artifact's {QUALITY_FILE}")
+    parser.add_argument("--batch-size", type=int, default=32, help="texts encoded at once")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+    args = parser.parse_args(argv)
+
+    started = time.perf_counter()
+    for output in filter(None, (args.output, args.run_dir)):
+        refuse_existing(output, overwrite=args.overwrite)
+    if args.ids and not args.index:
+        raise InputError("--ids names the passages of an index: give --index FILE.faiss too")
+    model = load_model(args.model)
+    if model.config.task != "embed":
+        raise InputError(f"{args.model}: its task is {model.config.task!r}; evaluate measures encoders (task 'embed')")
+    is_teacher = _is_teacher(model)
+    levels = parse_levels(args.levels) if args.levels else () if is_teacher else model.levels
+    for level in levels:
+        model.structures[level]  # refuses a level that is not there, before any work
+    quality = _read_quality(Path(args.model)) if args.save else {}
+    data = load_retrieval(args.data, args.split)
+    index = PassageIndex.load(args.index, args.ids) if args.index else None
+    teacher = _load_teacher(model, args.teacher, is_teacher=is_teacher)
+    command.say(f"{args.data}, {args.split}: {len(data.query_ids):,} queries, {len(data.passage_ids):,} passages")
+
+    rows, encoder = measure(model, teacher, data, levels, index=index, batch_size=args.batch_size)
+    result = report(rows, data, seed=args.seed) | {
+        "model": args.model,
+        "passages": {
+            "encoder": (model.config.passages or {}).get("encoder"),
+            "fingerprint": encoder.fingerprint(),
+            "index": args.index,
+        },
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    if args.run_dir:
+        with new_folder(args.run_dir, overwrite=args.overwrite) as folder:
+            for name, row in rows.items():
+                metrics.write_trec_run(folder / f"{name}.run", row.run, tag=f"elasticlm-{name}")
+    write_json(Path(args.output), result, overwrite=args.overwrite)
+    shown = {key: result[key] for key in ("data", "split", "split_sha256", "metrics", "retention", "seconds")}
+    if args.save:
+        quality[f"{args.data}#{args.split}"] = {
+            key: result[key] for key in ("split_sha256", "metrics", "retention")
+        } | {"queries": len(data.query_ids)}
+        write_json(Path(args.model) / QUALITY_FILE, quality, overwrite=True)
+    command.print_table(_table(result))
+    command.print_result({"output": args.output} | shown)
+
+
+def measure(
+    model: ElasticModel,
+    teacher: ElasticModel,
+    data: RetrievalData,
+    levels: Sequence[Level],
+    *,
+    index: PassageIndex | None = None,
+    batch_size: int = 32,
+) -> tuple[dict[str, Row], ElasticModel]:
+    """Measure the teacher with its own passages, and each level with the passages of its artifact.
+
+    Returns the rows by name (teacher first, then "100", "50", ...) and the encoder of the artifact's passages.
+    """
+    teachers_encoder = passage_encoder(teacher)
+    encoder = teachers_encoder if _shares_passages(model, teachers_encoder) else passage_encoder(model)
+    shared = encoder.fingerprint() == teachers_encoder.fingerprint()
+    if index is not None:
+        _check_index(index, model, encoder, data)
+    else:
+        index = _encode_passages(encoder, data, batch_size)
+    teachers_index = index if shared else _encode_passages(teachers_encoder, data, batch_size)
+    rows = {TEACHER: _row(teacher, teacher.structures.largest, data, teachers_index, batch_size)}
+    for level in levels:
+        rows[level_name(level)] = _row(model, level, data, index, batch_size)
+    return rows, encoder
+
+
+def report(rows: Mapping[str, Row], data: RetrievalData, *, seed: int = 0) -> dict[str, Any]:
+    """The evaluation's JSON: means, retention with intervals, and the values of each query."""
+    teacher = rows[TEACHER].values
+    return {
+        "format_version": FORMAT_VERSION,
+        "data": data.spec,
+        "split": data.split,
+        "split_sha256": data.split_sha256,
+        "metrics": {
+            name: {measure: round(metrics.mean(values), DECIMALS) for measure, values in row.values.items()}
+            for name, row in rows.items()
+        },
+        "retention": {
+            name: {measure: _rounded(metrics.retention(values, teacher[measure], seed=seed))
+                   for measure, values in row.values.items()}
+            for name, row in rows.items() if name != TEACHER
+        },
+        "query_ids": data.query_ids,
+        "per_query": {
+            name: {measure: _rounded(values) for measure, values in row.values.items()} for name, row in rows.items()
+        },
+    }  # fmt: skip
+
+
+def write_json(path: Path, value: Mapping[str, Any], *, overwrite: bool) -> None:
+    with new_file(path, overwrite=overwrite) as temporary:
+        temporary.write_text(json.dumps(value, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _row(model: ElasticModel, level: Level, data: RetrievalData, index: PassageIndex, batch_size: int) -> Row:
+    queries = model.embed(data.queries, level=level, batch_size=batch_size, show_progress=True).numpy()
+    run = metrics.make_run(data.query_ids, *index.search(queries, metrics.DEPTH))
+    values = metrics.per_query(data.qrels, run)
+    if data.candidates:
+        values |= _rerank(queries, data, index)
+    return Row(run, values)
+
+
+def _rerank(queries: np.ndarray, data: RetrievalData, index: PassageIndex) -> dict[str, np.ndarray]:
+    """RR and AP of each query's own candidates; NaN where it has none or none of them is right."""
+    candidates = {qid: grades for qid, grades in (data.candidates or {}).items() if any(g > 0 for g in grades.values())}
+    vectors, place = index.vectors(), {qid: i for i, qid in enumerate(data.query_ids)}
+    run = {
+        qid: dict(
+            zip(grades, (vectors[[index.row[pid] for pid in grades]] @ queries[place[qid]]).tolist(), strict=True)
+        )
+        for qid, grades in candidates.items()
+    }
+    values = {measure: np.full(len(data.query_ids), np.nan) for measure in metrics.CANDIDATE_MEASURES}
+    if candidates:
+        for measure, found in metrics.per_query(candidates, run, metrics.CANDIDATE_MEASURES).items():
+            values[measure][[place[qid] for qid in candidates]] = found
+    return values
+
+
+def _is_teacher(model: ElasticModel) -> bool:
+    """Whether this is a teacher as it is: what encodes its passages is itself."""
+    passages = model.config.passages or {}
+    return passages.get("encoder") == "teacher" and passages.get("fingerprint") == model.fingerprint()
+
+
+def _load_teacher(model: ElasticModel, name: str | None, *, is_teacher: bool) -> ElasticModel:
+    if name is None and is_teacher:
+        return model
+    name = name or (model.config.teacher or {}).get("name")
+    if not name:
+        raise InputError("the artifact names no teacher to measure retention against: give --teacher")
+    return load_teacher(name)
+
+
+def _shares_passages(model: ElasticModel, teachers_encoder: ElasticModel) -> bool:
+    """Whether the artifact's passages are encoded by what encodes the teacher's."""
+    passages = model.config.passages or {}
+    return passages.get("encoder") == "teacher" and passages["fingerprint"] == teachers_encoder.fingerprint()
+
+
+def _encode_passages(encoder: ElasticModel, data: RetrievalData, batch_size: int) -> PassageIndex:
+    vectors = encoder.embed(data.passages, kind="passage", batch_size=batch_size, show_progress=True).numpy()
+    return PassageIndex.build(vectors, data.passage_ids, fingerprint=encoder.fingerprint(), corpus_sha256=None)
+
+
+def _check_index(index: PassageIndex, model: ElasticModel, encoder: ElasticModel, data: RetrievalData) -> None:
+    index.check(model)
+    passages = dict(zip(data.passage_ids, data.passages, strict=True))
+    if index.fingerprint is None:
+        cosine = index.check_sample(passages, lambda texts: encoder.embed(texts, kind="passage").numpy())
+        command.say(f"{index.name}: no fingerprint; a sample of its passages has a mean cosine of {cosine:.3f}")
+    missing = [pid for pid in data.passage_ids if pid not in index]
+    if missing:
+        raise InputError(
+            f"{index.name}: {len(missing):,} of the {len(data.passage_ids):,} passages of {data.spec} are not in it, "
+            f"such as {missing[0]!r}"
+        )
+    if len(index) > len(passages):
+        command.say(f"{index.name}: {len(index) - len(passages):,} more passages than {data.spec} compete here")
+
+
+def _read_quality(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--save writes {QUALITY_FILE} into an artifact folder, and {folder} is none")
+    file = folder / QUALITY_FILE
+    try:
+        return json.loads(file.read_text("utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise InputError(f"{file}: not JSON ({error})") from None
+
+
+def _rounded(values: Sequence[float] | np.ndarray | None) -> list[float | None] | None:
+    """Six decimals; JSON has no NaN, so what does not apply is null."""
+    if values is None:
+        return None
+    return [None if np.isnan(value) else round(float(value), DECIMALS) for value in values]
+
+
+def _table(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row a level for people; retention of RR@10 with its 95 % interval."""
+    table = []
+    for name, values in result["metrics"].items():
+        kept = result["retention"].get(name, {}).get("RR@10")
+        interval = f"{kept[0]:.3f} [{kept[1]:.3f}, {kept[2]:.3f}]" if kept else "1" if name == TEACHER else "-"
+        cells = {measure: f"{values[measure]:.4f}" for measure in SHOWN if measure in values}
+        table.append({"level": name} | cells | {"retention of RR@10": interval})
+    return table
