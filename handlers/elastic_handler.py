@@ -36,13 +36,16 @@ class ElasticHandler:
         self.settings = Settings.from_section(config.get("handler"))
         self.batch_size = context.system_properties["batch_size"] or 1
         url, key_file = self.settings.management_url, self.settings.management_key_file
+        probe = ManagementProbe(url, context.model_name, key_file=key_file) if url else None
         self.queue = QueueSignal(
-            ManagementProbe(url, context.model_name, key_file=key_file) if url else None,
+            probe,
             batch_size=self.batch_size,
             workers=config.get("minWorkers") or 1,
             batch_delay_s=(config.get("maxBatchDelay") or 0) / 1e3,
         )
         self.answerer = Answerer(Path(context.system_properties["model_dir"]), self.settings)
+        if probe:
+            probe()  # connects, so that the first request need not
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[bytes]:
         """Answer a batch; a request that is refused gets a status of its own and leaves the others alone."""

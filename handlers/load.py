@@ -33,8 +33,8 @@ FAILED_PAUSE_S, REFUSED_PAUSE_S = 0.1, 1.0
 """Not asked again so soon after no answer and after a refusal, so that a port that is off costs next to nothing."""
 OLDEST_S = 60.0
 """X-Request-Start before that is a mistake, not a wait."""
-IDLE_S = 0.02
-"""A worker that waited so long beyond the batch delay had an empty queue."""
+IDLE_S = 0.005
+"""A worker that waited so long beyond the batch delay had an empty queue; the turnaround itself takes 1-2 ms."""
 
 
 # -- 2. The management probe -------------------------------------------------------------------------------------------

@@ -1,0 +1,217 @@
+"""The whole path with the real TorchServe: package, start, ask; levels follow the queue; a bad item, a dead worker."""
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+import torch
+from archives import PASSAGES, archive, index_of, servable
+
+from benchmarks.server import TorchServe
+from elasticlm.model import ElasticModel
+
+pytestmark = pytest.mark.end_to_end
+
+MEANS_MS = {100: 60.0, 50: 40.0, 10: 5.0}
+"""Service times of the table: of 200 ms x .5, level 100 keeps to it alone, 50 with one request behind, 10 with more."""
+SCHEDULE = {"latency_budget_ms": 200, "policy": "slack", "alpha": 0.5}
+QUERIES = [f"how {adjective} is the {noun}" for adjective in ("high", "old", "slow") for noun in ("moon", "ice", "sea")]
+
+
+def ask(server, name, body, **headers):
+    return requests.post(f"{server.inference_url}/predictions/{name}", json=body, headers=headers, timeout=30)
+
+
+def ask_idle(server, name, body, *, level=100, **headers):
+    """Ask until the answer comes from this level: on a busy machine the management API is late now and then."""
+    deadline = time.monotonic() + 15
+    while (reply := ask(server, name, body, **headers)).ok and reply.json()["level"] != level:
+        assert time.monotonic() < deadline, f"still at level {reply.json()['level']}: {reply.headers}"
+        time.sleep(0.2)
+    return reply
+
+
+def rush(server, name, bodies):
+    """Send all bodies at the same moment; return the responses in their order."""
+    ready = threading.Barrier(len(bodies))
+
+    def send(body):
+        with requests.Session() as session:
+            session.get(f"{server.inference_url}/ping", timeout=30)  # connects, so that only the request is left to do
+            ready.wait(60)
+            return session.post(f"{server.inference_url}/predictions/{name}", json=body, timeout=30)
+
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(send, bodies))
+
+
+def max_diff(left, right):
+    return (torch.as_tensor(left) - torch.as_tensor(right)).abs().max().item()
+
+
+@pytest.fixture(scope="module")
+def archives(tiny_artifact, tiny_bert, tmp_path_factory):
+    """`search`: passages by the teacher, an index; `both`: passages by its own largest level; `strict`: late is 504."""
+    folder = tmp_path_factory.mktemp("archives")
+    query_side = servable(tiny_artifact, folder / "query-side", MEANS_MS)
+    both_sides = servable(tiny_artifact, folder / "both-sides", MEANS_MS, passages="largest")
+    return {
+        "search": archive("search", query_side, folder, index=index_of(tiny_bert), **SCHEDULE),
+        "both": archive("both", both_sides, folder, **SCHEDULE),
+        "strict": archive("strict", query_side, folder, **SCHEDULE, late="reject"),
+    }
+
+
+@pytest.fixture(scope="module")
+def model(tiny_artifact):
+    return ElasticModel.from_pretrained(tiny_artifact)
+
+
+@pytest.fixture(scope="module")
+def server(archives, tmp_path_factory):
+    """One request a batch, one worker. A broken `elasticlm` on PYTHONPATH must not reach the archive's own."""
+    foreign = tmp_path_factory.mktemp("foreign")
+    for package in ("elasticlm", "handlers"):
+        (foreign / package).mkdir()
+        (foreign / package / "__init__.py").write_text("raise ImportError('the foreign package was imported')")
+    with TorchServe(
+        {"search": archives["search"], "strict": archives["strict"]}, env={"PYTHONPATH": str(foreign)}
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def batching(archives):
+    """Batches of eight, formed for as long as half a second."""
+    with TorchServe({"both": archives["both"]}, batch_size=8, max_batch_delay_ms=500) as running:
+        yield running
+
+
+def test_an_idle_server_answers_at_the_largest_level_with_that_levels_vector(server, model):
+    reply = ask_idle(server, "search", {"text": "a cold river"})
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == "application/json"
+    assert (reply.headers["X-Elastic-Level"], reply.headers["X-Elastic-Queue-Depth"]) == ("100", "0")
+    assert 0 < float(reply.headers["X-Elastic-Service-Ms"]) < 1000
+    assert set(reply.json()) == {"embedding", "level"}
+    assert reply.json()["level"] == 100
+    assert max_diff(reply.json()["embedding"], model.embed(["a cold river"], level=100)[0]) < 1e-5
+
+
+def test_search_returns_the_corpus_own_ids_best_first(server, tiny_bert, model):
+    reply = ask_idle(server, "search", {"query": "the wolf and the snow", "k": 3})
+    assert reply.status_code == 200
+    scores, ids = index_of(tiny_bert).search(model.embed(["the wolf and the snow"], level=100).numpy(), 3)
+    assert [hit["id"] for hit in reply.json()["hits"]] == ids[0]
+    assert [hit["score"] for hit in reply.json()["hits"]] == pytest.approx(scores[0].tolist(), abs=1e-5)
+    everything = ask_idle(server, "search", {"query": "the wolf and the snow", "k": 1000}).json()["hits"]
+    assert sorted(hit["id"] for hit in everything) == sorted(PASSAGES)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        ('{"text": ', {}, 400, "bad_json"),
+        ("", {}, 400, "no_body"),
+        ("[1]", {}, 400, "bad_request"),
+        ('{"txt": "ice"}', {}, 400, "unknown_field"),
+        ('{"text": "ice", "k": 3}', {}, 400, "mixed_fields"),
+        ('{"text": " "}', {}, 400, "empty_text"),
+        ('{"text": "\\ud800"}', {}, 400, "bad_text"),
+        ("[" * 10_000, {}, 400, "bad_json"),
+        ('{"text": "ice", "as": "passage"}', {}, 400, "wrong_encoder"),
+        ('{"query": "ice", "passages": ["a"]}', {}, 400, "wrong_task"),
+        ('{"query": "ice", "k": 0}', {}, 400, "bad_value"),
+        ('{"query": "ice", "k": 1001}', {}, 400, "bad_value"),
+        ('{"text": "ice"}', {"X-Latency-Budget-Ms": "soon"}, 400, "bad_header"),
+        ('{"text": "' + "ice " * 70_000 + '"}', {}, 413, "too_large"),
+    ],
+)
+def test_each_mistake_gets_its_status_and_its_code(server, body, headers, status, code):
+    url = f"{server.inference_url}/predictions/search"
+    reply = requests.post(url, data=body, headers={"Content-Type": "application/json"} | headers, timeout=30)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+    assert reply.json()["error"]["message"]
+
+
+def test_odd_but_honest_texts_are_answered(server):
+    for text in ("🧊", "ice\x00", "I" * 200_000, "لیلی", "a\u200bb"):
+        reply = ask(server, "search", {"text": text})
+        assert reply.status_code == 200, reply.text
+        assert reply.json().get("truncated", False) is (len(text) > 1000 and "I" not in text)
+    assert ask(server, "search", {"text": "glacier " * 500}).json()["truncated"] is True
+
+
+def test_late_requests_are_answered_or_rejected_as_the_setting_says(server):
+    late = {"X-Request-Start": f"t={time.time() - 1:.6f}"}
+    reply = ask(server, "strict", {"text": "ice"}, **late)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (504, "late")
+    assert ask(server, "strict", {"text": "ice"}).status_code == 200
+    assert ask(server, "search", {"text": "ice"}, **late).status_code == 200
+
+
+def test_an_old_request_and_a_hurried_one_run_at_a_smaller_level(server):
+    old = {"X-Request-Start": f"{(time.time() - 0.145) * 1000:.0f}"}  # 60 ms do not fit any more
+    assert ask(server, "search", {"text": "ice"}, **old).json()["level"] in (50, 10)
+    time.sleep(0.1)  # idle, so that nothing is taken to have waited
+    assert ask(server, "search", {"text": "ice"}, **{"X-Latency-Budget-Ms": "20"}).json()["level"] == 10
+    assert ask_idle(server, "search", {"text": "ice"}, **{"X-Latency-Budget-Ms": "190"}).json()["level"] == 100
+
+
+def test_the_queue_grows_and_the_level_falls_then_it_drains_and_the_level_rises(server, model):
+    replies = rush(server, "search", [{"text": text} for text in QUERIES * 5])
+    assert {reply.status_code for reply in replies} == {200}
+    deep = [reply for reply in replies if int(reply.headers["X-Elastic-Queue-Depth"]) >= 2]
+    assert len(deep) > 10, "there was no queue"
+    assert {reply.json()["level"] for reply in deep} == {10}
+    for reply, text in zip(replies, QUERIES * 5, strict=True):
+        assert max_diff(reply.json()["embedding"], model.embed([text], level=reply.json()["level"])[0]) < 1e-5
+    after = [ask_idle(server, "search", {"text": text}) for text in QUERIES]
+    assert {reply.headers["X-Elastic-Queue-Depth"] for reply in after} == {"0"}
+    assert {reply.json()["level"] for reply in after} == {100}
+
+
+def test_one_bad_item_in_a_batch_of_eight_harms_nobody_else(batching, model):
+    bodies = [{"text": text} for text in QUERIES[:7]]
+    bodies.insert(3, {"text": 3})
+    replies = rush(batching, "both", bodies)
+    assert len({reply.headers["X-Elastic-Service-Ms"] for reply in replies}) == 1, "they were not one batch"
+    assert [reply.status_code for reply in replies] == [200] * 3 + [400] + [200] * 4
+    assert replies[3].json()["error"]["code"] == "wrong_type"
+    level = replies[0].json()["level"]
+    vectors = [reply.json()["embedding"] for reply in replies if reply.ok]
+    assert max_diff(vectors, model.embed(QUERIES[:7], level=level)) < 1e-5
+
+
+def test_passages_embedded_in_a_rush_are_those_embedded_idle(batching):
+    passages = list(PASSAGES.values())
+    idle = [ask(batching, "both", {"text": text, "as": "passage"}).json() for text in passages]
+    bodies = [{"text": text, "as": "passage"} for text in passages] + [{"text": text} for text in QUERIES * 4]
+    bodies = [bodies[i * 7 % len(bodies)] for i in range(len(bodies))]  # passages among queries
+    replies = rush(batching, "both", bodies)
+    assert {reply.status_code for reply in replies} == {200}
+    queries = [reply.json() for reply, body in zip(replies, bodies, strict=True) if "as" not in body]
+    assert min(query["level"] for query in queries) == 10, "there was no rush"
+    hurried = {body["text"]: reply.json() for reply, body in zip(replies, bodies, strict=True) if "as" in body}
+    assert {reply["level"] for reply in [*idle, *hurried.values()]} == {100}
+    for text, one in zip(passages, idle, strict=True):
+        assert max_diff(hurried[text]["embedding"], one["embedding"]) < 1e-5
+
+
+def test_a_killed_worker_comes_back_with_the_same_answers(server, model):
+    (worker,) = server.workers("search")
+    os.kill(worker["pid"], 9)
+    deadline = time.monotonic() + 60
+    while (reply := ask(server, "search", {"text": "ice"})).status_code != 200:
+        assert reply.status_code in (500, 503, 507)
+        assert reply.json()["message"]
+        assert time.monotonic() < deadline, reply.text
+        time.sleep(0.2)
+    assert max_diff(reply.json()["embedding"], model.embed(["ice"], level=reply.json()["level"])[0]) < 1e-5
+    assert ask_idle(server, "search", {"text": "ice"}).json()["level"] == 100
+    (successor,) = server.workers("search")
+    assert successor["pid"] != worker["pid"]
+    assert ask(server, "strict", {"text": "ice"}).status_code == 200
