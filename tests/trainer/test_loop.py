@@ -1,0 +1,158 @@
+"""Algorithm 1: its gradient, its schedule, its checkpoints."""
+
+import numpy as np
+import pytest
+import torch
+
+from elasticlm.errors import InputError
+from elasticlm.model import ElasticModel
+from elasticlm.teacher import load_teacher
+from tests.trainer.conftest import make_texts
+from trainer.checkpoints import Checkpoints, Losses
+from trainer.loop import accumulate_gradients, evaluate, learning_rate_factor, levels_of_step, make_optimizers, train
+from trainer.objectives import Align
+from trainer.options import LoopOptions
+from trainer.texts import TokenizedTexts
+
+TEXTS = make_texts(60, seed=7)
+LEVELS = (100, 50, 30, 20, 10, 5)
+
+
+@pytest.fixture
+def make_objective(tiny_artifact, tiny_bert, processes):
+    def make():
+        model, teacher = ElasticModel.from_pretrained(tiny_artifact), load_teacher(str(tiny_bert))
+        return Align(model, teacher, TokenizedTexts.of(model, TEXTS, "query"), teacher.embed(TEXTS[:20]),
+                     temperature=0.05, passages_per_step=20, processes=processes, chunk_size=16, seed=0)  # fmt: skip
+
+    return make
+
+
+def options(**changes):
+    return LoopOptions(**{"max_steps": 12, "batch_size": 8, "dev_examples": 6, "checkpoint_every": 5, "precision": "fp32",
+                          "freeze_embeddings": True, **changes})  # fmt: skip
+
+
+def test_gradient_equals_that_of_the_mean_over_levels(make_objective):
+    rows, levels = np.arange(16), (100, 50, 10)
+    objective = make_objective()
+    accumulate_gradients(objective, rows, 0, levels)
+    plain = make_objective()
+    batch = plain.batch(rows, 0)
+    torch.stack([plain.losses(batch, level).mean() for level in levels]).mean().backward()
+    pairs = list(zip(objective.model.named_parameters(), plain.model.parameters(), strict=True))
+    largest = max(p.grad.abs().max() for _, p in pairs if p.grad is not None)
+    for (name, found), expected in pairs:
+        if expected.grad is not None and expected.numel():
+            max_diff = (found.grad - expected.grad).abs().max() / largest
+            assert max_diff < 1e-5, (name, max_diff)
+
+
+def test_every_step_trains_the_smallest_level_and_draws_the_others_alike():
+    seen = [levels_of_step(LEVELS, "3", seed=0, step=step) for step in range(600)]
+    assert all(
+        len(levels) == 3 and levels[-1] == 5 and list(levels) == sorted(set(levels), reverse=True) for levels in seen
+    )
+    counts = {level: sum(level in levels for levels in seen) for level in LEVELS[:-1]}
+    assert min(counts.values()) > 200  # 240 each on average
+    assert max(counts.values()) < 280
+    assert levels_of_step(LEVELS, "all", 0, 0) == LEVELS
+    assert levels_of_step(LEVELS, "1", 0, 7) == (5,)
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_learning_rate_rises_to_its_peak_and_falls_to_nearly_nothing(decay):
+    factors = [learning_rate_factor(step, 100, 0.1, decay) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert all(later <= earlier for earlier, later in zip(factors[9:], factors[10:], strict=False))
+    assert 0 < factors[-1] < 0.02
+    assert factors[55] == pytest.approx(0.5, abs=0.02)
+
+
+def test_muon_takes_the_layers_matrices_and_adamw_the_rest(make_objective):
+    objective = make_objective()
+    objective.model.encoder.embeddings.requires_grad_(False)
+    adamw, muon = make_optimizers(objective.model, options(optimizer="muon"))
+    matrices = {id(p) for group in muon.param_groups for p in group["params"]}
+    rest = {id(p) for group in adamw.param_groups for p in group["params"]}
+    for name, p in objective.model.named_parameters():
+        expected = matrices if "layers" in name and p.ndim == 2 else rest
+        assert (id(p) in expected) == ("embeddings" not in name), name
+    assert not matrices & rest
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_interrupted_run_resumes_bit_for_bit(make_objective, tmp_path, optimizer, monkeypatch):
+    chosen = options(optimizer=optimizer, levels_per_step="2", dev_every=4)
+    train(make_objective(), chosen, Checkpoints(tmp_path / "whole", resume=False, overwrite=False), {})
+
+    stopped = make_objective()
+    batch = stopped.batch
+
+    def crash_at_step_8(rows, step):
+        if step == 8:
+            raise MemoryError
+        return batch(rows, step)
+
+    monkeypatch.setattr(stopped, "batch", crash_at_step_8)
+    with pytest.raises(MemoryError):
+        train(stopped, chosen, Checkpoints(tmp_path / "parts", resume=False, overwrite=False), {})
+    assert not (tmp_path / "parts").exists()
+    torch.manual_seed(1)  # nothing may hang on the global generator
+    resumed = make_objective()
+    steps = []
+    batch_again = resumed.batch
+    monkeypatch.setattr(resumed, "batch", lambda rows, step: steps.append(step) or batch_again(rows, step))
+    train(resumed, chosen, Checkpoints(tmp_path / "parts", resume=True, overwrite=False), {})
+
+    assert min(steps) == 5  # the checkpoint's
+    for file in ("model.safetensors", "loss.csv"):
+        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+    assert not (tmp_path / "parts.checkpoints").exists()
+
+
+def test_resuming_with_other_options_is_refused(make_objective, tmp_path):
+    folder = tmp_path / "run"
+    objective = make_objective()
+    checkpoints = Checkpoints(folder, resume=False, overwrite=False)
+    modules = torch.nn.ModuleDict({"model": objective.model, "extra": objective.extra})
+    checkpoints.save(5, modules, make_optimizers(modules, options()), Losses(), {"lr": 0.001}, 1.0)
+    with pytest.raises(InputError, match="unfinished run"):
+        Checkpoints(folder, resume=False, overwrite=False)
+    again = Checkpoints(folder, resume=True, overwrite=False)
+    with pytest.raises(InputError, match=r"--lr 0.001, not 0.0005"):
+        train(make_objective(), options(), again, {})
+
+
+def test_training_lowers_the_dev_loss_of_every_smaller_level(make_objective, tmp_path):
+    objective = make_objective()
+    report = train(objective, options(max_steps=60, batch_size=16, lr=3e-3),
+                   Checkpoints(tmp_path / "out", resume=False, overwrite=False), {})  # fmt: skip
+    before, after = report["dev_loss_before"], report["dev_loss_after"]
+    assert after["50"] < 0.9 * before["50"]
+    assert after["10"] < 0.9 * before["10"]
+    written = ElasticModel.from_pretrained(tmp_path / "out")
+    rows = np.random.default_rng([0, 3]).permutation(60)[:6]
+    objective.model = written
+    assert evaluate(objective, rows, 16)[10] == pytest.approx(after["10"], rel=1e-4)
+
+
+def test_frozen_embeddings_stay(make_objective, tmp_path, tiny_artifact):
+    before = ElasticModel.from_pretrained(tiny_artifact).state_dict()
+    for frozen in (True, False):
+        output = tmp_path / str(frozen)
+        train(make_objective(), options(max_steps=2, freeze_embeddings=frozen),
+              Checkpoints(output, resume=False, overwrite=False), {})  # fmt: skip
+        after = ElasticModel.from_pretrained(output).state_dict()
+        name = "encoder.embeddings.word.weight"
+        assert torch.equal(before[name], after[name]) == frozen
+        assert not torch.equal(
+            before["encoder.layers.0.feed_forward.up.weight"], after["encoder.layers.0.feed_forward.up.weight"]
+        )
+
+
+@pytest.mark.parametrize("change", [{"max_steps": 0}, {"lr": -1.0}, {"optimizer": "sgd"}, {"levels_per_step": "some"},
+                                    {"warmup": 1.0}, {"precision": "int8"}])  # fmt: skip
+def test_options_out_of_range_are_refused(change):
+    with pytest.raises(InputError, match=next(iter(change)).replace("_", "-")):
+        options(**change)

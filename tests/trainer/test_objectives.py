@@ -1,0 +1,170 @@
+"""Objectives: their losses against the plain formulas, and cached representations against one big batch."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from elasticlm.model import ElasticModel
+from elasticlm.teacher import load_teacher
+from tests.trainer.conftest import make_texts
+from trainer.loop import accumulate_gradients
+from trainer.objectives import (
+    Align,
+    Denser,
+    Relations,
+    align_losses,
+    contrastive_losses,
+    in_batch,
+    relation_losses,
+)
+from trainer.texts import TokenizedTexts
+
+TEXTS = make_texts(24, seed=4)
+PASSAGES = make_texts(40, seed=5, shortest=8, longest=20)
+
+
+def make_denser(folder, processes, *, chunk_size):
+    model = ElasticModel.from_pretrained(folder)
+    return Denser(
+        model, TokenizedTexts.of(model, TEXTS, "query"), TokenizedTexts.of(model, PASSAGES, "passage"),
+        positives=[[i, i + 1] if i % 5 == 0 else [i] for i in range(24)],
+        negatives=np.arange(24)[:, None] % 8 + np.arange(25, 31),
+        temperature=0.05, negatives_per_query=2, processes=processes, chunk_size=chunk_size, seed=0,
+    )  # fmt: skip
+
+
+def make_align(folder, teacher_folder, processes, *, chunk_size):
+    model, teacher = ElasticModel.from_pretrained(folder), load_teacher(str(teacher_folder))
+    passages = teacher.embed(PASSAGES, kind="passage")
+    return Align(model, teacher, TokenizedTexts.of(model, TEXTS, "query"), passages, temperature=0.05,
+                 passages_per_step=16, processes=processes, chunk_size=chunk_size, seed=0)  # fmt: skip
+
+
+def make_relations(folder, teacher_folder, processes, *, chunk_size):
+    model, teacher = ElasticModel.from_pretrained(folder), load_teacher(str(teacher_folder))
+    return Relations(model, teacher, TokenizedTexts.of(model, TEXTS, "query"), relation_heads=8, scale="sqrt",
+                     processes=processes, chunk_size=chunk_size)  # fmt: skip
+
+
+def gradients(objective, rows, levels):
+    losses = accumulate_gradients(objective, rows, 3, levels)
+    return losses, {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
+
+
+def greatest_difference(found, expected):
+    assert found.keys() == expected.keys()
+    return max((found[name] - expected[name]).abs().max().item() for name in found if found[name].numel())
+
+
+@pytest.mark.parametrize("make", [make_align, make_relations, make_denser])
+def test_chunks_equal_one_big_batch(make, tiny_artifact, tiny_bert, processes):
+    folders = (tiny_artifact,) if make is make_denser else (tiny_artifact, tiny_bert)
+    rows, levels = np.arange(20), (100, 50, 10)
+    losses, big = gradients(make(*folders, processes, chunk_size=1000), rows, levels)
+    chunked_losses, small = gradients(make(*folders, processes, chunk_size=3), rows, levels)
+    assert max(gradient.abs().max() for gradient in big.values()) > 1e-2
+    assert greatest_difference(small, big) < 1e-5
+    assert chunked_losses == pytest.approx(losses, rel=1e-5, abs=1e-6)
+
+
+def test_denser_gradient_equals_that_of_the_plain_loss(tiny_artifact, processes):
+    objective = make_denser(tiny_artifact, processes, chunk_size=1000)
+    rows, levels = np.arange(20), (100, 50, 10)
+    _, found = gradients(objective, rows, levels)
+
+    plain = make_denser(tiny_artifact, processes, chunk_size=1000)
+    model = plain.model
+    negatives = np.random.default_rng([0, 2, 3]).permuted(plain.negatives[rows], axis=1)[:, :2]
+    among = sorted({plain.positives[row][0] for row in rows} | set(negatives.ravel().tolist()))
+    passages = model(**plain.passages.inputs(np.array(among)), level=100)
+    loss = 0.0
+    for level in levels:
+        scores = model(**plain.queries.inputs(rows), level=level) @ passages.T / 0.05
+        for i, row in enumerate(rows):
+            known = [p for p in plain.positives[row][1:] if p in among]
+            kept = [column for column, p in enumerate(among) if p not in known]
+            loss = loss - scores[i, kept].log_softmax(-1)[kept.index(among.index(plain.positives[row][0]))] / 60
+    loss.backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert greatest_difference(found, expected) < 1e-5
+
+
+def test_in_batch_passages_stand_once_and_further_positives_are_excluded():
+    rows, labels, excluded = in_batch([[7, 3], [3], [7], [5, 9]], negatives=[5, 1])
+    assert rows.tolist() == [1, 3, 5, 7]
+    assert labels.tolist() == [3, 1, 3, 2]
+    assert excluded.tolist() == [[False, True, False, False], *[[False] * 4] * 3]
+
+
+def test_contrastive_loss_leaves_excluded_passages_out():
+    queries, passages = torch.eye(3)[:1], torch.eye(3)
+    nothing = contrastive_losses(queries, passages, torch.tensor([0]), torch.tensor([[False, True, True]]), 1.0)
+    one = contrastive_losses(queries, passages, torch.tensor([0]), torch.tensor([[False, True, False]]), 1.0)
+    assert nothing.item() == 0
+    assert one.item() == pytest.approx(math.log(1 + math.exp(-1)))
+
+
+def test_align_loss_is_the_divergence_plus_three_times_the_cosine_distance():
+    random = torch.Generator().manual_seed(0)
+    student, teacher, passages = (torch.randn(n, 8, generator=random, dtype=torch.float64) for n in (5, 5, 11))
+    found = align_losses(student, teacher, passages, 0.5)
+    for i in range(5):
+        p = [math.exp(float(teacher[i] @ v) / 0.5) for v in passages]
+        q = [math.exp(float(student[i] @ v) / 0.5) for v in passages]
+        divergence = sum(a / sum(p) * math.log((a / sum(p)) / (b / sum(q))) for a, b in zip(p, q, strict=True))
+        cosine = float(student[i] @ teacher[i]) / float(student[i].norm() * teacher[i].norm())
+        assert found[i].item() == pytest.approx(divergence + 3 * (1 - cosine), rel=1e-6)
+    assert align_losses(teacher, teacher, passages, 0.5).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("scale", ["sqrt", "plain"])
+def test_relation_loss_equals_the_formula_written_out(scale):
+    random = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(3, 6, 12, generator=random, dtype=torch.float64) for _ in range(2))
+    lengths, heads, width = [6, 3, 1], 4, 3
+    mask = torch.tensor([[int(t < length) for t in range(6)] for length in lengths])
+    found = relation_losses(teacher, student, mask, heads, scale)
+    for i, length in enumerate(lengths):
+        total = 0.0
+        for head in range(heads):
+            columns = slice(head * width, (head + 1) * width)
+            theirs, ours = teacher[i, :length, columns], student[i, :length, columns]
+            divisor = math.sqrt(width) if scale == "sqrt" else width
+            p, q = ((x @ x.T / divisor).softmax(-1) for x in (theirs, ours))
+            total += float((p * (p.log() - q.log())).sum())
+        assert found[i].item() == pytest.approx(total / (heads * length), rel=1e-9)
+
+
+def test_relation_loss_and_its_gradient_ignore_padding(tiny_artifact, tiny_bert, processes):
+    short = make_relations(tiny_artifact, tiny_bert, processes, chunk_size=1000)
+    row = int(np.argmin(short.lengths))
+    alone = short.losses(short.batch(np.array([row]), 0), 50)
+    together = short.losses(short.batch(np.arange(24), 0), 50)[row]
+    assert (alone[0] - together).abs() < 1e-5
+    together.backward()
+    assert all(p.grad.isfinite().all() for p in short.model.parameters() if p.grad is not None)
+
+
+def test_relations_start_from_the_teachers_last_projections(tiny_artifact, tiny_bert, processes):
+    objective = make_relations(tiny_artifact, tiny_bert, processes, chunk_size=1000)
+    last = load_teacher(str(tiny_bert)).encoder.layers[-1].attention
+    assert torch.equal(objective.extra["query"].weight, last.query.weight)
+    assert torch.equal(objective.extra["value"].bias, last.value.bias)
+    batch = objective.batch(np.arange(3), 0)
+    inputs = objective.texts.inputs(np.arange(3))
+    teacher = objective.teacher
+    before_last = teacher.encoder(**inputs, structure=teacher.structures[100], layers=2)
+    assert (batch.teacher[1] - F.linear(before_last, last.key.weight, last.key.bias)).abs().max() < 1e-4
+
+
+def test_align_targets_are_the_teachers_vectors(tiny_artifact, tiny_bert, processes):
+    objective = make_align(tiny_artifact, tiny_bert, processes, chunk_size=1000)
+    batch = objective.batch(np.arange(4), 0)
+    assert torch.allclose(batch.teacher, load_teacher(str(tiny_bert)).embed(TEXTS[:4]), atol=1e-6)
+    assert not batch.teacher.requires_grad
+    assert len(batch.passages) == 16
+    assert not torch.equal(batch.passages, objective.batch(np.arange(4), 1).passages)
+    assert objective.losses(batch, 100).abs().max() < 1e-4  # level 100 starts as the teacher

@@ -1,0 +1,119 @@
+"""What a training run keeps on disk: its last state, its loss log, and in the end the artifact."""
+
+import csv
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from elasticlm.errors import InputError
+from elasticlm.files import new_folder, refuse_existing
+from elasticlm.model import ElasticModel
+from elasticlm.structure import Level, level_name
+from trainer.options import flag
+
+LOSS_FILE, TRAINING_FILE = "loss.csv", "training.json"
+COLUMNS = ("step", "split", "level", "loss")
+WEIGHTS_FILE, OPTIMIZERS_FILE, STATE_FILE = "weights.safetensors", "optimizers.pt", "state.json"
+
+
+class Checkpoints:
+    """The working folder of a run, ``OUTPUT.checkpoints``, beside its output; it goes when the run succeeds.
+
+    Raises InputError where the output exists, or an unfinished run stands there that is neither resumed nor replaced.
+    """
+
+    def __init__(self, output: str | Path, *, resume: bool, overwrite: bool) -> None:
+        self.output, self._overwrite = Path(output), overwrite
+        self.folder = self.output.with_name(self.output.name + ".checkpoints")
+        refuse_existing(self.output, overwrite=overwrite)
+        if self.folder.exists() and not resume:
+            if not overwrite:
+                raise InputError(
+                    f"{self.folder} holds an unfinished run of this output: give --resume to go on with it, "
+                    "or --overwrite to start anew"
+                )
+            shutil.rmtree(self.folder)
+
+    def save(
+        self,
+        step: int,
+        modules: nn.Module,
+        optimizers: Sequence[Optimizer],
+        losses: "Losses",
+        settings: Mapping[str, Any],
+        seconds: float,
+    ) -> None:
+        """Write the state after ``step`` steps in place of the last one; either stands whole at any moment."""
+        with new_folder(self.folder, overwrite=True) as folder:
+            safetensors.torch.save_file(modules.state_dict(), folder / WEIGHTS_FILE)
+            torch.save([optimizer.state_dict() for optimizer in optimizers], folder / OPTIMIZERS_FILE)
+            losses.write(folder / LOSS_FILE)
+            state = {"step": step, "settings": settings, "seconds": seconds}
+            (folder / STATE_FILE).write_text(json.dumps(state, indent=1))
+
+    def load(
+        self, modules: nn.Module, optimizers: Sequence[Optimizer], losses: "Losses", settings: Mapping[str, Any]
+    ) -> tuple[int, float]:
+        """Restore the last state, if there is one; return the steps done and the seconds that they took.
+
+        Raises InputError where the run was started with other settings.
+        """
+        if not self.folder.exists():
+            return 0, 0.0
+        state = json.loads((self.folder / STATE_FILE).read_text())
+        for name, value in state["settings"].items():
+            if settings[name] != value:
+                raise InputError(
+                    f"{self.folder} was started with {flag(name)} {value}, not {settings[name]}: "
+                    "resume with the same options, or start anew with --overwrite"
+                )
+        modules.load_state_dict(safetensors.torch.load_file(self.folder / WEIGHTS_FILE))
+        for optimizer, saved in zip(
+            optimizers, torch.load(self.folder / OPTIMIZERS_FILE, weights_only=True), strict=True
+        ):
+            optimizer.load_state_dict(saved)
+        losses.read(self.folder / LOSS_FILE)
+        return state["step"], state["seconds"]
+
+    def finish(self, model: ElasticModel, losses: "Losses", report: Mapping[str, Any]) -> None:
+        """Write the artifact with its loss log and how it was trained, and remove the checkpoints."""
+        with new_folder(self.output, overwrite=self._overwrite) as folder:
+            model.save_pretrained(folder)
+            losses.write(folder / LOSS_FILE)
+            (folder / TRAINING_FILE).write_text(json.dumps(report, indent=1))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Losses:
+    """The loss log: a row (step, split, level, loss) for each level of each step, and for each dev loss."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, str, str, float]] = []
+
+    def add(self, step: int, split: str, losses: Mapping[Level, float]) -> None:
+        self._rows += [(step, split, level_name(level), loss) for level, loss in losses.items()]
+
+    def write(self, file: Path) -> None:
+        with open(file, "w", encoding="utf-8", newline="") as out:
+            csv.writer(out, lineterminator="\n").writerows([COLUMNS, *self._rows])
+
+    def read(self, file: Path) -> None:
+        with open(file, encoding="utf-8", newline="") as lines:
+            _, *rows = csv.reader(lines)
+        self._rows = [(int(step), split, level, float(loss)) for step, split, level, loss in rows]
+
+    def dev(self) -> tuple[dict[str, float], dict[str, float]]:
+        """The first and the last dev loss of every level."""
+        first, last = {}, {}
+        for _, split, level, loss in self._rows:
+            if split == "dev":
+                first.setdefault(level, loss)
+                last[level] = loss
+        return first, last

@@ -1,0 +1,80 @@
+"""``python -m trainer distil``: train every level on plain text to keep the teacher's attention relations."""
+
+import argparse
+
+import numpy as np
+import torch
+
+from elasticlm import command
+from elasticlm.command import say
+from elasticlm.errors import InputError
+from elasticlm.model import ElasticModel
+from elasticlm.retrieval.data import load_texts
+from elasticlm.teacher import load_teacher
+from trainer.checkpoints import Checkpoints
+from trainer.finetune import print_report
+from trainer.loop import train
+from trainer.objectives import Relations
+from trainer.options import LoopOptions, add_options, at_least, options_of
+from trainer.processes import Processes
+from trainer.texts import TokenizedTexts
+
+DEFAULTS = {"distil": LoopOptions(batch_size=32, chunk_size=32, levels_per_step="3")}
+SCALES = ("sqrt", "plain")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = command.parser("python -m trainer distil", __doc__.partition(": ")[2])
+    parser.add_argument("--model", required=True, metavar="DIR", help="elastic model to start from (see prune)")
+    parser.add_argument("--teacher", required=True, help="BERT encoder: a folder, or a name on the Hugging Face hub")
+    parser.add_argument("--data", required=True, metavar="SPEC", help="text:FILE (a paragraph a line), or the "
+                        "passages of beir:DIR, hf:NAME[/CONFIG] or pydoc")  # fmt: skip
+    parser.add_argument("--split", default="train", help="split of the data, where its texts have splits")
+    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="length limit of a text, in tokens")
+    parser.add_argument("--relation-heads", type=int, default=32, metavar="R", help="heads that queries, keys and "
+                        "values are split into anew; must divide the hidden size")  # fmt: skip
+    parser.add_argument("--relation-scale", default="sqrt", choices=SCALES, help="relations are divided by the width "
+                        "of a relation head (plain) or its root (sqrt)")  # fmt: skip
+    add_options(parser, DEFAULTS)
+    args = parser.parse_args(argv)
+    at_least(args, 3, "max_tokens")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    options = options_of(args, DEFAULTS["distil"])
+    checkpoints = Checkpoints(args.output, resume=args.resume, overwrite=args.overwrite)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    processes = Processes(options.precision)
+    model, teacher = ElasticModel.from_pretrained(args.model), load_teacher(args.teacher)
+    check(teacher, model, args.relation_heads)
+    paragraphs = load_texts(args.data, args.split)
+    wanted = options.max_steps * options.batch_size + options.dev_examples
+    rows = np.random.default_rng([options.seed, 5]).permutation(len(paragraphs))[:wanted]
+    texts = TokenizedTexts.of(teacher, [paragraphs[i] for i in rows], "passage", args.max_tokens)
+    say(f"distil: {len(texts)} texts")
+    objective = Relations(model, teacher.to(processes.device), texts, relation_heads=args.relation_heads,
+                          scale=args.relation_scale, processes=processes, chunk_size=options.chunk_size)  # fmt: skip
+    names = ("data", "split", "max_tokens", "relation_heads", "relation_scale")
+    settings = {name: getattr(args, name) for name in names}
+    settings |= {"model": model.fingerprint(), "teacher": teacher.fingerprint()}
+    print_report(args.output, train(objective, options, checkpoints, settings))
+
+
+def check(teacher: ElasticModel, model: ElasticModel, relation_heads: int) -> None:
+    """Raise InputError unless the teacher's relations can teach this model."""
+    hidden = teacher.config.hidden_size
+    if hidden != model.config.hidden_size or teacher.config.vocab_size != model.config.vocab_size:
+        raise InputError(
+            f"--teacher has hidden size {hidden} and {teacher.config.vocab_size} words, the model "
+            f"{model.config.hidden_size} and {model.config.vocab_size}: it is of another family"
+        )
+    if relation_heads < 1 or hidden % relation_heads:
+        raise InputError(f"--relation-heads {relation_heads}: must divide the hidden size, {hidden}")
+    if teacher.structures[teacher.structures.largest].heads[-1] * teacher.config.head_size != hidden:
+        raise InputError("--teacher must have all heads of its last layer")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,154 @@
+"""``python -m trainer finetune``: train every level of an elastic model for a task."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from elasticlm import command
+from elasticlm.command import say
+from elasticlm.errors import InputError
+from elasticlm.model import ElasticModel
+from elasticlm.retrieval.data import load_corpus, load_queries
+from elasticlm.retrieval.index import PassageIndex
+from elasticlm.teacher import load_model, passage_encoder
+from trainer.checkpoints import Checkpoints
+from trainer.loop import train
+from trainer.negatives import bm25_negatives
+from trainer.objectives import ALIGN_TEMPERATURE, Align, Denser, contrastive_temperature
+from trainer.options import LoopOptions, add_options, at_least, check_temperature, options_of
+from trainer.pairs import load_pairs
+from trainer.processes import Processes
+from trainer.texts import TokenizedTexts, encode
+
+DEFAULTS = {
+    "align": LoopOptions(optimizer="muon", levels_per_step="3", freeze_embeddings=True),
+    "denser": LoopOptions(batch_size=64, levels_per_step="3", lr=1e-4),
+}
+SETTINGS = {  # what a resumed run must agree on, besides the loop's options
+    "align": ("task", "data", "split", "index", "passages", "passage_tokens", "passages_per_step", "temperature"),
+    "denser": ("task", "data", "split", "passage_tokens", "negatives", "temperature"),
+}
+NEGATIVE_CANDIDATES = 30  # best BM25 passages that a step's negatives are drawn from
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = command.parser("python -m trainer finetune", __doc__.partition(": ")[2])
+    parser.add_argument("--task", required=True, metavar="|".join(DEFAULTS), help="align: pull queries at every level "
+                        "to where the teacher puts them, no labels needed; denser: supervised retrieval with in-batch "
+                        "and BM25 negatives, passages by the largest level")  # fmt: skip
+    parser.add_argument("--model", required=True, metavar="DIR", help="elastic model to start from (see prune)")
+    parser.add_argument("--teacher", help="align: what encodes the passages (default: as named in the model)")
+    parser.add_argument("--data", required=True, metavar="SPEC", help="beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")
+    parser.add_argument("--split", default="train", help="split of the data whose queries are trained on")
+    parser.add_argument("--index", metavar="DIR|FILE.faiss", help="align: an existing index of the teacher's passages")
+    parser.add_argument("--ids", metavar="FILE.txt", help="align: passage ids of an index made elsewhere, one a line")
+    parser.add_argument("--passages", type=int, default=4096, metavar="N", help="align without --index: passages "
+                        "of the data that the teacher encodes, drawn at random")  # fmt: skip
+    parser.add_argument("--passage-tokens", type=int, metavar="N", help="length limit of the passages trained "
+                        "with, in tokens (default: align 64, denser 128)")  # fmt: skip
+    parser.add_argument("--passages-per-step", type=int, default=4096, metavar="N", help="align: passages that a step "
+                        "compares with, drawn at random")  # fmt: skip
+    parser.add_argument("--negatives", type=int, default=1, metavar="M", help="denser: BM25 negatives a query")
+    parser.add_argument("--temperature", type=float, help="of the distribution over passages (default: align .02, "
+                        "denser .05; 1 where vectors do not have length 1)")  # fmt: skip
+    add_options(parser, DEFAULTS)
+    args = parser.parse_args(argv)
+    if args.task not in DEFAULTS:
+        raise InputError(f"--task {args.task} is not available; available: {', '.join(DEFAULTS)}")
+    at_least(args, 1, "passages", "passages_per_step", "negatives")
+    at_least(args, 3, "passage_tokens")
+    check_temperature(args)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    options = options_of(args, DEFAULTS[args.task])
+    checkpoints = Checkpoints(args.output, resume=args.resume, overwrite=args.overwrite)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    processes = Processes(options.precision)
+    model = ElasticModel.from_pretrained(args.model)
+    settings = {name: getattr(args, name) for name in SETTINGS[args.task]} | {"model": model.fingerprint()}
+    if args.task == "align":
+        teacher = teacher_of(args, model)
+        objective = align(args, options, model, teacher, processes)
+        passages = {"encoder": "teacher", "fingerprint": teacher.fingerprint()}
+    else:
+        objective = denser(args, options, model, processes)
+        passages = None
+
+    def sign(trained: ElasticModel) -> None:
+        trained.config.passages = passages or {"encoder": "largest", "fingerprint": trained.fingerprint()}
+
+    report = train(objective, options, checkpoints, settings, sign=sign)
+    print_report(args.output, report)
+
+
+def align(
+    args: argparse.Namespace, options: LoopOptions, model: ElasticModel, teacher: ElasticModel, processes: Processes
+) -> Align:
+    """The alignment objective over the split's queries, and the index's passages or a sample of the data's."""
+    _, texts = load_queries(args.data, args.split)
+    if args.index:
+        index = PassageIndex.load(args.index, args.ids)
+        index.check(teacher)
+        if index.fingerprint is None:
+            corpus = load_corpus(args.data)
+            known = dict(zip(corpus.ids, corpus.passages, strict=True))
+            index.check_sample(known, lambda passages: teacher.embed(passages, kind="passage").numpy())
+        vectors = torch.from_numpy(index.vectors())
+    else:
+        passages = load_corpus(args.data).passages
+        rows = np.random.default_rng([options.seed, 4]).permutation(len(passages))[: args.passages]
+        tokenized = TokenizedTexts.of(teacher, [passages[i] for i in rows], "passage", args.passage_tokens or 64)
+        vectors = encode(teacher, tokenized, processes, desc="passages by the teacher")
+    queries = TokenizedTexts.of(model, texts, "query")
+    say(f"align: {len(queries)} queries, {len(vectors)} passages")
+    temperature = args.temperature or (ALIGN_TEMPERATURE if model.config.normalize else 1.0)
+    return Align(model, teacher.to(processes.device), queries, vectors, temperature=temperature,
+                 passages_per_step=args.passages_per_step, processes=processes, chunk_size=options.chunk_size,
+                 seed=options.seed)  # fmt: skip
+
+
+def teacher_of(args: argparse.Namespace, model: ElasticModel) -> ElasticModel:
+    """What encodes the passages that the queries are aligned with; from now on the model's teacher.
+
+    Raises InputError where it is not the one that the model was made from.
+    """
+    if (model.config.passages or {}).get("encoder") == "teacher":
+        return passage_encoder(model, args.teacher)
+    name = args.teacher or args.model
+    teacher = load_model(name)
+    model.config.teacher = teacher.config.teacher if args.teacher else {"name": str(name), "sha256": None}
+    return teacher
+
+
+def denser(args: argparse.Namespace, options: LoopOptions, model: ElasticModel, processes: Processes) -> Denser:
+    """The supervised objective over the split's pairs, with BM25 negatives for the queries that training will see."""
+    wanted = options.max_steps * options.batch_size + options.dev_examples
+    pairs = load_pairs(args.data, args.split).sample(wanted, options.seed)
+    most = len(pairs.passages) - max(map(len, pairs.positives))
+    negatives = bm25_negatives(pairs, max(args.negatives, min(NEGATIVE_CANDIDATES, most)))
+    used = np.unique(np.concatenate([negatives.ravel(), *map(np.asarray, pairs.positives)]))
+    passages = TokenizedTexts.of(model, [pairs.passages[i] for i in used], "passage", args.passage_tokens or 128)
+    queries = TokenizedTexts.of(model, pairs.queries, "query")
+    positives = [np.searchsorted(used, rows).tolist() for rows in pairs.positives]
+    say(f"denser: {len(queries)} queries, {len(passages)} passages among their positives and negatives")
+    return Denser(model, queries, passages, positives, np.searchsorted(used, negatives),
+                  temperature=args.temperature or contrastive_temperature(model), negatives_per_query=args.negatives,
+                  processes=processes, chunk_size=options.chunk_size, seed=options.seed)  # fmt: skip
+
+
+def print_report(output: str, report: Mapping[str, Any]) -> None:
+    """The dev loss of every level before and after, for people and as the last line for programs."""
+    before, after = report["dev_loss_before"], report["dev_loss_after"]
+    command.print_table([{"level": level, "dev loss before": before[level], "after": after[level]} for level in before])
+    keys = ("steps", "minutes", "dev_loss_before", "dev_loss_after")
+    command.print_result({"output": str(output)} | {key: report[key] for key in keys})
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,351 @@
+"""What a step of training minimises: alignment, supervised retrieval, attention relations.
+
+An objective turns rows of its training texts into a batch (with the teacher's targets, computed once and without
+gradients), and gives every example's loss at a level. The loop (trainer.loop) does the rest, the same for all.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from elasticlm.model import ElasticModel
+from elasticlm.structure import Level
+from trainer.processes import Processes
+from trainer.representations import Representations
+from trainer.texts import TokenizedTexts
+
+ALIGN_TEMPERATURE = 0.02
+COSINE_WEIGHT = 3.0
+CONTRASTIVE_TEMPERATURE = 0.05  # of vectors of length 1; else 1
+
+
+class Objective(ABC):
+    """A loss over the levels of ``model``, example by example.
+
+    Attributes:
+        model: the student; all its levels are trained.
+        lengths: IntArray [examples], the tokens of each example, for batches of like lengths.
+        chunk_size: examples whose activations are held at once.
+        extra: modules that are trained and kept in checkpoints beside the student, but are no part of the artifact.
+    """
+
+    def __init__(self, model: ElasticModel, lengths: np.ndarray, processes: Processes, chunk_size: int) -> None:
+        self.model, self.lengths, self.processes, self.chunk_size = model, lengths, processes, chunk_size
+        self.extra: nn.Module = nn.ModuleDict()
+
+    def parts(self, rows: np.ndarray) -> Iterable[np.ndarray]:
+        """Split the rows of a batch into parts whose losses do not depend on each other; this process's share of it."""
+        mine = self.processes.mine(rows)
+        return [mine[i : i + self.chunk_size] for i in range(0, len(mine), self.chunk_size)]
+
+    @abstractmethod
+    def batch(self, rows: np.ndarray, step: int) -> Any:
+        """Return the inputs of these examples and all that the levels share: the teacher's targets, passages."""
+
+    @abstractmethod
+    def losses(self, batch: Any, level: Level) -> Tensor:
+        """Return each example's loss at a level, FloatTensor [examples], with gradients where enabled."""
+
+    def backward(self, batch: Any, level: Level, weight: float) -> Tensor:
+        """Add the gradient of ``weight`` times the summed losses at a level; return the sum."""
+        total = self.losses(batch, level).sum()
+        (weight * total).backward()
+        return total.detach()
+
+    def finish(self, batch: Any) -> None:  # noqa: B027  most objectives share nothing that is trained
+        """Add the gradient that the levels left in what they share, once a step."""
+
+    def _inputs(self, texts: TokenizedTexts, rows: np.ndarray) -> dict[str, Tensor]:
+        return {name: tensor.to(self.processes.device) for name, tensor in texts.inputs(rows).items()}
+
+    def _vectors(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> Tensor:
+        with self.processes.encoding(inputs["input_ids"].shape[1]):
+            return model(**inputs, level=level).float()
+
+
+# --- align -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AlignBatch:
+    """Queries and where the teacher puts them: its vectors [queries, dim], over passages [passages, dim]."""
+
+    inputs: Mapping[str, Tensor]
+    teacher: Tensor
+    passages: Tensor
+
+
+class Align(Objective):
+    """Pull queries at every level to where the teacher puts them, over passages of an existing index. No labels.
+
+    Args:
+        teacher: encodes the queries at its largest level; it encoded the passages too.
+        queries: training queries.
+        passages: FloatTensor [passages, dim], vectors of the index.
+        passages_per_step: how many of them a step compares with, drawn anew each step.
+    """
+
+    def __init__(
+        self,
+        model: ElasticModel,
+        teacher: ElasticModel,
+        queries: TokenizedTexts,
+        passages: Tensor,
+        *,
+        temperature: float,
+        passages_per_step: int,
+        processes: Processes,
+        chunk_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__(model, queries.lengths, processes, chunk_size)
+        self.teacher, self.queries, self.passages = teacher, queries, passages
+        self.temperature, self.passages_per_step, self._seed = temperature, passages_per_step, seed
+
+    def batch(self, rows: np.ndarray, step: int) -> AlignBatch:
+        inputs = self._inputs(self.queries, rows)
+        with torch.no_grad():
+            teacher = self._vectors(self.teacher, inputs, self.teacher.structures.largest)
+        passages = self.passages
+        if len(passages) > self.passages_per_step:
+            random = np.random.default_rng([self._seed, 1, step])
+            passages = passages[random.choice(len(passages), self.passages_per_step, replace=False)]
+        return AlignBatch(inputs, teacher, passages.to(teacher.device))
+
+    def losses(self, batch: AlignBatch, level: Level) -> Tensor:
+        student = self._vectors(self.model, batch.inputs, level)
+        return align_losses(student, batch.teacher, batch.passages, self.temperature)
+
+
+def align_losses(student: Tensor, teacher: Tensor, passages: Tensor, temperature: float) -> Tensor:
+    """KL(teacher's distribution over passages || student's) + 3 (1 - cosine), per query.
+
+    Args:
+        student, teacher: FloatTensor [queries, dim].
+        passages: FloatTensor [passages, dim].
+
+    Returns:
+        FloatTensor [queries].
+    """
+    wanted = F.log_softmax(teacher @ passages.T / temperature, dim=-1)
+    found = F.log_softmax(student @ passages.T / temperature, dim=-1)
+    divergence = F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+    return divergence + COSINE_WEIGHT * (1 - F.cosine_similarity(student, teacher, dim=-1))
+
+
+# --- denser ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DenserBatch:
+    """Queries, the passages of the whole batch, and which passage each query is after.
+
+    query_rows: this process's queries; passages: vectors [passages, dim] with the way back;
+    labels: LongTensor [queries], columns of passages; excluded: BoolTensor [queries, passages], further positives.
+    """
+
+    query_rows: np.ndarray
+    passages: Representations
+    labels: Tensor
+    excluded: Tensor
+
+
+class Denser(Objective):
+    """Supervised retrieval: in-batch and BM25 negatives; passages by the largest level, queries by every level.
+
+    Passages are encoded once a step; every level's gradient gathers in their vectors, and one backward follows.
+
+    Args:
+        queries, passages: training texts; ``positives[i]`` are the rows of ``passages`` relevant to query i,
+            the first of them the one to find.
+        negatives: IntArray [queries, candidates], rows of ``passages`` that are hard negatives of query i.
+        negatives_per_query: how many of them a step takes, drawn anew each step.
+    """
+
+    def __init__(
+        self,
+        model: ElasticModel,
+        queries: TokenizedTexts,
+        passages: TokenizedTexts,
+        positives: Sequence[Sequence[int]],
+        negatives: np.ndarray,
+        *,
+        temperature: float,
+        negatives_per_query: int,
+        processes: Processes,
+        chunk_size: int,
+        seed: int,
+    ) -> None:
+        super().__init__(model, queries.lengths, processes, chunk_size)
+        self.queries, self.passages, self.positives, self.negatives = queries, passages, positives, negatives
+        self.temperature, self.negatives_per_query, self._seed = temperature, negatives_per_query, seed
+
+    def parts(self, rows: np.ndarray) -> Iterable[np.ndarray]:
+        return [rows]  # every query's loss depends on all passages of the batch
+
+    def batch(self, rows: np.ndarray, step: int) -> DenserBatch:
+        random = np.random.default_rng([self._seed, 2, step])
+        negatives = random.permuted(self.negatives[rows], axis=1)[:, : self.negatives_per_query]
+        passage_rows, labels, excluded = in_batch([self.positives[row] for row in rows], negatives.ravel().tolist())
+        encode = self._encoder(self.passages, self.model.structures.largest)
+        passages = Representations(encode, passage_rows, self.chunk_size, self.processes)
+        mine = self.processes.mine(np.arange(len(rows)))
+        device = self.processes.device
+        return DenserBatch(rows[mine], passages, labels[mine].to(device), excluded[mine].to(device))
+
+    def losses(self, batch: DenserBatch, level: Level) -> Tensor:
+        encode = self._encoder(self.queries, level)
+        return self._losses(encode(batch.query_rows), batch)
+
+    def backward(self, batch: DenserBatch, level: Level, weight: float) -> Tensor:
+        queries = Representations(self._encoder(self.queries, level), batch.query_rows, self.chunk_size)
+        total = self._losses(queries.vectors, batch).sum()
+        (weight * total).backward()
+        queries.backward()
+        return total.detach()
+
+    def finish(self, batch: DenserBatch) -> None:
+        batch.passages.backward()
+
+    def _losses(self, queries: Tensor, batch: DenserBatch) -> Tensor:
+        return contrastive_losses(queries, batch.passages.vectors, batch.labels, batch.excluded, self.temperature)
+
+    def _encoder(self, texts: TokenizedTexts, level: Level):
+        return lambda rows: self._vectors(self.model, self._inputs(texts, rows), level)
+
+
+def contrastive_losses(
+    queries: Tensor, passages: Tensor, labels: Tensor, excluded: Tensor, temperature: float
+) -> Tensor:
+    """Negative log-likelihood of each query's passage among all, by dot product over temperature.
+
+    Args:
+        queries: FloatTensor [queries, dim]; passages: FloatTensor [passages, dim].
+        labels: LongTensor [queries], the column of the passage to find.
+        excluded: BoolTensor [queries, passages], passages that are left out (further positives of the query).
+
+    Returns:
+        FloatTensor [queries].
+    """
+    scores = (queries @ passages.T / temperature).masked_fill(excluded, float("-inf"))
+    return F.cross_entropy(scores, labels, reduction="none")
+
+
+def in_batch(positives: Sequence[Sequence[int]], negatives: Iterable[int] = ()) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Return the passages of a batch, each once: their rows, and ``labels`` and ``excluded`` of contrastive_losses().
+
+    Args:
+        positives: rows relevant to each query; the first is the one to find.
+        negatives: further rows.
+    """
+    rows = np.unique([*(first for first, *_ in positives), *negatives])
+    labels = np.searchsorted(rows, [first for first, *_ in positives])
+    excluded = np.stack([np.isin(rows, others) for _, *others in positives])
+    return rows, torch.from_numpy(labels), torch.from_numpy(excluded)
+
+
+def contrastive_temperature(model: ElasticModel) -> float:
+    """The temperature of in-batch losses: .05 where vectors have length 1, else 1."""
+    return CONTRASTIVE_TEMPERATURE if model.config.normalize else 1.0
+
+
+# --- relations -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RelationBatch:
+    """Texts and the teacher's query, key and value states of its last layer, [texts, tokens, dim] each."""
+
+    inputs: Mapping[str, Tensor]
+    teacher: tuple[Tensor, Tensor, Tensor]
+
+
+class Relations(Objective):
+    """Keep the self-attention relations of the teacher's last layer (MiniLMv2), at every level.
+
+    On the student's last hidden state stands one additional full-width attention block, initialised from the teacher's
+    last queries, keys and values. It is trained and kept in checkpoints, and dropped from the artifact.
+
+    Args:
+        teacher: a model whose largest level keeps every head of the last layer.
+        texts: training texts.
+        relation_heads: R, into which the merged heads are split anew; divides the hidden size.
+        scale: "sqrt" divides by sqrt(dim / R) as MiniLMv2, "plain" by dim / R as ElasticLM prints it.
+    """
+
+    def __init__(
+        self,
+        model: ElasticModel,
+        teacher: ElasticModel,
+        texts: TokenizedTexts,
+        *,
+        relation_heads: int,
+        scale: str,
+        processes: Processes,
+        chunk_size: int,
+    ) -> None:
+        super().__init__(model, texts.lengths, processes, chunk_size)
+        self.teacher, self.texts, self.relation_heads, self.scale = teacher, texts, relation_heads, scale
+        last = teacher.encoder.layers[-1].attention
+        self.extra = nn.ModuleDict({
+            name: _copy_of(getattr(last, name)) for name in ("query", "key", "value")
+        }).to(processes.device)  # fmt: skip
+
+    def batch(self, rows: np.ndarray, step: int) -> RelationBatch:
+        inputs = self._inputs(self.texts, rows)
+        structure = self.teacher.structures[self.teacher.structures.largest]
+        last = self.teacher.encoder.layers[-1].attention
+        with torch.no_grad(), self.processes.encoding(inputs["input_ids"].shape[1]):
+            hidden = self.teacher.encoder(**inputs, structure=structure, layers=structure.layers - 1)
+            return RelationBatch(
+                inputs, (last.query(hidden).float(), last.key(hidden).float(), last.value(hidden).float())
+            )
+
+    def losses(self, batch: RelationBatch, level: Level) -> Tensor:
+        mask = batch.inputs["attention_mask"]
+        with self.processes.encoding(mask.shape[1]):
+            hidden = self.model.encoder(**batch.inputs, structure=self.model.structures[level])
+            student = tuple(self.extra[name](hidden).float() for name in ("query", "key", "value"))
+        return sum(relation_losses(theirs, ours, mask, self.relation_heads, self.scale)
+                   for theirs, ours in zip(batch.teacher, student, strict=True))  # fmt: skip
+
+
+def relation_losses(teacher: Tensor, student: Tensor, attention_mask: Tensor, heads: int, scale: str) -> Tensor:
+    """KL(teacher || student) of one self-attention relation, the mean over relation heads and the text's tokens.
+
+    Reln(X) = softmax(X X^T / sqrt(d_R)) for each of ``heads`` relation heads of width d_R; columns of padding are
+    masked before the softmax, rows of padding are left out (MiniLMv2, section 3.1; ElasticLM, equation 6).
+
+    Args:
+        teacher, student: FloatTensor [texts, tokens, dim]; the two dims may differ.
+        attention_mask: LongTensor [texts, tokens].
+
+    Returns:
+        FloatTensor [texts].
+    """
+    wanted = _log_relations(teacher, attention_mask, heads, scale)
+    found = _log_relations(student, attention_mask, heads, scale)
+    columns = attention_mask[:, None, None, :].bool()
+    terms = (wanted.exp() * (wanted - found)).masked_fill(~columns, 0.0)  # [texts, heads, tokens, tokens]
+    rows = attention_mask.to(terms.dtype)
+    return (terms.sum(-1).mean(1) * rows).sum(1) / rows.sum(1)
+
+
+def _log_relations(states: Tensor, attention_mask: Tensor, heads: int, scale: str) -> Tensor:
+    """Log of the relations, FloatTensor [texts, heads, tokens, tokens]; padding columns are as good as -inf."""
+    x = states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    width = x.shape[-1]
+    scores = x @ x.mT / (width**0.5 if scale == "sqrt" else width)
+    return scores.masked_fill(~attention_mask[:, None, None, :].bool(), torch.finfo(scores.dtype).min).log_softmax(-1)
+
+
+def _copy_of(linear: nn.Linear) -> nn.Linear:
+    copy = nn.Linear(linear.in_features, linear.out_features)
+    copy.load_state_dict(linear.state_dict())
+    return copy

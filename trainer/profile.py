@@ -1,0 +1,68 @@
+"""``python -m trainer profile``: measure what each level of an artifact costs on this machine (latency.csv)."""
+
+import argparse
+from pathlib import Path
+
+from elasticlm import command, latency
+from elasticlm.artifact import LATENCY_FILE
+from elasticlm.command import progress
+from elasticlm.errors import InputError
+from elasticlm.model import ElasticModel
+from elasticlm.structure import level_name, parse_levels
+
+BACKENDS = ("torch",)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = command.parser("python -m trainer profile", __doc__.partition(": ")[2])
+    parser.add_argument("--model", required=True, metavar="DIR", help=f"elastic model; its {LATENCY_FILE} is written")
+    parser.add_argument("--levels", help="levels to measure (default: all)")
+    parser.add_argument("--rows", default=_listed(latency.ROWS), help="sequences a batch")
+    parser.add_argument("--tokens", default=_listed(latency.TOKENS), help="padded lengths in tokens")
+    parser.add_argument("--threads", type=int, default=1, help="threads of a server's worker")
+    parser.add_argument("--backend", default=BACKENDS[0], choices=BACKENDS, help="what runs a level")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time spent on a cell, in s")
+    parser.add_argument("--min-runs", type=int, default=20, help="runs of a cell, at least")
+    args = parser.parse_args(argv)
+    args.rows, args.tokens = _numbers("--rows", args.rows), _numbers("--tokens", args.tokens)
+    if args.threads < 1 or args.min_runs < 1 or args.seconds < 0:
+        raise InputError("--threads and --min-runs: expected 1 or more; --seconds: 0 or more")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    model = ElasticModel.from_pretrained(args.model)
+    levels = parse_levels(args.levels) if args.levels else model.levels
+    for level in levels:
+        model.structures[level]  # raises InputError for a level that the model does not have
+    file = Path(args.model) / LATENCY_FILE
+    with progress(total=len(levels) * len(args.rows) * len(args.tokens), desc="profile", unit="cell") as bar:
+        table = latency.measure(model, levels=levels, rows=args.rows, tokens=args.tokens, threads=args.threads,
+                                seconds=args.seconds, min_runs=args.min_runs, on_cell=bar.update)  # fmt: skip
+    table.write(file)
+    command.print_table([
+        {"level": level_name(cell.level), "rows": cell.rows, "tokens": cell.tokens, "mean ms": cell.mean_ms,
+         "p95 ms": cell.p95_ms, "runs": cell.runs} for cell in table.cells
+    ])  # fmt: skip
+    means = {level_name(level): round(table.mean_ms(level), 3) for level in table.levels}
+    setup = {"threads": args.threads, "rows": table.rows[0], "tokens": table.tokens[0]}
+    command.print_result({"output": str(file)} | setup | {"mean_ms": means})
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        numbers = (0,)
+    if numbers[0] < 1:
+        raise InputError(f"{option} {text}: expected whole numbers above 0, such as 1,8,32")
+    return numbers
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,165 @@
+"""``python -m trainer prune``: rank a teacher's heads and neurons, nest the levels in it, write the artifact."""
+
+import argparse
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BertForMaskedLM, BertModel, DataCollatorForLanguageModeling
+
+from elasticlm import command
+from elasticlm.command import progress, say
+from elasticlm.errors import InputError
+from elasticlm.files import refuse_existing
+from elasticlm.model import ElasticModel
+from elasticlm.retrieval.data import load_texts
+from elasticlm.structure import ElasticStructure, level_name, parse_levels
+from elasticlm.teacher import WHOLE, load_bert, load_teacher, resolve_teacher
+from trainer.objectives import contrastive_losses, contrastive_temperature, in_batch
+from trainer.options import at_least, check_temperature
+from trainer.pairs import load_pairs
+from trainer.processes import PRECISIONS, Processes
+from trainer.scores import Scores, expressive_scores
+from trainer.texts import TokenizedTexts, encode
+
+MASKED_SHARE = 0.15
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = command.parser("python -m trainer prune", __doc__.partition(": ")[2])
+    parser.add_argument("--teacher", required=True, help="BERT encoder: a folder, or a name on the Hugging Face hub")
+    parser.add_argument("--data", required=True, metavar="SPEC", help="beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")
+    parser.add_argument("--split", default="train", help="split of the data")
+    parser.add_argument("--levels", default="100,50,30,20,10,5", help="percentages of the prunable parameters to keep; "
+                        "100 keeps the whole teacher too, without it the largest level is cut")  # fmt: skip
+    parser.add_argument("--score-loss", default="contrastive", choices=("contrastive", "mlm"),
+                        help="loss that heads and neurons are scored by: contrastive (queries against the passages of "
+                        "their batch) or mlm (masked tokens, for teachers with that head)")  # fmt: skip
+    parser.add_argument("--max-examples", type=int, default=2048, metavar="N", help="examples scored, drawn at random")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="examples a batch")
+    parser.add_argument(
+        "--max-tokens", type=int, default=256, metavar="N", help="length limit of a passage or text scored, in tokens"
+    )
+    parser.add_argument(
+        "--temperature", type=float, help="of the contrastive loss (default: .05 where vectors have length 1, else 1)"
+    )
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="of encoding passages")
+    parser.add_argument("--seed", type=int, default=0, help="of the examples and masks drawn")
+    parser.add_argument("--threads", type=int, default=0, help="threads for PyTorch; 0: as it chooses")
+    parser.add_argument("--output", required=True, metavar="DIR", help="artifact folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output")
+    args = parser.parse_args(argv)
+    at_least(args, 1, "max_examples")
+    at_least(args, 2, "batch_size")
+    at_least(args, 3, "max_tokens")
+    check_temperature(args)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    levels = parse_levels(args.levels)
+    refuse_existing(args.output, overwrite=args.overwrite)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    start = time.monotonic()
+    teacher = load_teacher(args.teacher)
+    if tuple(teacher.levels) != (WHOLE,):
+        raise InputError(f"--teacher {args.teacher} is an elastic model; prune starts from a BERT encoder")
+    structures, head_order, neuron_order = ElasticStructure.from_scores(*_scores(args, teacher, levels), levels)
+    model = teacher.cut(structures, head_order, neuron_order)
+    model.config.passages = {"encoder": "teacher", "fingerprint": teacher.fingerprint()}
+    model.save_pretrained(args.output, overwrite=args.overwrite)
+    seconds = time.monotonic() - start
+    command.print_table(table(model))
+    command.print_result({"output": str(args.output), "levels": list(structures.levels), "seconds": round(seconds, 1)})
+
+
+def table(model: ElasticModel) -> list[dict[str, object]]:
+    """A row a level: what it keeps of every layer, and its size."""
+    rest = sum(p.numel() for name, p in model.named_parameters() if "embeddings" in name)
+    return [
+        {
+            "level": level_name(level),
+            "heads per layer": " ".join(map(str, kept.heads)),
+            "neurons per layer": " ".join(map(str, kept.neurons)),
+            "prunable parameters": kept.parameters(model.config.hidden_size, model.config.head_size),
+            "embedding parameters": rest,
+        }
+        for level, kept in model.structures.items()
+    ]
+
+
+def _scores(args: argparse.Namespace, teacher: ElasticModel, levels: tuple) -> tuple[np.ndarray, np.ndarray]:
+    config = teacher.config
+    if levels == (WHOLE,):
+        say("level 100 alone: nothing to rank, units stay in the teacher's order")
+        return (np.ones((config.num_hidden_layers, config.num_attention_heads)),
+                np.ones((config.num_hidden_layers, config.intermediate_size)))  # fmt: skip
+    scores = mlm_scores(args, teacher) if args.score_loss == "mlm" else contrastive_scores(args, teacher)
+    scores = scores.normalized()
+    return scores.heads, scores.neurons
+
+
+def contrastive_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
+    """Scores by each query's negative log-likelihood of its passage among its batch's (by the teacher as it is)."""
+    processes = Processes(args.precision)
+    pairs = load_pairs(args.data, args.split).sample(args.max_examples, args.seed)
+    temperature = args.temperature or contrastive_temperature(teacher)
+    rows = np.unique([positives[0] for positives in pairs.positives])
+    passages = TokenizedTexts.of(teacher, [pairs.passages[row] for row in rows], "passage", args.max_tokens)
+    vectors = encode(teacher, passages, processes, desc="passages of the queries scored")
+    queries = TokenizedTexts.of(teacher, pairs.queries, "query")
+    bert = load_bert(resolve_teacher(args.teacher), BertModel, add_pooling_layer=False)
+
+    def losses(examples: np.ndarray) -> Tensor:
+        among, labels, excluded = in_batch([pairs.positives[i] for i in examples])
+        inputs = queries.inputs(examples)
+        found = teacher.pool(bert(**inputs).last_hidden_state, inputs["attention_mask"])
+        return contrastive_losses(found, vectors[np.searchsorted(rows, among)], labels, excluded, temperature)
+
+    order = np.random.default_rng(args.seed).permutation(len(queries))
+    return expressive_scores(bert, _batches(order, args.batch_size), losses)
+
+
+def mlm_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
+    """Scores by the mean negative log-likelihood of each text's masked tokens. Raises InputError without that head."""
+    folder = resolve_teacher(args.teacher)
+    try:
+        bert = load_bert(folder, BertForMaskedLM)
+    except InputError as error:
+        if "cls.predictions" not in str(error):
+            raise
+        raise InputError(f"{args.teacher} has no masked language model head, which --score-loss mlm needs: "
+                         "use --score-loss contrastive") from None  # fmt: skip
+    texts = load_texts(args.data, args.split)
+    random = np.random.default_rng(args.seed)
+    order = random.permutation(len(texts))[: args.max_examples]
+    tokens = TokenizedTexts.of(teacher, [texts[i] for i in order], "passage", args.max_tokens)
+    masking = DataCollatorForLanguageModeling(teacher.tokenizer, mlm_probability=MASKED_SHARE, seed=args.seed)
+    special = torch.tensor(teacher.tokenizer.all_special_ids)
+
+    def losses(examples: np.ndarray) -> Tensor:
+        inputs = tokens.inputs(examples)
+        ids, labels = masking.torch_mask_tokens(inputs["input_ids"], torch.isin(inputs["input_ids"], special))
+        hidden = bert.bert(ids, inputs["attention_mask"]).last_hidden_state
+        masked = labels != -100
+        terms = F.cross_entropy(bert.cls(hidden[masked]), labels[masked], reduction="none")
+        text = masked.nonzero()[:, 0]
+        sums = torch.zeros(len(examples)).index_add(0, text, terms)
+        return sums / masked.sum(1).clamp(min=1)
+
+    by_length = np.argsort(tokens.lengths, kind="stable")
+    return expressive_scores(bert.bert, _batches(by_length, args.batch_size), losses)
+
+
+def _batches(order: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+    batches = np.array_split(order, -(-len(order) // batch_size))
+    for examples in progress(batches, desc="scores", unit="batch"):
+        yield len(examples), examples
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,169 @@
+"""``python -m trainer recipe``: run stages in a row, as a YAML file says; what is done is not done again.
+
+A recipe holds ``description``, ``minutes`` (on an idle machine with 2 cores), ``settings`` and ``stages``. A stage is
+one command with its options; ``{key}`` in an option stands for that setting, ``{output}`` for the recipe's output::
+
+    settings: {teacher: bert-base-uncased, data: pydoc}
+    stages:
+      - prune: {teacher: "{teacher}", data: "{data}", output: "{output}/pruned"}
+      - profile: {model: "{output}/pruned"}
+"""
+
+import difflib
+import json
+import string
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elasticlm import command
+from elasticlm.command import say
+from elasticlm.errors import InputError
+from elasticlm.files import new_file
+from trainer.__main__ import COMMANDS, load
+
+RECIPES = Path(__file__).with_name("recipes")
+FIELDS = ("description", "minutes", "settings", "stages")
+STATE_FILE = "recipe.json"
+RESUMABLE = ("distil", "finetune")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a recipe, with its options as they stand in the file."""
+
+    command: str
+    options: Mapping[str, Any]
+
+    def argv(self, settings: Mapping[str, Any]) -> list[str]:
+        """The command line, settings filled in."""
+        words = []
+        for name, value in self.options.items():
+            flag = "--" + name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(flag if value else flag.replace("--", "--no-", 1))
+            else:
+                values = value if isinstance(value, list) else [value]
+                words += [flag, *(str(one).format_map(settings) for one in values)]
+        return words
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as it was read and checked."""
+
+    name: str
+    settings: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def read(cls, name: str) -> "Recipe":
+        """Read a recipe by its name or its file. Raises InputError that says what is wrong and where."""
+        file = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+        if not file.is_file():
+            raise InputError(
+                f"no recipe {name}{near(name, names())}; there are {', '.join(names())}, or give a .yaml file"
+            )
+        try:
+            content = yaml.safe_load(file.read_text("utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: not YAML ({error})") from None
+        if not isinstance(content, dict):
+            raise InputError(f"{file}: expected {', '.join(FIELDS)}")
+        for key in content:
+            if key not in FIELDS:
+                raise InputError(f"{file}: unknown field {key!r}{near(key, FIELDS)}")
+        settings, stages = content.get("settings") or {}, content.get("stages") or []
+        if not isinstance(settings, dict) or not isinstance(stages, list) or not stages:
+            raise InputError(f"{file}: expected settings with their values, and a list of stages")
+        return cls(
+            file.stem, settings, tuple(_stage(file, number, stage, settings) for number, stage in enumerate(stages, 1))
+        )
+
+    def with_settings(self, assignments: Iterable[str]) -> "Recipe":
+        """The recipe with some settings changed, given as ``key=value``. Raises InputError on a key that it lacks."""
+        changed = dict(self.settings)
+        for assignment in assignments:
+            key, equals, value = assignment.partition("=")
+            if not equals:
+                raise InputError(f"--set {assignment}: expected key=value")
+            if key not in changed:
+                raise InputError(f"--set {assignment}: recipe {self.name} has no setting {key!r}{near(key, changed)}")
+            changed[key] = value
+        return Recipe(self.name, changed, self.stages)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = command.parser("python -m trainer recipe", __doc__.partition(": ")[2].partition("\n")[0])
+    parser.add_argument("recipe", metavar="NAME_OR_FILE", help=f"one of {', '.join(names())}, or a .yaml file")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the recipe")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder that the stages write into; a "
+                        "second run with the same settings goes on where the first one stopped")  # fmt: skip
+    args = parser.parse_args(argv)
+    recipe, output = Recipe.read(args.recipe).with_settings(args.set), Path(args.output)
+    state_file = output / STATE_FILE
+    done: list[dict[str, Any]] = json.loads(state_file.read_text("utf-8"))["stages"] if state_file.exists() else []
+    settings = {**recipe.settings, "output": str(output)}
+    todo = [(stage, stage.argv(settings)) for stage in recipe.stages]
+    for (stage, options), before in zip(todo, done, strict=False):
+        if [stage.command, *options] != before["command"]:
+            raise InputError(f"{output}: {' '.join(before['command'])} was done there, not {stage.command} "
+                             f"{' '.join(options)}; choose another --output")  # fmt: skip
+    for number, (stage, options) in enumerate(todo, 1):
+        title = f"{recipe.name}, stage {number} of {len(todo)}: {stage.command}"
+        if number <= len(done):
+            say(f"{title}: done before ({done[number - 1]['seconds']:.0f} s)")
+            continue
+        say(f"{title} {' '.join(options)}")
+        start = time.monotonic()
+        load(stage.command)([*options, *_repeat_flags(stage.command, options, output)])
+        done.append({"command": [stage.command, *options], "seconds": round(time.monotonic() - start, 1)})
+        with new_file(state_file) as file:
+            file.write_text(
+                json.dumps({"recipe": recipe.name, "settings": settings, "stages": done}, indent=1), "utf-8"
+            )
+    rows = [{"stage": stage["command"][0], "minutes": round(stage["seconds"] / 60, 2)} for stage in done]
+    command.print_table(rows)
+    command.print_result({"output": str(output), "recipe": recipe.name, "stages": rows})
+
+
+def names() -> list[str]:
+    """The recipes that come with the project."""
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+def near(name: object, known: Iterable[str]) -> str:
+    """``; did you mean X?``, where something known is like the name."""
+    match = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _stage(file: Path, number: int, stage: Any, settings: Mapping[str, Any]) -> Stage:
+    where = f"{file}, stage {number}"
+    if not (isinstance(stage, dict) and len(stage) == 1 and isinstance(next(iter(stage.values())), dict)):
+        raise InputError(f"{where}: expected one command with its options, such as `profile: {{model: DIR}}`")
+    name, options = next(iter(stage.items()))
+    if name not in COMMANDS or name == "recipe":
+        raise InputError(f"{where}: unknown command {name!r}{near(name, COMMANDS)}")
+    for value in options.values():
+        for text in value if isinstance(value, list) else [value]:
+            for _, key, _, _ in string.Formatter().parse(str(text)):
+                if key is not None and key != "output" and key not in settings:
+                    raise InputError(f"{where}: no setting {key!r}{near(key, settings)}")
+    return Stage(name, options)
+
+
+def _repeat_flags(name: str, options: list[str], output: Path) -> list[str]:
+    """What lets an unfinished stage run again: it goes on, and replaces what it left in the recipe's own folder."""
+    flags = ["--resume"] if name in RESUMABLE else []
+    if "--output" in options and Path(options[options.index("--output") + 1]).is_relative_to(output):
+        flags.append("--overwrite")
+    return flags
+
+
+if __name__ == "__main__":
+    command.run(main)
