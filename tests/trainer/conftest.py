@@ -2,21 +2,10 @@
 
 import json
 
-import numpy as np
 import pytest
+from random_texts import make_texts
 
-from tests.conftest import WORDS
 from trainer.processes import Processes
-from trainer.texts import TokenizedTexts
-
-VOCABULARY = [word for word in WORDS.split() if not word.startswith("##")]
-
-
-def make_texts(count: int, *, seed: int, shortest: int = 4, longest: int = 12) -> list[str]:
-    """Random texts of so many words, all different."""
-    random = np.random.default_rng(seed)
-    texts = {" ".join(random.choice(VOCABULARY, random.integers(shortest, longest))) for _ in range(2 * count)}
-    return sorted(texts)[:count]
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +38,3 @@ def text_file(tmp_path_factory):
 @pytest.fixture
 def processes():
     return Processes("fp32")
-
-
-@pytest.fixture
-def tokenized(request):
-    """A function: model, texts -> TokenizedTexts of queries."""
-    return lambda model, texts, kind="query": TokenizedTexts.of(model, texts, kind)

@@ -1,13 +1,15 @@
 """Algorithm 1: its gradient, its schedule, its checkpoints."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+from random_texts import make_texts
 
 from elasticlm.errors import InputError
 from elasticlm.model import ElasticModel
 from elasticlm.teacher import load_teacher
-from tests.trainer.conftest import make_texts
 from trainer.checkpoints import Checkpoints, Losses
 from trainer.loop import accumulate_gradients, evaluate, learning_rate_factor, levels_of_step, make_optimizers, train
 from trainer.objectives import Align
@@ -29,8 +31,8 @@ def make_objective(tiny_artifact, tiny_bert, processes):
 
 
 def options(**changes):
-    return LoopOptions(**{"max_steps": 12, "batch_size": 8, "dev_examples": 6, "checkpoint_every": 5, "precision": "fp32",
-                          "freeze_embeddings": True, **changes})  # fmt: skip
+    small = {"max_steps": 12, "batch_size": 8, "dev_examples": 6, "checkpoint_every": 5, "precision": "fp32"}
+    return LoopOptions(**{**small, "freeze_embeddings": True, **changes})
 
 
 def test_gradient_equals_that_of_the_mean_over_levels(make_objective):
@@ -64,7 +66,7 @@ def test_every_step_trains_the_smallest_level_and_draws_the_others_alike():
 def test_learning_rate_rises_to_its_peak_and_falls_to_nearly_nothing(decay):
     factors = [learning_rate_factor(step, 100, 0.1, decay) for step in range(100)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert all(later <= earlier for earlier, later in zip(factors[9:], factors[10:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(factors[9:]))
     assert 0 < factors[-1] < 0.02
     assert factors[55] == pytest.approx(0.5, abs=0.02)
 

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from random_texts import make_texts
 from torch.nn import functional as F
 
 from elasticlm.model import ElasticModel
 from elasticlm.teacher import load_teacher
-from tests.trainer.conftest import make_texts
 from trainer.loop import accumulate_gradients
 from trainer.objectives import (
     Align,

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from random_texts import make_texts
 from torch.nn import functional as F
 from transformers import BertModel
 
 from elasticlm.teacher import load_bert, load_teacher
-from tests.trainer.conftest import make_texts
 from trainer.objectives import contrastive_losses
 from trainer.scores import Gates, Scores, expressive_scores, gated
 from trainer.texts import TokenizedTexts

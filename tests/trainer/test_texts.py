@@ -1,9 +1,9 @@
 """Batches: every text once an epoch, like lengths together, the same for the same seed and step."""
 
 import numpy as np
+from random_texts import make_texts
 
 from elasticlm.teacher import load_teacher
-from tests.trainer.conftest import make_texts
 from trainer.texts import BatchOrder, TokenizedTexts, encode
 
 TEXTS = make_texts(50, seed=6, shortest=2, longest=30)
