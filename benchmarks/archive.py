@@ -1,0 +1,69 @@
+"""An archive as the simulation sees it: what it holds, and a server of it under any policy."""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from benchmarks.server import TorchServe
+from elasticlm.errors import InputError
+from elasticlm.structure import ElasticStructure, Level
+
+QUIET = {"disable_system_metrics": "true"}  # no process that samples the machine in the middle of a run
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An unpacked archive: what it serves and how."""
+
+    folder: Path
+    name: str
+    levels: tuple[Level, ...]
+    batch_size: int
+    workers: int
+    max_batch_delay_ms: int
+
+    @classmethod
+    def unpack(cls, archive: Path, folder: Path) -> "Archive":
+        """Unpack a .mar of `python -m handlers.archive`; raises InputError on any other file."""
+        try:
+            with zipfile.ZipFile(archive) as packed:
+                packed.extractall(folder)
+            manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
+            settings = yaml.safe_load((folder / manifest["configFile"]).read_text())
+            config = json.loads((folder / "artifact" / "config.json").read_text())
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{archive}: not an archive made by `python -m handlers.archive` ({error})") from None
+        levels = ElasticStructure.from_json(config["levels"]).levels
+        delays = settings["batchSize"], settings["minWorkers"], settings["maxBatchDelay"]
+        return cls(folder, manifest["modelName"], levels, *delays)
+
+    @property
+    def artifact(self) -> Path:
+        return self.folder / "artifact"
+
+    @property
+    def index(self) -> Path | None:
+        return self.folder / "index" if (self.folder / "index").is_dir() else None
+
+    @property
+    def largest(self) -> Level:
+        return self.levels[0]
+
+    @property
+    def smallest(self) -> Level:
+        return self.levels[-1]
+
+    def serve(self, policy: str, budget_ms: float, job_queue_size: int) -> TorchServe:
+        """Return a server of this archive under a policy."""
+        return TorchServe(
+            {self.name: self.folder},
+            batch_size=self.batch_size,
+            workers=self.workers,
+            max_batch_delay_ms=self.max_batch_delay_ms,
+            job_queue_size=job_queue_size,
+            config=QUIET,
+            handler={"policy": policy, "latency_budget_ms": budget_ms},
+        )

@@ -1,0 +1,66 @@
+"""What the server can bear, measured through the server itself: how many users make a rush."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import requests
+
+from benchmarks.archive import Archive
+from benchmarks.drive import Traffic, drive
+from benchmarks.replay import Request
+from benchmarks.server import ServerError, TorchServe
+from elasticlm.command import say
+from elasticlm.structure import Level, level_name
+
+RUSH = 3.0  # offered load of a rush, in capacities of the largest level
+SMALLEST_BEARS = 0.8  # and at most this share of the capacity of the smallest
+CALIBRATION_S, SETTLING_S = 6.0, 1.5
+WARM_UP = 20  # requests before an arm, so that none pays for a cold server
+
+
+def measure_capacity(
+    archive: Archive, level: Level, requests_file: Path, asked: Sequence[Request], traffic: Traffic
+) -> float:
+    """Return how many requests a second the server answers at one level when there is always one more waiting."""
+    name = level_name(level)
+    say(f"calibration: how many requests a second level {name} answers")
+    full = replace(traffic, users=2 * archive.workers * archive.batch_size + 2, spawn_rate=1000.0, pause_s=(0.0, 0.0),
+                   arrivals=None, duration_s=CALIBRATION_S)  # fmt: skip
+    with archive.serve(f"fixed:{name}", 1000.0, 1000) as server:
+        warm_up(server, archive.name, asked)
+        rows = drive(server.inference_url, archive.name, requests_file, full, drain_s=5).rows
+    ended_s = rows["t_s"] + rows["latency_ms"] / 1000
+    answered = (rows["status"] == 200) & (ended_s >= SETTLING_S) & (ended_s < CALIBRATION_S)
+    capacity_rps = float(answered.sum() / (CALIBRATION_S - SETTLING_S))
+    if not capacity_rps:
+        raise ServerError(f"level {name} answered no request within {CALIBRATION_S:g} s")
+    say(f"calibration: level {name} answers {capacity_rps:.1f} requests a second")
+    return capacity_rps
+
+
+def rush_users(largest_rps: float, smallest_rps: float, pause_s: tuple[float, float]) -> int:
+    """Return the users of a rush: too much for the largest level, bearable for the smallest.
+
+    They offer (one request each mean pause) 3 times the capacity of the largest level, and at most .8 times that of the
+    smallest.
+
+    >>> rush_users(largest_rps=10, smallest_rps=100, pause_s=(1, 3)), rush_users(10, 30, (1, 3))
+    (60, 48)
+    """
+    offered_rps = min(RUSH * largest_rps, SMALLEST_BEARS * smallest_rps)
+    return max(1, int(offered_rps * sum(pause_s) / 2))
+
+
+def warm_up(server: TorchServe, name: str, asked: Sequence[Request]) -> None:
+    """Send some requests one by one; raises ServerError unless they are answered as they should be."""
+    with requests.Session() as session:
+        for request in asked[:WARM_UP]:
+            url = f"{server.inference_url}/predictions/{name}"
+            reply = session.post(
+                url, data=request.body.encode(), headers={"Content-Type": "application/json"}, timeout=60
+            )
+            if reply.status_code != 200 or "X-Elastic-Level" not in reply.headers:
+                raise ServerError(
+                    f"the server answered {reply.status_code} to {request.body[:200]}: {reply.text[:500]}"
+                )

@@ -1,0 +1,50 @@
+"""Draw a simulation: rush.png after Figure 7 of ElasticLM, and index.html, one page that needs no other file.
+
+python -m benchmarks.report DIR      # draws DIR/rush.png and DIR/index.html anew from trace.csv and summary.json
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.drive import read_rows
+from benchmarks.page import page
+from benchmarks.plot import draw_rush, level_colors
+from elasticlm.command import parser, run, say
+from elasticlm.errors import InputError
+from elasticlm.files import new_file
+
+
+def write_report(folder: Path, trace: pd.DataFrame, summary: dict[str, Any]) -> None:
+    """Write trace.csv, summary.json, rush.png and index.html into the folder."""
+    rounded = trace.assign(
+        t_s=trace["t_s"].round(4), latency_ms=trace["latency_ms"].round(3), quality=trace["quality"].round(6)
+    )
+    rounded.to_csv(folder / "trace.csv", index=False)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    draw(folder, trace, summary)
+
+
+def draw(folder: Path, trace: pd.DataFrame, summary: dict[str, Any]) -> None:
+    """Write rush.png and index.html into the folder."""
+    draw_rush(trace, summary, folder / "rush.png")
+    with new_file(folder / "index.html") as temporary:
+        picture = (folder / "rush.png").read_bytes()
+        temporary.write_text(page(summary, picture, level_colors(trace)), encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parser("python -m benchmarks.report", "Draw a simulation's figures anew.")
+    options.add_argument("folder", type=Path, metavar="DIR", help="output folder of benchmarks.simulate")
+    folder = options.parse_args(argv).folder
+    for name in ("trace.csv", "summary.json"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: no such file; expected the output folder of benchmarks.simulate")
+    draw(folder, read_rows(folder / "trace.csv"), json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    say(f"{folder / 'index.html'}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,287 @@
+"""The online simulation: one rush, served anew under each arm's policy by the real TorchServe.
+
+    python -m benchmarks.simulate --archive model_store/mini.mar --data pydoc --split test \\
+        --arms slack queue fixed:100 fixed:5 --users auto --duration 45 --output out/rush
+
+Every arm sees the same traffic. The result is a folder: trace.csv (a row a request), summary.json, rush.png and
+index.html, to open in a browser.
+"""
+
+import argparse
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.archive import Archive
+from benchmarks.arrivals import parse_arrivals
+from benchmarks.calibrate import measure_capacity, rush_users, warm_up
+from benchmarks.drive import Drive, DriverError, Traffic, drive
+from benchmarks.replay import write_requests
+from benchmarks.report import write_report
+from benchmarks.server import ServerError
+from benchmarks.summary import COLUMNS, budget_name, summarise
+from benchmarks.workload import RELATED_TOKENS, WORKLOADS, Workload, build_workload
+from elasticlm.command import parser, print_result, print_table, progress, run, say
+from elasticlm.errors import InputError
+from elasticlm.files import new_folder, refuse_existing
+from elasticlm.machine import machine
+from elasticlm.model import ElasticModel
+from elasticlm.retrieval.data import load_corpus, load_retrieval
+from elasticlm.retrieval.index import PassageIndex
+from elasticlm.schedule import parse_policy
+from elasticlm.structure import Level, level_name
+from elasticlm.teacher import passage_encoder
+
+RAMP = 50 / 120  # share of the duration in which the users of the paper's rush grow to their full number
+SERVICE_TIMES = (5.0, 7.5, 10.0)  # --budgets auto, in service times of the largest level: the paper's ratio
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _options().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped whatever ends this
+    refuse_existing(options.output, overwrite=options.overwrite)
+    try:
+        with tempfile.TemporaryDirectory(prefix="simulate-") as folder:
+            summary = simulate(options, Path(folder))
+    except (ServerError, DriverError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print_table(_rows(summary))
+    say(f"open {options.output / 'index.html'} in a browser")
+    print_result({"output": str(options.output), **summary})
+    return 0
+
+
+def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run every arm and write the report; returns the summary. `folder` is for temporary files."""
+    archive = Archive.unpack(options.archive, folder / "archive")
+    names = options.arms or ["slack", "queue", *(f"fixed:{level_name(archive.levels[end])}" for end in (0, -1))]
+    _check_arms(names, archive)
+    arrivals = parse_arrivals(options.arrivals) if options.arrivals else None
+    data = load_retrieval(options.data, options.split)
+    hits = archive.index is not None and options.index is None
+    workload = build_workload(options.workload, data, hits=hits, shorten=_shortener(archive.artifact))
+    index = None if hits else _passage_index(options, archive)
+    requests_file = folder / "requests.jsonl"
+    write_requests(requests_file, workload.requests)
+
+    traffic = Traffic(
+        duration_s=options.duration, users=options.users or 1, spawn_rate=options.spawn_rate or 1.0,
+        pause_s=options.pause, arrivals=options.arrivals, seed=options.seed,
+        request_start=not options.no_request_start,
+    )  # fmt: skip
+    capacity_rps: dict[Level, float] = {}
+    if options.budgets is None or (options.users is None and not arrivals):
+        capacity_rps = {level: measure_capacity(archive, level, requests_file, workload.requests, traffic)
+                        for level in (archive.largest, archive.smallest)}  # fmt: skip
+    budgets_ms = options.budgets or _budgets_from(archive, capacity_rps)
+    if arrivals:
+        count = len(arrivals.times_s(traffic.duration_s, traffic.seed))
+        say(f"{arrivals}: {count} arrivals in {traffic.duration_s:g} s")
+    else:
+        users = options.users or rush_users(*capacity_rps.values(), traffic.pause_s)
+        spawn_rate = options.spawn_rate or round(users / (RAMP * traffic.duration_s), 4)
+        traffic = replace(traffic, users=users, spawn_rate=spawn_rate)
+        say(f"{users} users, {spawn_rate:.3g} more a second, offer up to {traffic.offered_rps:.1f} requests a second"
+            + "".join(f", {traffic.offered_rps / rps:.2f} times the capacity of level {level_name(level)}"
+                      for level, rps in capacity_rps.items()))  # fmt: skip
+
+    drives: dict[str, Drive] = {}
+    for number, name in enumerate(names, 1):
+        arm = str(parse_policy(name, default_budget_ms=budgets_ms[0]))
+        title = f"[{number}/{len(names)}] {arm}"
+        drives[arm] = run_arm(archive, arm, budgets_ms, requests_file, workload, traffic, title)
+    say("judging the answers")
+    trace = judge(drives, workload, index)
+    summary = {
+        "measure": workload.measure,
+        "machine": machine(),
+        "arms": summarise(trace, budgets_ms),
+        "workload": {
+            "name": workload.name, "data": options.data, "split": data.split, "archive": options.archive.name,
+            "answers": "hits" if hits else "embeddings", "different_requests": len(workload.requests),
+        },
+        "load": {
+            **asdict(traffic), "offered_rps": traffic.offered_rps, "users_auto": options.users is None,
+            "capacity_rps": {level_name(level): round(rps, 2) for level, rps in capacity_rps.items()},
+        },
+        "client_cpu": {arm: round(driven.client_cpu, 3) for arm, driven in drives.items()},
+    }  # fmt: skip
+    with new_folder(options.output, overwrite=options.overwrite) as output:
+        write_requests(output / requests_file.name, workload.requests)
+        write_report(output, trace, summary)
+    return summary
+
+
+def run_arm(
+    archive: Archive,
+    arm: str,
+    budgets_ms: Sequence[float],
+    requests_file: Path,
+    workload: Workload,
+    traffic: Traffic,
+    title: str,
+) -> Drive:
+    """Serve the archive under the arm's policy and drive the traffic through it."""
+    say(f"{title}: starting TorchServe")
+    queue_size = 100_000 if traffic.arrivals else max(1000, 4 * traffic.users)
+    budget_ms = getattr(parse_policy(arm), "budget_ms", budgets_ms[0])
+    with archive.serve(arm, budget_ms, queue_size) as server:
+        warm_up(server, archive.name, workload.requests)
+        drain_s = 2 * max(budgets_ms) / 1000 + 5
+        with progress(total=round(traffic.duration_s), desc=title, unit="s") as bar:
+            return drive(
+                server.inference_url, archive.name, requests_file, traffic, drain_s=drain_s, on_second=_shown_on(bar)
+            )
+
+
+def judge(drives: dict[str, Drive], workload: Workload, index: PassageIndex | None) -> pd.DataFrame:
+    """Return the trace of all arms, each answer with its quality."""
+    traces = []
+    for arm, driven in drives.items():
+        rows = driven.rows.assign(arm=arm, quality=float("nan"))
+        answered = rows.index[rows["status"] == 200]
+        bodies = [driven.bodies[row] for row in answered]
+        rows.loc[answered, "quality"] = workload.quality(rows.loc[answered, "query_id"].tolist(), bodies, index)
+        traces.append(rows[COLUMNS])
+    return pd.concat(traces, ignore_index=True)
+
+
+def _check_arms(names: Sequence[str], archive: Archive) -> None:
+    """Raise InputError where an arm's policy cannot run, before anything is started."""
+    for name in names:
+        level = getattr(parse_policy(name, default_budget_ms=1.0), "level", archive.largest)
+        if level not in archive.levels:
+            offered = ", ".join(map(level_name, archive.levels))
+            raise InputError(f"arm {name!r}: the archive has no such level, only {offered}")
+    if len(set(names)) < len(names):
+        raise InputError(f"--arms {' '.join(names)}: each arm may stand once")
+
+
+def _budgets_from(archive: Archive, capacity_rps: dict[Level, float]) -> list[float]:
+    service_ms = 1000 * archive.workers * archive.batch_size / capacity_rps[archive.largest]
+    budgets_ms = [float(f"{service_ms * times:.2g}") for times in SERVICE_TIMES]
+    say(f"latency budgets {', '.join(map(budget_name, budgets_ms))} ms: {', '.join(f'{x:g}' for x in SERVICE_TIMES)} "
+        f"times the {service_ms:.3g} ms of level {level_name(archive.largest)}")  # fmt: skip
+    return budgets_ms
+
+
+def _passage_index(options: argparse.Namespace, archive: Archive) -> PassageIndex:
+    """Return the index that embeddings are judged against: the given one, else the corpus encoded now."""
+    model = ElasticModel.from_pretrained(archive.artifact)
+    if options.index:
+        index = PassageIndex.load(options.index, options.ids)
+        index.check(model)
+        return index
+    corpus, encoder = load_corpus(options.data), passage_encoder(model, options.teacher)
+    say(f"encoding {len(corpus.ids)} passages, to judge answers by (an --index saves this)")
+    vectors = encoder.embed(corpus.passages, kind="passage", show_progress=True).numpy()
+    return PassageIndex.build(vectors, corpus.ids, fingerprint=encoder.fingerprint(), corpus_sha256=corpus.sha256)
+
+
+def _shortener(artifact: Path) -> Callable[[str], str]:
+    """Return what cuts a text to RELATED_TOKENS tokens of the artifact's tokenizer."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(RELATED_TOKENS)
+    return lambda text: text[: max(end for _, end in tokenizer.encode(text).offsets)]
+
+
+def _shown_on(bar: Any) -> Callable[[float, list[dict[str, str]]], None]:
+    """Return what shows the newest requests on a progress bar."""
+
+    def show(elapsed_s: float, latest: list[dict[str, str]]) -> None:
+        if latest:
+            last = latest[-1]
+            bar.set_postfix_str(
+                f"{last['users']} users, level {last['level']}, {float(last['latency_ms']):.0f} ms", False
+            )
+        bar.update(min(round(elapsed_s), bar.total) - bar.n)
+
+    return show
+
+
+def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the result as a table for people: a row an arm and budget."""
+    return [
+        {"arm": arm, "T ms": budget, "in time %": round(100 * judged["within_budget"], 1),
+         "effective": judged["effective_quality"], summary["measure"]: figures["quality"] or 0.0,
+         "p50 ms": figures["p50_ms"] or 0.0, "p95 ms": figures["p95_ms"] or 0.0,
+         "requests": figures["requests"], "failed": figures["failures"]}
+        for arm, figures in summary["arms"].items()
+        for budget, judged in figures["budgets"].items()
+    ]  # fmt: skip
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser("python -m benchmarks.simulate", "Drive a rush through TorchServe, once for each arm's policy.")
+    options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="what is served")
+    options.add_argument("--data", required=True, metavar="SPEC", help="queries, passages and judgements")
+    options.add_argument("--split", default="test", help="whose queries are sent")
+    options.add_argument("--arms", nargs="+", metavar="POLICY", help="slack:t=MS,alpha=SHARE, queue:t=MS, fixed:LEVEL; "
+                         "without t: the first budget (default: slack queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
+    options.add_argument("--budgets", type=_budgets, default="auto", metavar="MS,..",
+                         help="latency budgets T in ms by which every arm is judged; "
+                         "auto: 5, 7.5 and 10 service times of the largest level")  # fmt: skip
+    options.add_argument("--workload", default="query", help=f"what users ask: {', '.join(WORKLOADS)}")
+    options.add_argument("--users", type=_or_auto(int), default="auto", help="users at the peak; auto: as many as "
+                         "offer 3 times the capacity of the largest level, at most .8 of the smallest's")  # fmt: skip
+    options.add_argument("--spawn-rate", type=_or_auto(float), default="auto", metavar="PER_S",
+                         help="users that come a second; auto: all within 5/12 of the duration")  # fmt: skip
+    options.add_argument("--duration", type=_above_zero, default=120.0, metavar="S", help="seconds an arm")
+    options.add_argument("--pause", type=_pause, default="1,3", metavar="S,S", help="seconds of a pause, least,most")
+    options.add_argument("--arrivals", metavar="SPEC", help="open loop instead of users: trace:FILE.csv, "
+                         "poisson:RATE or gamma:RATE,CV; RATE in requests a second")  # fmt: skip
+    options.add_argument("--no-request-start", action="store_true", help="do not send the header X-Request-Start")
+    options.add_argument("--index", metavar="DIR_OR_FAISS", help="ask for embeddings and judge them against this index")
+    options.add_argument("--ids", metavar="FILE", help="passage ids of a FAISS file, one a line in row order")
+    options.add_argument("--teacher", metavar="T", help="where the artifact's teacher is, if passages must be encoded")
+    options.add_argument("--seed", type=int, default=0, help="of queries, pauses and arrivals")
+    options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for trace, summary and page")
+    options.add_argument("--overwrite", action="store_true", help="replace the output folder")
+    return options
+
+
+def _or_auto(kind: type) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        if text == "auto":
+            return None
+        if kind(text) <= 0:
+            raise argparse.ArgumentTypeError(f"{text}: expected a number above 0, or auto")
+        return kind(text)
+
+    return number
+
+
+def _above_zero(text: str) -> float:
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    return float(text)
+
+
+def _budgets(text: str) -> list[float] | None:
+    if text == "auto":
+        return None
+    budgets = [_above_zero(part) for part in text.split(",")]
+    if budgets != sorted(set(budgets)):
+        raise argparse.ArgumentTypeError(f"{text}: expected budgets in ms, ascending, such as 250,375,500")
+    return budgets
+
+
+def _pause(text: str) -> tuple[float, float]:
+    shortest, longest = (float(part) for part in (text.split(",") if "," in text else (text, text)))
+    if not 0 <= shortest <= longest or not longest:
+        raise argparse.ArgumentTypeError(f"{text}: expected seconds LEAST,MOST such as 1,3")
+    return shortest, longest
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,100 @@
+"""What users ask, and how good an answer is: the workloads of the online simulation."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.replay import Request, text_request
+from elasticlm.errors import InputError
+from elasticlm.retrieval.metrics import per_query
+
+if TYPE_CHECKING:
+    from elasticlm.retrieval.data import RetrievalData
+    from elasticlm.retrieval.index import PassageIndex
+
+RELATED_TOKENS = 128
+RELATED_QUERIES = 100
+DEPTH = 10
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests with judgements.
+
+    `measure` is the quality of one answer (an ir_measures name). `own` says which passage a query is, where it is one:
+    that passage does not count among its hits.
+    """
+
+    name: str
+    measure: str
+    requests: list[Request]
+    qrels: dict[str, dict[str, int]]
+    own: dict[str, str]
+
+    def quality(self, query_ids: Sequence[str], bodies: Sequence[bytes], index: "PassageIndex | None") -> np.ndarray:
+        """Return the quality [answers] of what the server answered: hits, or embeddings to search the index with."""
+        hits = self._hits([json.loads(body) for body in bodies], index)
+        qrels, run = {}, {}
+        for number, (query_id, found) in enumerate(zip(query_ids, hits, strict=True)):
+            row = str(number)
+            qrels[row] = self.qrels[query_id]
+            others = [passage_id for passage_id in found if passage_id != self.own.get(query_id)][:DEPTH]
+            run[row] = {passage_id: float(-rank) for rank, passage_id in enumerate(others)}
+        return per_query(qrels, run, [self.measure])[self.measure]
+
+    def _hits(self, answers: list[dict], index: "PassageIndex | None") -> list[list[str]]:
+        if not answers or "hits" in answers[0]:
+            return [[hit["id"] for hit in answer["hits"]] for answer in answers]
+        vectors = np.array([answer["embedding"] for answer in answers], dtype=np.float32)
+        return index.search(vectors, self.depth)[1]
+
+    @property
+    def depth(self) -> int:
+        """How many hits an answer needs."""
+        return DEPTH + bool(self.own)
+
+
+def query_workload(data: "RetrievalData", *, hits: bool, shorten: Callable[[str], str]) -> Workload:
+    """Users send the split's queries; an answer's quality is RR@10."""
+    k = DEPTH if hits else None
+    requests = [text_request(query_id, text, k) for query_id, text in zip(data.query_ids, data.queries, strict=True)]
+    return Workload("query", "RR@10", requests, data.qrels, own={})
+
+
+def related_workload(data: "RetrievalData", *, hits: bool, shorten: Callable[[str], str]) -> Workload:
+    """Users ask for "more like this": a passage is the query, the other passages of its title are relevant; nDCG@10."""
+    of_title: dict[str, list[str]] = {}
+    for passage_id, title in zip(data.passage_ids, data.titles, strict=True):
+        if title.strip():
+            of_title.setdefault(title, []).append(passage_id)
+    qrels = {
+        own: {other: 1 for other in group if other != own}
+        for group in of_title.values()
+        if len(group) > 1
+        for own in group
+    }
+    if len(qrels) < RELATED_QUERIES:
+        raise InputError(
+            f"{data.spec}: {len(qrels)} passages share a title with another one; "
+            f"the workload 'related' needs at least {RELATED_QUERIES}"
+        )
+    passages = dict(zip(data.passage_ids, data.passages, strict=True))
+    k = DEPTH + 1 if hits else None
+    requests = [text_request(own, shorten(passages[own]), k) for own in qrels]
+    return Workload("related", "nDCG@10", requests, qrels, own={own: own for own in qrels})
+
+
+WORKLOADS = {"query": query_workload, "related": related_workload}
+
+
+def build_workload(name: str, data: "RetrievalData", *, hits: bool, shorten: Callable[[str], str]) -> Workload:
+    """Return the workload called `name`; `hits`: the server searches its own index, else it answers embeddings.
+
+    `shorten` cuts a passage to RELATED_TOKENS tokens.
+    """
+    if name not in WORKLOADS:
+        raise InputError(f"workload {name!r}: expected one of {', '.join(WORKLOADS)}")
+    return WORKLOADS[name](data, hits=hits, shorten=shorten)
