@@ -67,7 +67,7 @@ def test_chunks_equal_one_big_batch(make, tiny_artifact, tiny_bert, processes):
     chunked_losses, small = gradients(make(*folders, processes, chunk_size=3), rows, levels)
     assert max(gradient.abs().max() for gradient in big.values()) > 1e-2
     assert greatest_difference(small, big) < 1e-5
-    assert chunked_losses == pytest.approx(losses, rel=1e-5, abs=1e-6)
+    assert chunked_losses == pytest.approx(losses, rel=1e-5, abs=1e-4)
 
 
 def test_denser_gradient_equals_that_of_the_plain_loss(tiny_artifact, processes):
