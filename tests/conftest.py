@@ -92,3 +92,11 @@ def tiny_beir(tmp_path_factory):
         (folder / f"qrels/{split}.tsv").write_text("\n".join(lines) + "\n")
     (folder / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory):
+    """Data sets that are parsed or made go into a temporary cache, not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

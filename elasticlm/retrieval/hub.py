@@ -7,6 +7,7 @@ NAME is OWNER/NAME on the hub or a folder (``hf:./folder``). Two layouts are und
 - a column of text, a paragraph a row: sentences are queries and halves are pairs, as for ``text:FILE``.
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 LARGE_BYTES = 1 << 30  # a text set above this is streamed, and only its first rows are taken
 STREAMED_ROWS = 200_000
+STRINGS = ("string", "large_string")
 SPLIT_NAMES = {"dev": ["dev", "validation"], "validation": ["validation", "dev"]}
 
 
@@ -115,7 +117,7 @@ class HubDataset:
 
     def _paragraphs(self, split: str | None) -> Paragraphs:
         rows = self._open(self.path, self.config, split)
-        strings = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "") == "string"]
+        strings = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "") in STRINGS]
         if "text" not in strings and len(strings) != 1:
             raise InputError(
                 f"{self.spec}: expected the configurations corpus and queries, or a column 'text'; "
@@ -132,7 +134,7 @@ class HubDataset:
         """One split's rows (the only or the first split where none is asked for); of a very large text, the first."""
         import datasets
 
-        cache = str(cache_folder() / "datasets")
+        cache = str(_cache_of(path))
         with _loading(self.spec):
             splits = datasets.get_dataset_split_names(path, config)
             wanted = split or splits[0]
@@ -158,6 +160,16 @@ def _path_and_config(name: str) -> tuple[str, str | None]:
     if name.startswith((".", "/")):
         raise InputError(f"hf:{name}: no such folder")
     return (path, config) if name.count("/") == 2 else (name, None)
+
+
+def _cache_of(path: str) -> Path:
+    """Where a set's tables are kept: for a local folder, by the state of its files, which ``datasets`` does not see."""
+    state = [
+        (str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns)
+        for file in sorted(Path(path).rglob("*"))
+        if file.is_file()
+    ]
+    return cache_folder() / "datasets" / (hashlib.sha256(repr(state).encode()).hexdigest()[:16] if state else "hub")
 
 
 def _column(rows: Any, where: str, *names: str) -> list[str]:

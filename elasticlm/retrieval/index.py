@@ -45,7 +45,7 @@ class PassageIndex:
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise InputError(f"{name}: its metric is not the inner product")
         if isinstance(index, faiss.IndexIDMap):  # rows, not numbers of its own: ids are in row order
-            index = faiss.downcast_index(index.index)
+            self._owner, index = index, faiss.downcast_index(index.index)  # frees what is in it when it goes
         if index.ntotal != len(ids):
             raise InputError(f"{name}: {index.ntotal} vectors, but {len(ids)} ids")
         if not ids:

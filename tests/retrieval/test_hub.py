@@ -1,0 +1,125 @@
+import pandas as pd
+import pytest
+from sets import PASSAGES, QRELS, QUERIES, write_jsonl, write_tsv
+
+from elasticlm.errors import InputError
+from elasticlm.retrieval import hub
+from elasticlm.retrieval.data import load_corpus, load_queries, load_retrieval, load_texts
+
+CARD = """---
+configs:
+- config_name: corpus
+  data_files: [{split: corpus, path: corpus.jsonl}]
+- config_name: queries
+  data_files: [{split: queries, path: queries.jsonl}]
+- config_name: default
+  data_files: [{split: train, path: train.jsonl}, {split: validation, path: test.jsonl}]
+---
+"""
+
+
+@pytest.fixture
+def beir_on_hub(tmp_path):
+    """The readable set as the hub keeps BEIR: passages, queries and judgements as configurations."""
+    folder = tmp_path / "tiny-set"
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD)
+    write_jsonl(folder / "corpus.jsonl", (dict(zip(("_id", "title", "text"), row, strict=True)) for row in PASSAGES))
+    write_jsonl(folder / "queries.jsonl", ({"_id": qid, "text": text} for qid, text in QUERIES.items()))
+    for split, rows in QRELS.items():
+        named = (dict(zip(("query-id", "corpus-id", "score"), row, strict=True)) for row in rows)
+        write_jsonl(folder / f"{split}.jsonl", named)
+    return folder
+
+
+@pytest.fixture
+def texts_on_hub(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for split, count in (("train", 30), ("test", 5)):
+        rows = [{"text": f"Snow fell on town {i} all day. It was cold there in the {split}."} for i in range(count)]
+        pd.DataFrame(rows).to_parquet(folder / f"{split}-00000.parquet")
+    return folder
+
+
+def test_beir_on_the_hub_equals_beir_in_a_folder(beir_on_hub, beir_folder):
+    ours, theirs = load_retrieval(f"hf:{beir_on_hub}", "dev"), load_retrieval(f"beir:{beir_folder}", "test")
+    assert ours.split_sha256 == theirs.split_sha256
+    assert ours.passages == theirs.passages
+    assert ours.queries == theirs.queries
+    assert load_corpus(f"hf:{beir_on_hub}").sha256 == load_corpus(f"beir:{beir_folder}").sha256
+    assert load_queries(f"hf:{beir_on_hub}", "train")[0] == ["q6", "q7"]
+
+
+def test_judgements_may_lie_in_a_data_set_of_their_own(beir_on_hub):
+    qrels = beir_on_hub.with_name("tiny-set-qrels")
+    qrels.mkdir()
+    for split, rows in QRELS.items():
+        (beir_on_hub / f"{split}.jsonl").unlink()
+        write_tsv(qrels / f"{split}.tsv", rows)
+    for table in ("corpus", "queries"):
+        pd.read_json(beir_on_hub / f"{table}.jsonl", lines=True).to_parquet(beir_on_hub / f"{table}.parquet")
+        (beir_on_hub / f"{table}.jsonl").unlink()
+    card = CARD.split("- config_name: default")[0].replace(".jsonl", ".parquet") + "---\n"
+    (beir_on_hub / "README.md").write_text(card)
+    assert load_retrieval(f"hf:{beir_on_hub}", "test").query_ids == ["q1", "q2", "q3", "q4", "q5"]
+
+
+def test_a_judged_passage_that_is_not_in_the_corpus_is_refused(beir_on_hub):
+    rows = (beir_on_hub / "test.jsonl").read_text().replace('"p9"', '"p99"')
+    (beir_on_hub / "test.jsonl").write_text(rows)
+    with pytest.raises(InputError, match=r"row 5: passage id 'p99' is not in the corpus"):
+        load_retrieval(f"hf:{beir_on_hub}", "dev")
+
+
+def test_an_empty_text_is_refused(beir_on_hub):
+    assert len(load_corpus(f"hf:{beir_on_hub}").ids) == 10
+    rows = (beir_on_hub / "corpus.jsonl").read_text().replace(PASSAGES[3][2], "")
+    (beir_on_hub / "corpus.jsonl").write_text(rows)
+    with pytest.raises(InputError, match=r"configuration corpus, row 3: the text of 'p4' is empty"):
+        load_corpus(f"hf:{beir_on_hub}")
+
+
+def test_a_column_of_text_gives_paragraphs_sentences_and_halves(texts_on_hub):
+    texts = load_texts(f"hf:{texts_on_hub}", "train")
+    assert len(texts) == 30
+    assert texts[7] == "Snow fell on town 7 all day. It was cold there in the train."
+    assert load_queries(f"hf:{texts_on_hub}", "train")[1][0] == "Snow fell on town 0 all day."
+    data = load_retrieval(f"hf:{texts_on_hub}", "test")
+    assert (data.queries[2], data.passages[2]) == ("Snow fell on town 2 all day.", "It was cold there in the test.")
+
+
+def test_a_large_text_is_streamed_and_cut(texts_on_hub, monkeypatch, capsys):
+    monkeypatch.setattr(hub, "LARGE_BYTES", -1)
+    monkeypatch.setattr(hub, "STREAMED_ROWS", 8)
+    assert len(load_texts(f"hf:{texts_on_hub}", "train")) == 8
+    assert "streaming its first 8 rows" in capsys.readouterr().err
+
+
+def test_what_cannot_be_loaded_is_one_line(texts_on_hub):
+    with pytest.raises(InputError, match=r"no split 'tset' \(there: train, test\)"):
+        load_texts(f"hf:{texts_on_hub}", "tset")
+    with pytest.raises(InputError, match="no such folder"):
+        load_texts("hf:./no/such/folder")
+    pd.DataFrame({"a": [1], "b": [2]}).to_parquet(texts_on_hub / "train-00000.parquet")
+    with pytest.raises(InputError) as error:
+        load_texts(f"hf:{texts_on_hub}", "train")
+    assert "\n" not in str(error.value)
+
+
+def test_a_data_set_that_is_not_there_is_one_line():
+    with pytest.raises(InputError, match="hf:elasticlm-tests/no-such-set cannot be loaded") as error:
+        load_texts("hf:elasticlm-tests/no-such-set")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("squad", ("squad", None)),
+        ("BeIR/scifact", ("BeIR/scifact", None)),
+        ("nyu-mll/glue/sst2", ("nyu-mll/glue", "sst2")),
+    ],
+)
+def test_name_and_configuration_are_told_apart(name, expected):
+    assert hub._path_and_config(name) == expected

@@ -1,0 +1,149 @@
+import json
+import subprocess
+import sys
+
+import faiss
+import numpy as np
+import pytest
+
+from elasticlm.errors import InputError
+from elasticlm.model import ElasticModel
+from elasticlm.retrieval.index import PassageIndex
+from elasticlm.teacher import load_teacher
+
+IDS = [f"p{i}" for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    rows = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def index(vectors):
+    return PassageIndex.build(vectors, IDS, fingerprint="f" * 64, corpus_sha256="c" * 64)
+
+
+def test_search_is_by_inner_product_and_exact(index, vectors):
+    queries = np.random.default_rng(1).normal(size=(5, 32))
+    scores, ids = index.search(queries, 3)
+    expected = queries.astype(np.float32) @ vectors.T
+    for row, (found, hits) in enumerate(zip(scores, ids, strict=True)):
+        best = np.argsort(-expected[row])[:3]
+        assert hits == [IDS[i] for i in best]
+        np.testing.assert_allclose(found, expected[row][best], atol=1e-5)
+
+
+def test_k_is_cut_to_the_number_of_passages(index):
+    scores, ids = index.search(np.ones((1, 32)), 100)
+    assert scores.shape == (1, 40)
+    assert sorted(ids[0]) == sorted(IDS)
+
+
+def test_a_saved_index_comes_back_whole(index, vectors, tmp_path):
+    index.save(tmp_path / "index")
+    assert (tmp_path / "index" / "ids.txt").read_text().splitlines() == IDS
+    facts = json.loads((tmp_path / "index" / "index.json").read_text())
+    assert facts == {"fingerprint": "f" * 64, "dim": 32, "count": 40, "corpus_sha256": "c" * 64}
+    loaded = PassageIndex.load(tmp_path / "index")
+    np.testing.assert_array_equal(loaded.vectors(), vectors)
+    assert (loaded.ids, loaded.dim, loaded.fingerprint) == (IDS, 32, "f" * 64)
+
+
+def test_an_existing_folder_needs_overwrite(index, tmp_path):
+    index.save(tmp_path / "index")
+    with pytest.raises(InputError, match="exists already"):
+        index.save(tmp_path / "index")
+    index.save(tmp_path / "index", overwrite=True)
+
+
+@pytest.mark.parametrize("kind", ["IVF4,Flat", "HNSW8", "IDMap,Flat"])
+def test_other_kinds_of_faiss_index_work(vectors, tmp_path, kind):
+    made = faiss.index_factory(32, kind, faiss.METRIC_INNER_PRODUCT)
+    made.train(vectors)
+    if kind.startswith("IDMap"):
+        made.add_with_ids(vectors, np.arange(1000, 1040))
+    else:
+        made.add(vectors)
+    faiss.write_index(made, str(tmp_path / "made.faiss"))
+    (tmp_path / "made.txt").write_text("\n".join(IDS))
+    index = PassageIndex.load(tmp_path / "made.faiss", tmp_path / "made.txt")
+    assert index.fingerprint is None
+    np.testing.assert_allclose(index.vectors(), vectors, atol=1e-6)
+    assert [hits[0] for hits in index.search(vectors[:3], 2)[1]] == IDS[:3]
+
+
+def test_an_index_of_another_model_is_refused(index, vectors, tiny_artifact):
+    model = ElasticModel.from_pretrained(tiny_artifact)
+    with pytest.raises(InputError, match=r"another model.*trainer index"):
+        index.check(model)
+    PassageIndex.build(vectors, IDS, fingerprint=None, corpus_sha256=None).check(model)
+    fingerprint = model.config.passages["fingerprint"]
+    PassageIndex.build(vectors, IDS, fingerprint=fingerprint, corpus_sha256=None).check(model)
+    narrow = PassageIndex.build(vectors[:, :16], IDS, fingerprint=fingerprint, corpus_sha256=None)
+    with pytest.raises(InputError, match=r"dim 16, the model's 32"):
+        narrow.check(model)
+
+
+def test_an_index_made_elsewhere_is_checked_on_a_sample(tiny_bert):
+    teacher = load_teacher(str(tiny_bert))
+    passages = {f"p{i}": f"the {word} melts in the cave" for i, word in enumerate(["ice", "snow", "gold", "rain"] * 10)}
+    vectors = teacher.embed(list(passages.values()), kind="passage").numpy()
+    asked = []
+
+    def embed(texts):
+        asked.extend(texts)
+        return teacher.embed(texts, kind="passage").numpy()
+
+    index = PassageIndex.build(vectors, IDS, fingerprint=None, corpus_sha256=None, kind="SQ8")
+    assert index.check_sample(passages, embed) > 0.99
+    assert len(asked) == 16
+    foreign = PassageIndex.build(vectors[:, ::-1].copy(), IDS, fingerprint=None, corpus_sha256=None)
+    with pytest.raises(InputError, match=r"mean cosine of -?0\.\d+ with it, expected at least 0\.95"):
+        foreign.check_sample(passages, embed)
+    with pytest.raises(InputError, match="none of its passage ids"):
+        index.check_sample({"other": "ice"}, embed)
+
+
+def test_broken_folders_are_refused(index, tmp_path):
+    index.save(tmp_path / "index")
+    faiss_file, ids_file = tmp_path / "index" / "passages.faiss", tmp_path / "index" / "ids.txt"
+    whole = faiss_file.read_bytes()
+    faiss_file.write_bytes(whole[:-100])
+    with pytest.raises(InputError, match=r"passages\.faiss: not a FAISS index, or cut off") as error:
+        PassageIndex.load(tmp_path / "index")
+    assert "\n" not in str(error.value)
+    faiss_file.write_bytes(whole)
+    ids_file.write_text("\n".join(IDS[:-1]))
+    with pytest.raises(InputError, match="40 vectors, but 39 ids"):
+        PassageIndex.load(tmp_path / "index")
+    ids_file.write_text("\n".join([*IDS[:-1], "p3"]))
+    with pytest.raises(InputError, match="'p3' stands there twice"):
+        PassageIndex.load(tmp_path / "index")
+    ids_file.unlink()
+    with pytest.raises(InputError, match=r"no such file .*ids\.txt"):
+        PassageIndex.load(tmp_path / "index")
+
+
+def test_what_is_no_index_is_refused(vectors, tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        PassageIndex.load(tmp_path / "nowhere")
+    distance = faiss.IndexFlatL2(32)
+    distance.add(vectors)
+    faiss.write_index(distance, str(tmp_path / "l2.faiss"))
+    with pytest.raises(InputError, match="--ids"):
+        PassageIndex.load(tmp_path / "l2.faiss")
+    (tmp_path / "ids.txt").write_text("\n".join(IDS))
+    with pytest.raises(InputError, match="not the inner product"):
+        PassageIndex.load(tmp_path / "l2.faiss", tmp_path / "ids.txt")
+    with pytest.raises(InputError, match="'Flatt'"):
+        PassageIndex.build(vectors, IDS, fingerprint=None, corpus_sha256=None, kind="Flatt")
+
+
+def test_a_server_can_load_it_without_the_data_libraries():
+    code = (
+        "import sys; import elasticlm.retrieval.index; "
+        "print(sorted({'torch', 'transformers', 'datasets', 'ir_measures', 'pandas'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

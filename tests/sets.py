@@ -1,0 +1,53 @@
+"""A tiny retrieval set in BEIR's folder form, made of the tiny BERT's words."""
+
+import json
+from pathlib import Path
+
+PASSAGES = [
+    ("p1", "glacier", "the glacier melts slow in the warm sun"),
+    ("p2", "glacier", "a cave forms in the ice of a glacier"),
+    ("p3", "", "rain and snow fall on the mountain"),
+    ("p4", "wind", "the wind is strong in the north sea"),
+    ("p5", "moon", "the moon pulls the water and the tide is high"),
+    ("p6", "wolf", "the wolf and the bear live in the forest"),
+    ("p7", "gold", "gold and iron in the stone of the mountain"),
+    ("p8", "", "black sand in the river of the south"),
+    ("p9", "sound", "sound is a wave and light is a wave"),
+    ("p10", "seed", "the seed in the soil is the root of a tree"),
+]
+QUERIES = {
+    "q1": "how is a glacier cave formed",
+    "q2": "why is the tide high",
+    "q3": "what lives in the forest",
+    "q4": "where is gold",
+    "q5": "is light a wave",
+    "q6": "what is in the soil",
+    "q7": "where is snow",
+}
+QRELS = {
+    "train": [("q6", "p10", 1), ("q7", "p3", 1)],
+    "test": [("q1", "p2", 2), ("q1", "p1", 1), ("q2", "p5", 1), ("q3", "p6", 1), ("q4", "p7", 1), ("q5", "p9", 1)],
+}
+CANDIDATES = [("q1", "p1", 0), ("q1", "p2", 1), ("q1", "p4", 0), ("q2", "p5", 1), ("q2", "p4", 0), ("q3", "p6", 1)]
+
+
+def write_jsonl(path: Path, rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_tsv(path: Path, rows, score="score") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [("query-id", "corpus-id", score), *rows]
+    path.write_text("".join("\t".join(map(str, line)) + "\n" for line in lines))
+
+
+def write_beir(folder: Path, candidates: bool = False) -> Path:
+    """Write 10 passages, 7 queries, splits train (2) and test (5 queries, one with grades)."""
+    folder.mkdir(parents=True)
+    write_jsonl(folder / "corpus.jsonl", ({"_id": i, "title": title, "text": text} for i, title, text in PASSAGES))
+    write_jsonl(folder / "queries.jsonl", ({"_id": i, "text": text} for i, text in QUERIES.items()))
+    for split, rows in QRELS.items():
+        write_tsv(folder / "qrels" / f"{split}.tsv", rows)
+    if candidates:
+        write_tsv(folder / "candidates" / "test.tsv", CANDIDATES, score="label")
+    return folder
