@@ -24,8 +24,10 @@ import yaml
 LOAD_FAILED = re.compile(
     r"Backend worker process died|Load model failed|Failed to (load|register|download) model", re.I
 )
-# A console line's time, level, thread and logger, in front of what it says; and the loggers that say nothing of errors.
+# A console line's time, level, thread and logger, in front of what it says; what a worker printed; and the loggers that
+# say nothing of errors.
 LOG_PREFIX = re.compile(r"^\d{4}-\d\S+ \[\w+ *\] \S+ \S+ (?:- )?")
+WORKER_LINE = re.compile(r"^\S+ \[\w+ *\] (\S+) MODEL_LOG - (.*)$")
 CHATTER = re.compile(r" (ACCESS_LOG|TS_METRICS|MODEL_METRICS) ")
 
 
@@ -272,13 +274,14 @@ class TorchServe:
         return str(manifest["modelVersion"])
 
     def _why(self) -> str:
-        """Return the console's telling lines: from the last traceback on where there is one, without the prefixes."""
-        lines = [LOG_PREFIX.sub("", line) for line in self.logs().splitlines() if not CHATTER.search(line)]
-        begins = [number for number, line in enumerate(lines) if line.startswith("Traceback")]
-        if not begins:
-            return "\n".join(lines[-25:])
-        ends = [number for number, line in enumerate(lines) if number > begins[-1] and "Worker disconnected" in line]
-        return "\n".join(lines[begins[-1] : min(ends, default=begins[-1] + 40)])
+        """Return what explains a failure: a worker's last traceback where there is one, else the last lines."""
+        lines = self.logs().splitlines()
+        printed = [match.groups() for line in lines if (match := WORKER_LINE.match(line))]
+        begins = [number for number, (_, text) in enumerate(printed) if text.startswith("Traceback")]
+        if begins:
+            thread = printed[begins[-1]][0]
+            return "\n".join([text for name, text in printed[begins[-1] :] if name == thread][:40])
+        return "\n".join([LOG_PREFIX.sub("", line) for line in lines if not CHATTER.search(line)][-25:])
 
 
 def read_member(archive: Path, name: str) -> bytes:

@@ -1,0 +1,166 @@
+"""The simulation as a command: a small rush through the real TorchServe, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from archives import archive, servable
+
+from benchmarks import calibrate
+from benchmarks.calibrate import rush_users
+from benchmarks.drive import read_rows
+from benchmarks.simulate import main
+from benchmarks.summary import COLUMNS, summarise
+from elasticlm.errors import InputError
+from elasticlm.retrieval.data import load_corpus
+from elasticlm.retrieval.index import PassageIndex
+from elasticlm.teacher import load_teacher
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def index(tiny_bert, tiny_beir):
+    corpus, encoder = load_corpus(f"beir:{tiny_beir}"), load_teacher(str(tiny_bert))
+    vectors = encoder.embed(corpus.passages, kind="passage").numpy()
+    return PassageIndex.build(vectors, corpus.ids, fingerprint=encoder.fingerprint(), corpus_sha256=corpus.sha256)
+
+
+@pytest.fixture(scope="module")
+def mar(tiny_artifact, index, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    artifact = servable(tiny_artifact, folder / "artifact", {100: 4.0, 50: 3.0, 10: 2.0})
+    return archive("tiny", artifact, folder, index=index)
+
+
+@pytest.fixture
+def command(mar, tiny_beir, tmp_path):
+    return [
+        "--archive",
+        str(mar),
+        "--data",
+        f"beir:{tiny_beir}",
+        "--output",
+        str(tmp_path / "rush"),
+        "--pause",
+        ".1,.3",
+    ]
+
+
+@pytest.fixture
+def own_signals():
+    """The command answers SIGTERM in its own way; the test run keeps its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("own_signals")
+def test_a_rush_of_two_arms(command, index, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(calibrate, "CALIBRATION_S", 2.0)
+    monkeypatch.setattr(calibrate, "SETTLING_S", 0.5)
+    assert main([*command, "--arms", "slack", "fixed:10", "--budgets", "400,600", "--duration", "4"]) == 0
+
+    rush = tmp_path / "rush"
+    summary, trace = json.loads((rush / "summary.json").read_text()), read_rows(rush / "trace.csv")
+    assert list(summary["arms"]) == ["slack:t=400,alpha=.6", "fixed:10"]
+    assert list(trace) == COLUMNS
+    assert summary["measure"] == "RR@10"
+    assert summary["arms"] == summarise(trace, [400, 600])
+    load = summary["load"]
+    assert load["users"] == rush_users(load["capacity_rps"]["100"], load["capacity_rps"]["10"], (0.1, 0.3))
+    assert load["spawn_rate"] == pytest.approx(load["users"] / (4 * 50 / 120), abs=1e-3)
+    fixed, slack = trace[trace["arm"] == "fixed:10"], trace[trace["arm"] != "fixed:10"]
+    assert set(fixed["level"].dropna()) == {"10"}
+    assert "100" in set(slack["level"])
+    for rows in (fixed, slack):
+        assert (rows["status"] == 200).mean() > 0.9
+        assert rows["users"].max() > 0.8 * load["users"]
+        assert 0 < rows["quality"].mean() <= 1
+    for name in ("rush.png", "index.html", "requests.jsonl"):
+        assert (rush / name).stat().st_size > 100
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["arms"] == summary["arms"]
+    assert not psutil.Process().children()
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.end_to_end
+def test_stopped_from_outside_it_stops_its_server(command, tmp_path):
+    """SIGTERM while the first arm runs: no TorchServe stays behind, no half a result."""
+    (tmp_path / "temporary").mkdir()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.simulate",
+            *command,
+            "--arms",
+            "fixed:10",
+            "--users",
+            "2",
+            "--budgets",
+            "400",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp_path / "temporary")},
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not (servers := [p for p in psutil.Process(process.pid).children(recursive=True) if p.name() == "java"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert not any(server.is_running() and server.status() != psutil.STATUS_ZOMBIE for server in servers)
+    assert not list((tmp_path / "temporary").iterdir())
+    assert not (tmp_path / "rush").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--arms", "slack", "fixed:30"], "no such level, only 100, 50, 10"),
+        (["--arms", "slak"], "did you mean 'slack'"),
+        (["--arms", "slack", "slack"], "each arm may stand once"),
+        (["--split", "summer"], "no split 'summer'"),
+        (["--workload", "related"], "60 passages share a title .* at least 100"),
+        (["--workload", "rerank:8"], "expected one of query, related"),
+        (["--arrivals", "poisson:x"], "poisson:RATE"),
+        (["--archive", __file__], "not an archive made by"),
+        (["--output", str(ROOT / "tests")], "exists already"),
+    ],
+)
+@pytest.mark.usefixtures("own_signals")
+def test_bad_input_is_refused_before_anything_starts(command, tmp_path, changed, message):
+    with pytest.raises(InputError, match=message):
+        main([*command, "--users", "2", "--budgets", "400", *changed])
+    assert not (tmp_path / "rush").exists()
+
+
+@pytest.mark.parametrize(
+    "changed", [["--budgets", "500,250"], ["--pause", "3,1"], ["--users", "0"], ["--duration", "-1"]]
+)
+def test_bad_numbers_are_refused_with_what_is_expected(command, changed, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main([*command, *changed])
+    assert refused.value.code == 2
+    assert "expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("largest_rps", "smallest_rps", "users"),
+    [(10, 100, 60), (10, 30, 48), (0.1, 1, 1)],
+)
+def test_a_rush_is_three_times_the_largest_levels_capacity_if_the_smallest_can_bear_it(
+    largest_rps, smallest_rps, users
+):
+    assert rush_users(largest_rps, smallest_rps, pause_s=(1, 3)) == users

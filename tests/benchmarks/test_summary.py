@@ -1,0 +1,69 @@
+"""The figures of a trace, by hand on a small one."""
+
+import pandas as pd
+import pytest
+
+from benchmarks.summary import COLUMNS, arm_budget_ms, effective_quality, summarise
+
+ROWS = [
+    # arm, t_s, users, queue_depth, level, latency_ms, status, query_id, quality
+    ("slack:t=100,alpha=.6", 0.0, 1, 0, "100", 40.0, 200, "a", 1.0),
+    ("slack:t=100,alpha=.6", 0.5, 2, 3, "50", 100.0, 200, "b", 0.5),  # within T: the bound itself counts
+    ("slack:t=100,alpha=.6", 1.0, 3, 9, "12.5", 120.0, 200, "c", 0.8),  # late at 100, in time at 200
+    ("slack:t=100,alpha=.6", 1.5, 3, 0, None, 20.0, 503, "d", None),  # quick, but no answer
+    ("fixed:100", 0.0, 1, 0, "100", 300.0, 200, "a", 1.0),
+    ("fixed:100", 0.5, 1, None, None, 5000.0, 0, "b", None),  # never answered
+]
+
+
+@pytest.fixture
+def trace():
+    return pd.DataFrame(ROWS, columns=COLUMNS)
+
+
+def test_the_summary_of_a_small_trace(trace):
+    assert summarise(trace, [100, 200]) == {
+        "slack:t=100,alpha=.6": {
+            "requests": 4,
+            "failures": 1,
+            "p50_ms": 100.0,
+            "p95_ms": 118.0,
+            "p99_ms": 119.6,
+            "quality": 0.7667,
+            "level_shares": {"100": 0.3333, "50": 0.3333, "12.5": 0.3333},
+            "budgets": {
+                "100": {"within_budget": 0.5, "effective_quality": 0.375},
+                "200": {"within_budget": 0.75, "effective_quality": 0.575},
+            },
+        },
+        "fixed:100": {
+            "requests": 2,
+            "failures": 1,
+            "p50_ms": 300.0,
+            "p95_ms": 300.0,
+            "p99_ms": 300.0,
+            "quality": 1.0,
+            "level_shares": {"100": 1.0},
+            "budgets": {
+                "100": {"within_budget": 0.0, "effective_quality": 0.0},
+                "200": {"within_budget": 0.0, "effective_quality": 0.0},
+            },
+        },
+    }
+
+
+def test_an_arm_that_answered_nothing_has_no_latency_and_no_quality(trace):
+    silent = summarise(trace.iloc[[5]], [37.5])["fixed:100"]
+    assert (silent["p50_ms"], silent["quality"], silent["level_shares"]) == (None, None, {})
+    assert silent["budgets"] == {"37.5": {"within_budget": 0.0, "effective_quality": 0.0}}
+
+
+@pytest.mark.parametrize(("budget_ms", "value"), [(39, 0), (40, 1 / 4), (100, 1.5 / 4), (1e9, 2.3 / 4)])
+def test_effective_quality_counts_late_and_failed_requests_as_nothing(trace, budget_ms, value):
+    assert effective_quality(trace.iloc[:4], budget_ms) == pytest.approx(value)
+
+
+def test_an_arm_works_towards_its_policys_budget_else_the_tightest(trace):
+    summary = {"arms": summarise(trace, [80, 200])}
+    assert arm_budget_ms("slack:t=100,alpha=.6", summary) == 100
+    assert arm_budget_ms("fixed:100", summary) == 80

@@ -1,0 +1,90 @@
+"""Workloads: which requests are sent, and what an answer is worth."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.workload import build_workload
+from elasticlm.errors import InputError
+from elasticlm.retrieval.data import RetrievalData
+from elasticlm.retrieval.index import PassageIndex
+
+
+def retrieval_data(titles):
+    ids = [f"p{i}" for i in range(len(titles))]
+    passages = [f"{title} text {i}".strip() for i, title in enumerate(titles)]
+    return RetrievalData(
+        spec="made", split="test", passage_ids=ids, titles=titles, passages=passages, query_ids=["a", "b"],
+        queries=["first", "second"], qrels={"a": {"p0": 1}, "b": {"p2": 1}},
+    )  # fmt: skip
+
+
+def workload(name, data, *, hits):
+    return build_workload(name, data, hits=hits, shorten=lambda text: text[:10])
+
+
+def hits(*passage_ids):
+    return json.dumps({"hits": [{"id": pid, "score": -i} for i, pid in enumerate(passage_ids)], "level": 50}).encode()
+
+
+def embedding(vector):
+    return json.dumps({"embedding": [float(x) for x in vector], "level": 50}).encode()
+
+
+def unit_index(count, dim=60):
+    return PassageIndex.build(np.eye(count, dim), [f"p{i}" for i in range(count)], fingerprint=None, corpus_sha256=None)
+
+
+@pytest.mark.parametrize(
+    ("with_hits", "body"), [(True, {"query": "first", "k": 10}), (False, {"text": "first", "as": "query"})]
+)
+def test_query_sends_the_splits_queries_and_judges_by_reciprocal_rank(with_hits, body):
+    made = workload("query", retrieval_data(["t"] * 20), hits=with_hits)
+    assert made.measure == "RR@10"
+    assert [request.query_id for request in made.requests] == ["a", "b"]
+    assert json.loads(made.requests[0].body) == body
+
+
+def test_the_same_query_is_judged_at_each_of_its_answers():
+    made = workload("query", retrieval_data(["t"] * 20), hits=True)
+    answers = [hits("p0"), hits("p5", "p2"), hits("p1", "p3", "p4", "p0"), hits("p7")]
+    assert made.quality(["a", "b", "a", "b"], answers, None).tolist() == [1, 1 / 2, 1 / 4, 0]
+
+
+def test_embeddings_are_judged_against_the_index():
+    made = workload("query", retrieval_data(["t"] * 20), hits=False)
+    toward_p0, toward_p3_then_p2 = np.zeros(60), np.zeros(60)
+    toward_p0[0], toward_p3_then_p2[[3, 2]] = 1, (1, 0.5)
+    answers = [embedding(toward_p0), embedding(toward_p3_then_p2)]
+    assert made.quality(["a", "b"], answers, unit_index(20)).tolist() == [1, 1 / 2]
+
+
+def test_related_sends_passages_whose_title_others_share_cut_short_and_asks_for_one_hit_more():
+    titles = ["lone", *["pair"] * 2, *["many"] * 98, *[""] * 5]
+    made = workload("related", retrieval_data(titles), hits=True)
+    assert made.measure == "nDCG@10"
+    assert [request.query_id for request in made.requests] == [f"p{i}" for i in range(1, 101)]
+    assert json.loads(made.requests[0].body) == {"query": "pair text ", "k": 11}
+    assert made.qrels["p1"] == {"p2": 1}
+    assert len(made.qrels["p3"]) == 97
+
+
+def test_a_related_passage_does_not_count_as_its_own_hit():
+    made = workload("related", retrieval_data(["pair"] * 2 + ["many"] * 98), hits=True)
+    own_first, other_first = hits("p0", "p1", *[f"p{i}" for i in range(2, 11)]), hits("p1", "p0")
+    assert made.quality(["p0", "p0"], [own_first, other_first], None).tolist() == [1, 1]
+    ten_others = hits("p0", *[f"p{i}" for i in range(2, 11)], "p1")
+    assert made.quality(["p0"], [ten_others], None)[0] == pytest.approx(1 / np.log2(11))
+    one_too_deep = hits("p0", *[f"p{i}" for i in range(2, 12)], "p1")
+    assert made.quality(["p0"], [one_too_deep], None)[0] == 0
+
+
+def test_related_needs_a_hundred_passages_that_share_a_title():
+    with pytest.raises(InputError, match=r"made: 99 passages share a title .* at least 100"):
+        workload("related", retrieval_data(["t"] * 99), hits=True)
+
+
+def test_an_unknown_workload_is_refused():
+    with pytest.raises(InputError, match="expected one of query, related"):
+        workload("rerank:8", retrieval_data(["t"]), hits=True)
