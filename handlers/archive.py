@@ -28,6 +28,7 @@ from elasticlm.latency import LatencyTable
 from elasticlm.model import ElasticModel
 from elasticlm.schedule import Fixed, parse_policy
 from elasticlm.structure import level_name
+from handlers.settings import Settings
 
 if TYPE_CHECKING:
     from elasticlm.retrieval.index import PassageIndex
@@ -47,11 +48,12 @@ def main(argv: list[str] | None = None) -> None:
 
     model, table = read_artifact(Path(options.model))
     index = read_index(options, model) if options.index else None
-    schedule = schedule_settings(options.policy, model, table)
+    schedule = schedule_settings(options.policy, model, table, options.batch_size)
     config = fill(TEMPLATE.read_text(encoding="utf-8"), {
         "minWorkers": options.workers, "maxWorkers": options.workers, "batchSize": options.batch_size,
         "maxBatchDelay": options.max_batch_delay_ms, "threads": table.setup.threads, **schedule,
     })  # fmt: skip
+    Settings.from_section(yaml.safe_load(config)["handler"])
     with new_file(target, overwrite=options.overwrite) as temporary:
         pack(options.name, Path(options.model), index, config, temporary)
 
@@ -99,14 +101,16 @@ def read_index(options: argparse.Namespace, model: ElasticModel) -> "PassageInde
     return index
 
 
-def schedule_settings(policy: str | None, model: ElasticModel, table: LatencyTable) -> dict[str, Any]:
+def schedule_settings(policy: str | None, model: ElasticModel, table: LatencyTable, batch: int) -> dict[str, Any]:
     """Return the settings latency_budget_ms, policy and alpha for a policy as it was given, or for none."""
     largest = model.structures.largest
-    budget_ms = round_up(BUDGET_IN_SERVICE_TIMES * table.mean_ms(largest))
+    service_ms = table.mean_ms(largest, batch)
+    budget_ms = round_up(BUDGET_IN_SERVICE_TIMES * service_ms)
     if policy is None or "t=" not in policy:
-        say(f"latency budget: {budget_ms:g} ms, {BUDGET_IN_SERVICE_TIMES} times the {table.mean_ms(largest):.3g} ms "
-            f"of level {level_name(largest)} at {table.rows[0]} x {table.tokens[0]} tokens; "
-            "choose another with --policy slack:t=MS")  # fmt: skip
+        say(
+            f"latency budget: {budget_ms:g} ms, {BUDGET_IN_SERVICE_TIMES} times the {service_ms:.3g} ms of level "
+            f"{level_name(largest)} at {batch} x {table.tokens[0]} tokens; choose another with --policy slack:t=MS"
+        )
     try:
         chosen = parse_policy(policy or "slack", default_budget_ms=budget_ms)
         if isinstance(chosen, Fixed):
@@ -133,10 +137,9 @@ def round_up(ms: float) -> float:
 def fill(template: str, settings: Mapping[str, Any]) -> str:
     """Return model-config.yaml with these settings, its comments kept. Every one must stand in the template."""
     for name, value in settings.items():
-        line = re.compile(rf"^(\s*{name}:)[ ]*[^#\n]*?([ ]*#.*)?$", re.MULTILINE)
-        template, found = line.subn(lambda match, value=value: f"{match[1]} {value}{match[2] or ''}", template)
+        line = re.compile(rf"^(?P<name>\s*{name}:)[ ]*[^#\n]*?(?P<comment>[ ]*#.*)?$", re.MULTILINE)
+        template, found = line.subn(rf"\g<name> {value}\g<comment>", template)
         assert found == 1, f"{name} stands {found} times in {TEMPLATE.name}"
-    yaml.safe_load(template)
     return template
 
 

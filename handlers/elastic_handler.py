@@ -14,6 +14,7 @@ if __name__ == "elastic_handler":  # in an archive: its own packages go before a
 
 import json
 import time
+from http import HTTPStatus
 from typing import Any
 
 from ts.context import Context
@@ -75,8 +76,8 @@ class ElasticHandler:
             context.set_response_header(i, "X-Elastic-Service-Ms", f"{service_ms:.3f}")
             if isinstance(outcome, Answer):
                 context.set_response_header(i, "X-Elastic-Level", level_name(outcome.level))
-            else:
-                context.set_response_status(outcome.status, idx=i)
+            status = HTTPStatus.OK if isinstance(outcome, Answer) else HTTPStatus(outcome.status)
+            context.set_response_status(status.value, status.phrase, i)
         levels = [outcome.level for outcome in outcomes if isinstance(outcome, Answer)]
         _emit_metrics(context, levels, backlog.queue_depth, service_ms / 1e3, ignored_starts)
         self.queue.batch_done()

@@ -89,15 +89,18 @@ class ManagementProbe:
             self._connection.close()  # a late answer must not be taken for the next one's
             if not isinstance(error, TimeoutError):
                 self._warn(f"management API at {self._url} cannot be reached ({error})")
-            return self._rest(FAILED_PAUSE_S)
+            self._rest(FAILED_PAUSE_S)
+            return None
         if reply.status != 200:
             self._headers = self._read_headers()
             self._warn(f"management API at {self._url} refuses (HTTP {reply.status}): is management_key_file right?")
-            return self._rest(REFUSED_PAUSE_S)
+            self._rest(REFUSED_PAUSE_S)
+            return None
         status, pids = read_status(body)
         if self._pid not in pids:
             self._warn(f"management API at {self._url} does not know this worker: is management_url another server's?")
-            return self._rest(REFUSED_PAUSE_S)
+            self._rest(REFUSED_PAUSE_S)
+            return None
         return status
 
     def _rest(self, pause_s: float) -> None:
@@ -172,11 +175,6 @@ class Arrivals:
         """Note that `arrived` requests had come by `now_s`."""
         self._points.append((now_s, arrived))
 
-    @property
-    def seen(self) -> int:
-        """How many had arrived by the newest point."""
-        return self._points[-1][1] if self._points else 0
-
     def forget(self) -> None:
         self._points.clear()
 
@@ -239,7 +237,7 @@ class QueueSignal:
     def batch_came(self, count: int) -> Backlog:
         """Return the backlog behind a batch of `count` requests that was handed over now."""
         now_s = self._clock()
-        if self._was_idle(now_s):
+        if self._idle_since is not None and now_s - self._idle_since > self._batch_delay_s + IDLE_S:
             self._arrivals.saw(now_s - self._batch_delay_s, self._handed_over)
         first = self._handed_over + 1
         self._handed_over += count
@@ -254,11 +252,6 @@ class QueueSignal:
     def batch_done(self) -> None:
         """Note that the answers go out: from now on the worker waits."""
         self._idle_since = self._clock()
-
-    def _was_idle(self, now_s: float) -> bool:
-        """Whether the worker waited for this batch with an empty queue: long, and nobody known to be in it."""
-        waited_s = 0.0 if self._idle_since is None else now_s - self._idle_since
-        return waited_s > self._batch_delay_s + IDLE_S and self._arrivals.seen <= self._handed_over
 
     def _pending(self, count: int, now_s: float) -> int | None:
         if count < self._batch_size:

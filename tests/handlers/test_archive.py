@@ -63,9 +63,9 @@ def test_without_a_policy_the_budget_is_five_service_times_of_the_largest_level(
     ("policy", "expected"),
     [
         ("slack:t=300,alpha=.5", {"policy": "slack", "latency_budget_ms": 300, "alpha": 0.5}),
-        ("slack:alpha=.5", {"policy": "slack", "latency_budget_ms": 200, "alpha": 0.5}),
+        ("slack:alpha=.5", {"policy": "slack", "latency_budget_ms": 1600, "alpha": 0.5}),  # 5 x 40 ms x a batch of 8
         ("queue:t=300", {"policy": "queue", "latency_budget_ms": 300, "alpha": 0.6}),
-        ("fixed:50", {"policy": "fixed:50", "latency_budget_ms": 200, "alpha": 0.6}),
+        ("fixed:50", {"policy": "fixed:50", "latency_budget_ms": 1600, "alpha": 0.6}),
     ],
 )
 def test_a_policy_becomes_the_settings(artifact, tmp_path, policy, expected):

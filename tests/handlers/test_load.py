@@ -140,7 +140,7 @@ def test_after_a_wait_a_request_is_no_older_than_the_batch_delay():
 
 
 def test_with_several_workers_samples_tell_no_age():
-    queue, clock, _ = signal([QueueStatus(5, 2)] * 3, batch_size=1)
+    queue, clock, _ = signal([QueueStatus(0, 2)] * 3, batch_size=1)
     for now in (0.0, 0.1, 0.2):
         clock.now = now
         assert queue.batch_came(1).ages_ms == (0.0,)
