@@ -50,13 +50,15 @@ class Checkpoints:
         settings: Mapping[str, Any],
         seconds: float,
     ) -> None:
-        """Write the state after ``step`` steps in place of the last one; either stands whole at any moment."""
-        with new_folder(self.folder, overwrite=True) as folder:
+        """Write the state after ``step`` steps, then remove the one before: some state stands whole at any moment."""
+        with new_folder(self.folder / f"step-{step:08}") as folder:
             safetensors.torch.save_file(modules.state_dict(), folder / WEIGHTS_FILE)
             torch.save([optimizer.state_dict() for optimizer in optimizers], folder / OPTIMIZERS_FILE)
             losses.write(folder / LOSS_FILE)
             state = {"step": step, "settings": settings, "seconds": seconds}
             (folder / STATE_FILE).write_text(json.dumps(state, indent=1))
+        for older in self._states()[:-1]:
+            shutil.rmtree(older)
 
     def load(
         self, modules: nn.Module, optimizers: Sequence[Optimizer], losses: "Losses", settings: Mapping[str, Any]
@@ -65,21 +67,20 @@ class Checkpoints:
 
         Raises InputError where the run was started with other settings.
         """
-        if not self.folder.exists():
+        if not (states := self._states()):
             return 0, 0.0
-        state = json.loads((self.folder / STATE_FILE).read_text())
+        folder = states[-1]
+        state = json.loads((folder / STATE_FILE).read_text())
         for name, value in state["settings"].items():
             if settings[name] != value:
                 raise InputError(
                     f"{self.folder} was started with {flag(name)} {value}, not {settings[name]}: "
                     "resume with the same options, or start anew with --overwrite"
                 )
-        modules.load_state_dict(safetensors.torch.load_file(self.folder / WEIGHTS_FILE))
-        for optimizer, saved in zip(
-            optimizers, torch.load(self.folder / OPTIMIZERS_FILE, weights_only=True), strict=True
-        ):
+        modules.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
+        for optimizer, saved in zip(optimizers, torch.load(folder / OPTIMIZERS_FILE, weights_only=True), strict=True):
             optimizer.load_state_dict(saved)
-        losses.read(self.folder / LOSS_FILE)
+        losses.read(folder / LOSS_FILE)
         return state["step"], state["seconds"]
 
     def finish(self, model: ElasticModel, losses: "Losses", report: Mapping[str, Any]) -> None:
@@ -89,6 +90,9 @@ class Checkpoints:
             losses.write(folder / LOSS_FILE)
             (folder / TRAINING_FILE).write_text(json.dumps(report, indent=1))
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _states(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
 
 
 class Losses:

@@ -139,6 +139,7 @@ def mlm_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
     order = random.permutation(len(texts))[: args.max_examples]
     tokens = TokenizedTexts.of(teacher, [texts[i] for i in order], "passage", args.max_tokens)
     masking = DataCollatorForLanguageModeling(teacher.tokenizer, mlm_probability=MASKED_SHARE, seed=args.seed)
+    masking.create_rng()
     special = torch.tensor(teacher.tokenizer.all_special_ids)
 
     def losses(examples: np.ndarray) -> Tensor:

@@ -1,0 +1,101 @@
+"""prune: from a teacher to an artifact."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from random_texts import make_texts
+
+from elasticlm.errors import InputError
+from elasticlm.model import ElasticModel
+from elasticlm.teacher import load_teacher
+from trainer import prune
+
+
+@pytest.fixture
+def arguments(tiny_bert, beir, tmp_path):
+    return ["--teacher", str(tiny_bert), "--data", f"beir:{beir}", "--levels", "100,50,10", "--batch-size", "8",
+            "--precision", "fp32", "--output", str(tmp_path / "pruned")]  # fmt: skip
+
+
+def test_level_100_straight_after_prune_is_the_teacher(arguments, tiny_bert, tmp_path, capsys):
+    prune.main(arguments)
+    model, teacher = ElasticModel.from_pretrained(tmp_path / "pruned"), load_teacher(str(tiny_bert))
+    texts = make_texts(9, seed=8)
+    assert (model.embed(texts, level=100) - teacher.embed(texts)).abs().max() < 1e-5
+    assert (model.embed(texts, level=50) - teacher.embed(texts)).abs().max() > 1e-2
+    assert model.levels == (100, 50, 10)
+    assert model.config.passages == {"encoder": "teacher", "fingerprint": teacher.fingerprint()}
+    assert model.config.teacher["name"] == str(tiny_bert)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["levels"] == [100, 50, 10]
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "mlm"])
+def test_units_stand_in_the_order_of_their_scores(arguments, tiny_bert, tmp_path, loss):
+    args = prune.parse_args([*arguments, "--score-loss", loss])
+    teacher = load_teacher(str(tiny_bert))
+    scores = getattr(prune, f"{loss}_scores")(args, teacher)
+    assert (scores.heads > 0).all()
+    prune.main([*arguments, "--score-loss", loss])
+    pruned = ElasticModel.from_pretrained(tmp_path / "pruned").encoder.layers[1]
+    whole = teacher.encoder.layers[1]
+    best = np.argsort(-scores.neurons[1])
+    assert torch.equal(pruned.feed_forward.up.weight, whole.feed_forward.up.weight[best])
+    best_head = int(np.argmax(scores.heads[1]))
+    assert torch.equal(
+        pruned.attention.value.weight[:8], whole.attention.value.weight[best_head * 8 : best_head * 8 + 8]
+    )
+
+
+def test_the_largest_level_is_cut_where_100_is_not_asked_for(arguments, tmp_path):
+    prune.main(arguments)
+    prune.main([*arguments[:-1], str(tmp_path / "cut"), "--levels", "50,10"])
+    whole, cut = ElasticModel.from_pretrained(tmp_path / "pruned"), ElasticModel.from_pretrained(tmp_path / "cut")
+    texts = make_texts(5, seed=8)
+    assert (cut.embed(texts, level=50) - whole.embed(texts, level=50)).abs().max() < 1e-6
+    assert sum(p.numel() for p in cut.encoder.layers.parameters()) < 0.6 * sum(
+        p.numel() for p in whole.encoder.layers.parameters()
+    )
+
+
+def test_scores_come_from_a_sample_that_the_seed_decides(arguments, tmp_path):
+    def neurons(name, *more):
+        prune.main([*arguments[:-1], str(tmp_path / name), "--max-examples", "16", *more])
+        return ElasticModel.from_pretrained(tmp_path / name).encoder.layers[0].feed_forward.up.weight
+
+    assert torch.equal(neurons("a"), neurons("b"))
+    assert not torch.equal(neurons("c"), neurons("d", "--seed", "1"))
+
+
+def test_a_teacher_without_masked_language_model_head_is_refused(arguments, tiny_bert, tmp_path):
+    folder = tmp_path / "headless"
+    shutil.copytree(tiny_bert, folder)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    safetensors.torch.save_file({name: w for name, w in weights.items() if not name.startswith("cls.")},
+                                folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    with pytest.raises(InputError, match="masked language model head"):
+        prune.main(["--teacher", str(folder), *arguments[2:], "--score-loss", "mlm"])
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_bad_inputs_are_refused_and_leave_nothing(arguments, tiny_artifact, tmp_path):
+    for wrong, message in [
+        (["--levels", "100,0"], "level '0'"),
+        (["--levels", "50,50"], "once"),
+        (["--split", "nowhere"], "nowhere"),
+        (["--data", "beir:nowhere"], "nowhere"),
+        (["--teacher", str(tiny_artifact)], "elastic model"),
+        (["--temperature", "0"], "temperature"),
+        (["--batch-size", "1"], "batch-size"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            prune.main([*arguments, *wrong])
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "pruned").mkdir()
+    (tmp_path / "pruned/something").write_text("kept")
+    with pytest.raises(InputError, match="overwrite"):
+        prune.main(arguments)
+    assert (tmp_path / "pruned/something").read_text() == "kept"
