@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from argparse import ArgumentTypeError
+from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from gevent.pool import Group
 from locust import FastHttpUser, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
-from locust.exception import StopUser
+from locust.exception import StopTest, StopUser
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # Locust runs this file, not the package
 
@@ -34,15 +34,15 @@ GOLDEN_RATIO = 0.6180339887  # its multiples spread the users that Locust starts
 OPEN_LOOP_S = 3600.0  # of arrivals where there is no --duration
 
 
-def pause(text: str) -> tuple[float, float]:
+def parse_pause(text: str) -> tuple[float, float]:
     """Return (shortest, longest) pause in seconds from "1,3" (or "2" for both)."""
     try:
         numbers = [float(number) for number in text.split(",")]
         shortest, longest = numbers * 2 if len(numbers) == 1 else numbers
     except ValueError:
-        raise ArgumentTypeError(f"pause {text!r}: expected seconds, SHORTEST,LONGEST such as 1,3") from None
+        shortest = longest = -1.0
     if not 0 <= shortest <= longest:
-        raise ArgumentTypeError(f"pause {text!r}: expected 0 <= SHORTEST <= LONGEST")
+        raise ValueError(f"pause {text!r}: expected seconds, SHORTEST,LONGEST such as 1,3")
     return shortest, longest
 
 
@@ -52,10 +52,10 @@ def add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument(
         "--queries", default="", help="file with a query a line (.txt), or .jsonl; empty: standard library docstrings"
     )
-    parser.add_argument("--k", type=int, help="ask for the K best passages of the archive's index, not for embeddings")
     parser.add_argument(
-        "--pause", type=pause, default="1,3", help="seconds between a user's requests, shortest,longest"
+        "--k", type=int, default=0, help="ask for the K best passages of the archive's index; 0: vectors"
     )
+    parser.add_argument("--pause", default="1,3", help="seconds between a user's requests, shortest,longest")
     parser.add_argument("--seed", type=int, default=0, help="seed of the queries, pauses and arrivals")
     parser.add_argument(
         "--arrivals", default="", help="open loop, with 1 user: trace:FILE.csv, poisson:RATE or gamma:RATE,CV"
@@ -97,20 +97,36 @@ class Answer(NamedTuple):
     body: bytes = b""
 
 
+@events.init.add_listener
+def check(environment: Environment, **_: object) -> None:
+    """End at once, with one line, where an option or a file is wrong."""
+    try:
+        read_traffic(environment.parsed_options)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def read_traffic(options: Namespace) -> tuple[Replay, list[float] | None]:
+    """Return what is sent, and for an open loop when."""
+    requests = read_requests(Path(options.queries), options.k) if options.queries else None
+    replay = Replay(requests or standard_library_requests(options.k), options.seed, parse_pause(options.pause))
+    if not options.arrivals:
+        return replay, None
+    return replay, parse_arrivals(options.arrivals).times_s(options.duration or OPEN_LOOP_S, options.seed).tolist()
+
+
 @events.test_start.add_listener
 def start(environment: Environment, **_: object) -> None:
-    options = environment.parsed_options
-    duration_s = options.duration or (OPEN_LOOP_S if options.arrivals else math.inf)
-    requests = read_requests(Path(options.queries), options.k) if options.queries else None
-    user = ElasticUser
-    user.replay = Replay(requests or standard_library_requests(options.k), options.seed, options.pause)
-    user.arrival_times_s = None
-    if options.arrivals:
-        user.arrival_times_s = parse_arrivals(options.arrivals).times_s(duration_s, options.seed).tolist()
+    options, user = environment.parsed_options, ElasticUser
+    try:
+        user.replay, user.arrival_times_s = read_traffic(options)
+    except (OSError, ValueError) as error:  # the options may have been changed on the page since
+        raise StopTest(str(error)) from None
     user.recorder = Recorder(options.trace_file, options.responses_file)
-    user.numbers, user.duration_s = itertools.count(), duration_s
+    user.numbers, user.duration_s = itertools.count(), options.duration or math.inf
     user.started, user.started_epoch = time.perf_counter(), time.time()
-    gevent.spawn(end_after, environment, duration_s, options.drain)
+    gevent.spawn(end_after, environment, options.duration or math.inf, options.drain)
 
 
 def end_after(environment: Environment, duration_s: float, drain_s: float) -> None:
@@ -129,8 +145,9 @@ def end_after(environment: Environment, duration_s: float, drain_s: float) -> No
 
 @events.test_stop.add_listener
 def stop(environment: Environment, **_: object) -> None:
-    ElasticUser.recorder.rows.close()
-    ElasticUser.recorder.bodies.close()
+    if ElasticUser.recorder:
+        ElasticUser.recorder.rows.close()
+        ElasticUser.recorder.bodies.close()
 
 
 class ElasticUser(FastHttpUser):
@@ -139,7 +156,7 @@ class ElasticUser(FastHttpUser):
     concurrency = 100_000  # connections: the open loop must never wait for one
     network_timeout = connection_timeout = 600.0  # what is unanswered is decided by --stop-timeout
     replay: Replay
-    recorder: Recorder
+    recorder: Recorder | None = None
     numbers: itertools.count
     arrival_times_s: list[float] | None
     duration_s: float

@@ -48,7 +48,7 @@ def write_requests(path: Path, requests: Sequence[Request]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines))
 
 
-def read_requests(path: Path, k: int | None = None) -> list[Request]:
+def read_requests(path: Path, k: int = 0) -> list[Request]:
     """Read requests from a file, a line each.
 
     Lines are {"id", "body"} as simulations write them, a BEIR set's queries ({"_id", "text"}), or plain text.
@@ -66,13 +66,13 @@ def read_requests(path: Path, k: int | None = None) -> list[Request]:
     return requests
 
 
-def text_request(query_id: str, text: str, k: int | None = None) -> Request:
+def text_request(query_id: str, text: str, k: int = 0) -> Request:
     """Return the request for a query's embedding, or with `k` for its hits."""
-    body = {"text": text, "as": "query"} if k is None else {"query": text, "k": k}
+    body = {"query": text, "k": k} if k else {"text": text, "as": "query"}
     return Request(query_id, json.dumps(body, ensure_ascii=False))
 
 
-def standard_library_requests(k: int | None = None) -> list[Request]:
+def standard_library_requests(k: int = 0) -> list[Request]:
     """Return queries that need no file: the one-line descriptions of the standard library's modules."""
     folders = [path for path in map(Path, sys.path) if (path / "pydoc.py").is_file()]
     lines = {file.stem: pydoc.synopsis(str(file)) for folder in folders for file in sorted(folder.glob("*.py"))}

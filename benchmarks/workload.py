@@ -59,7 +59,7 @@ class Workload:
 
 def query_workload(data: "RetrievalData", *, hits: bool, shorten: Callable[[str], str]) -> Workload:
     """Users send the split's queries; an answer's quality is RR@10."""
-    k = DEPTH if hits else None
+    k = DEPTH if hits else 0
     requests = [text_request(query_id, text, k) for query_id, text in zip(data.query_ids, data.queries, strict=True)]
     return Workload("query", "RR@10", requests, data.qrels, own={})
 
@@ -82,7 +82,7 @@ def related_workload(data: "RetrievalData", *, hits: bool, shorten: Callable[[st
             f"the workload 'related' needs at least {RELATED_QUERIES}"
         )
     passages = dict(zip(data.passage_ids, data.passages, strict=True))
-    k = DEPTH + 1 if hits else None
+    k = DEPTH + 1 if hits else 0
     requests = [text_request(own, shorten(passages[own]), k) for own in qrels]
     return Workload("related", "nDCG@10", requests, qrels, own={own: own for own in qrels})
 

@@ -1,6 +1,8 @@
 """The Locust driver against a server that takes its time: closed loop, open loop, no answer."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.arrivals import parse_arrivals
-from benchmarks.drive import Traffic, drive
+from benchmarks.drive import LOCUSTFILE, Traffic, drive
 from benchmarks.replay import Request, write_requests
 
 SERVICE_S = 0.05
@@ -109,3 +111,19 @@ def test_requests_without_an_answer_are_rows_with_status_0(server, requests_file
 def test_the_start_header_can_be_left_out(server, requests_file):
     run(server, requests_file, duration_s=1, request_start=False)
     assert set(server.starts) == {None}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--arrivals", "poisson:x"], "expected trace:FILE.csv, poisson:RATE"),
+        (["--pause", "3,1"], "SHORTEST,LONGEST"),
+        (["--queries", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_by_hand_wrong_options_end_it_at_once(option, message):
+    command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--host", "http://127.0.0.1:9"]
+    ended = subprocess.run([*command, *option], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -44,7 +44,7 @@ def test_requests_survive_their_file(tmp_path):
     assert [(r.query_id, json.loads(r.body)) for r in found] == [(r.query_id, json.loads(r.body)) for r in requests]
 
 
-@pytest.mark.parametrize(("k", "body"), [(None, {"text": "why ice", "as": "query"}), (5, {"query": "why ice", "k": 5})])
+@pytest.mark.parametrize(("k", "body"), [(0, {"text": "why ice", "as": "query"}), (5, {"query": "why ice", "k": 5})])
 def test_queries_are_read_from_beir_and_from_plain_text(tmp_path, k, body):
     (tmp_path / "queries.jsonl").write_text('{"_id": "a", "text": "why ice"}\n')
     (tmp_path / "queries.txt").write_text("\nwhy ice\n")
