@@ -59,7 +59,9 @@ def main(argv: list[str] | None = None) -> None:
     names = ("data", "split", "max_tokens", "relation_heads", "relation_scale")
     settings = {name: getattr(args, name) for name in names}
     settings |= {"model": model.fingerprint(), "teacher": teacher.fingerprint()}
-    print_report(args.output, train(objective, options, checkpoints, settings))
+    report = train(objective, options, checkpoints, settings)
+    if processes.is_main:
+        print_report(args.output, report)
 
 
 def check(teacher: ElasticModel, model: ElasticModel, relation_heads: int) -> None:

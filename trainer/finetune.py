@@ -25,7 +25,7 @@ from trainer.texts import TokenizedTexts, encode
 
 DEFAULTS = {
     "align": LoopOptions(optimizer="muon", levels_per_step="3", freeze_embeddings=True),
-    "denser": LoopOptions(batch_size=64, levels_per_step="3", lr=1e-4),
+    "denser": LoopOptions(batch_size=32, lr=1e-4),
 }
 SETTINGS = {  # what a resumed run must agree on, besides the loop's options
     "align": ("task", "data", "split", "index", "passages", "passage_tokens", "passages_per_step", "temperature"),
@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_options(parser, DEFAULTS)
     args = parser.parse_args(argv)
     if args.task not in DEFAULTS:
-        raise InputError(f"--task {args.task} is not available; available: {', '.join(DEFAULTS)}")
+        raise InputError(f"--task {args.task} is not available yet; available: {', '.join(DEFAULTS)}")
     at_least(args, 1, "passages", "passages_per_step", "negatives")
     at_least(args, 3, "passage_tokens")
     check_temperature(args)
@@ -84,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
         trained.config.passages = passages or {"encoder": "largest", "fingerprint": trained.fingerprint()}
 
     report = train(objective, options, checkpoints, settings, sign=sign)
-    print_report(args.output, report)
+    if processes.is_main:
+        print_report(args.output, report)
 
 
 def align(

@@ -1,6 +1,8 @@
 """Objectives: their losses against the plain formulas, and cached representations against one big batch."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from trainer.objectives import (
     in_batch,
     relation_losses,
 )
+from trainer.processes import Processes
 from trainer.texts import TokenizedTexts
 
 TEXTS = make_texts(24, seed=4)
@@ -68,6 +71,38 @@ def test_chunks_equal_one_big_batch(make, tiny_artifact, tiny_bert, processes):
     assert max(gradient.abs().max() for gradient in big.values()) > 1e-2
     assert greatest_difference(small, big) < 1e-5
     assert chunked_losses == pytest.approx(losses, rel=1e-5, abs=1e-4)
+
+
+class OneOfTwo(Processes):
+    """One of two processes, played by two threads that meet in ``sum``."""
+
+    def __init__(self, rank, shared, barrier):
+        super().__init__("fp32")
+        self.rank, self.count, self._shared, self._barrier = rank, 2, shared, barrier
+
+    def sum(self, tensor):
+        self._shared[self.rank] = tensor.detach().clone()
+        self._barrier.wait(30)
+        total = self._shared[0] + self._shared[1]
+        self._barrier.wait(30)
+        return total
+
+
+@pytest.mark.parametrize("make", [make_align, make_relations, make_denser])
+def test_two_processes_equal_one(make, tiny_artifact, tiny_bert, processes):
+    folders = (tiny_artifact,) if make is make_denser else (tiny_artifact, tiny_bert)
+    rows, levels = np.arange(19), (100, 50, 10)  # an odd number: the processes' shares differ
+    losses, alone = gradients(make(*folders, processes, chunk_size=4), rows, levels)
+    shared, barrier = [None, None], Barrier(2)
+
+    def run(rank):
+        return gradients(make(*folders, OneOfTwo(rank, shared, barrier), chunk_size=4), rows, levels)
+
+    with ThreadPoolExecutor(2) as pool:
+        (losses_0, first), (losses_1, second) = pool.map(run, range(2))
+    assert greatest_difference({name: first[name] + second[name] for name in first}, alone) < 1e-5
+    assert greatest_difference(first, alone) > 1e-3
+    assert losses_0 == losses_1 == pytest.approx(losses, rel=1e-5, abs=1e-4)
 
 
 def test_denser_gradient_equals_that_of_the_plain_loss(tiny_artifact, processes):
