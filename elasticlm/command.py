@@ -20,7 +20,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults where there are any; a default of None says nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        hidden = action.default is None or action.default is False  # 0 is a default worth showing
+        return action.help if hidden else super()._get_help_string(action)
 
 
 def parser(prog: str, description: str) -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ from elasticlm.errors import InputError
 from elasticlm.files import new_file, new_folder, refuse_existing
 from elasticlm.model import ElasticModel
 from elasticlm.retrieval import metrics
-from elasticlm.retrieval.data import RetrievalData, load_retrieval
+from elasticlm.retrieval.data import RetrievalData, load_corpus, load_retrieval
 from elasticlm.retrieval.index import PassageIndex
 from elasticlm.structure import Level, level_name, parse_levels
 from elasticlm.teacher import load_model, load_teacher, passage_encoder
@@ -58,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     started = time.perf_counter()
     for output in filter(None, (args.output, args.run_dir)):
         refuse_existing(output, overwrite=args.overwrite)
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size {args.batch_size}: expected 1 or more texts")
     if args.ids and not args.index:
         raise InputError("--ids names the passages of an index: give --index FILE.faiss too")
     model = load_model(args.model)
@@ -208,8 +210,9 @@ def _encode_passages(encoder: ElasticModel, data: RetrievalData, batch_size: int
 
 def _check_index(index: PassageIndex, model: ElasticModel, encoder: ElasticModel, data: RetrievalData) -> None:
     index.check(model)
-    passages = dict(zip(data.passage_ids, data.passages, strict=True))
     if index.fingerprint is None:
+        corpus = load_corpus(data.spec)
+        passages = dict(zip(corpus.ids, corpus.passages, strict=True))
         cosine = index.check_sample(passages, lambda texts: encoder.embed(texts, kind="passage").numpy())
         command.say(f"{index.name}: no fingerprint; a sample of its passages has a mean cosine of {cosine:.3f}")
     missing = [pid for pid in data.passage_ids if pid not in index]
@@ -218,8 +221,8 @@ def _check_index(index: PassageIndex, model: ElasticModel, encoder: ElasticModel
             f"{index.name}: {len(missing):,} of the {len(data.passage_ids):,} passages of {data.spec} are not in it, "
             f"such as {missing[0]!r}"
         )
-    if len(index) > len(passages):
-        command.say(f"{index.name}: {len(index) - len(passages):,} more passages than {data.spec} compete here")
+    if len(index) > len(data.passage_ids):
+        command.say(f"{index.name}: {len(index) - len(data.passage_ids):,} more passages than {data.spec} compete here")
 
 
 def _read_quality(folder: Path) -> dict[str, Any]:

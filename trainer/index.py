@@ -3,6 +3,7 @@
 import time
 
 from elasticlm import command
+from elasticlm.errors import InputError
 from elasticlm.files import refuse_existing
 from elasticlm.retrieval.data import load_corpus
 from elasticlm.retrieval.index import PassageIndex
@@ -23,6 +24,8 @@ def main(argv: list[str] | None = None) -> None:
 
     started = time.perf_counter()
     refuse_existing(args.output, overwrite=args.overwrite)
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size {args.batch_size}: expected 1 or more passages")
     corpus = load_corpus(args.data)
     encoder = passage_encoder(load_model(args.model), args.teacher)
     command.say(f"{args.data}: encoding {len(corpus.ids):,} passages")

@@ -39,9 +39,12 @@ class Paragraphs:
         return list(found.values()), list(found)
 
     def pairs(self, split: str, judged: "Paragraphs") -> RetrievalData:
-        """First halves of the ``judged`` paragraphs as queries over the second halves of all."""
-        corpus = {f"{pid}b": pair[1] for pid, pair in self._halves()}
-        queries = {pid: pair[0] for pid, pair in judged._halves()}
+        """First halves of the ``judged`` paragraphs as queries over the second halves of all.
+
+        A half has the id of its paragraph, so that an index of whole paragraphs fits the judgements too.
+        """
+        corpus = {pid: second for pid, (_, second) in self._halves()}
+        queries = {f"q{pid}": first for pid, (first, _) in judged._halves()}
         if not queries:
             raise InputError(f"{self.spec}: no paragraph of split {split} is long enough to be cut into two halves")
         return RetrievalData(
@@ -52,7 +55,7 @@ class Paragraphs:
             passages=list(corpus.values()),
             query_ids=list(queries),
             queries=list(queries.values()),
-            qrels={qid: {f"{qid}b": 1} for qid in queries},
+            qrels={qid: {qid.removeprefix("q"): 1} for qid in queries},
         )
 
     def _halves(self) -> Iterator[tuple[str, tuple[str, str]]]:

@@ -47,6 +47,7 @@ def test_a_pair_is_the_two_halves_of_a_paragraph(text_file):
     passage = data.passages[data.passage_ids.index(passage_id)]
     assert f"{data.queries[0]} {passage}" in load_texts(f"text:{text_file}", "test")
     assert len(data.passages) == 200
+    assert set(data.passage_ids) == set(load_corpus(f"text:{text_file}").ids)  # an index of paragraphs fits
 
 
 def test_sentences_are_cut_at_their_ends_only():

@@ -184,6 +184,7 @@ def test_the_same_seed_gives_the_same_intervals(evaluated):
         (["--split", "tset"], "no split 'tset'"),
         (["--index", "nowhere"], "no such file"),
         (["--ids", "ids.txt"], "give --index"),
+        (["--batch-size", "0"], "1 or more"),
     ],
 )
 def test_bad_options_are_refused_before_any_work(command, tmp_path, more, says, monkeypatch):
