@@ -89,7 +89,7 @@ def drive(
         if locust.returncode or not trace_file.exists():
             raise DriverError("the Locust driver failed:\n" + output_file.read_text(errors="replace")[-3000:])
         rows, bodies = read_rows(trace_file), responses_file.read_bytes()
-        rows = rows[rows["t_s"] < traffic.duration_s].sort_values("t_s", ignore_index=True)
+        rows = rows.sort_values("t_s", ignore_index=True)
         places = zip(rows.pop("offset"), rows.pop("length"), strict=True)
         return Drive(rows, [bodies[offset : offset + length] for offset, length in places], client_cpu)
 

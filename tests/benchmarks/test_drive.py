@@ -80,6 +80,13 @@ def test_users_send_wait_and_pause_and_every_answer_is_kept(server, requests_fil
     assert driven.client_cpu > 0
 
 
+def test_users_who_come_in_the_same_second_do_not_send_at_once(server, requests_file):
+    rows = run(server, requests_file, duration_s=2, users=8, spawn_rate=8, pause_s=(5, 5)).rows
+    assert len(rows) == 8
+    assert np.diff(rows["t_s"]).min() > 0.03
+    assert np.ptp(rows["t_s"]) > 0.5
+
+
 def test_two_runs_send_every_user_the_same_queries(server, requests_file):
     first, second = (run(server, requests_file, duration_s=2, users=1, pause_s=(0.1, 0.2)) for _ in range(2))
     count = min(len(first.rows), len(second.rows))

@@ -80,6 +80,14 @@ def test_a_related_passage_does_not_count_as_its_own_hit():
     assert made.quality(["p0"], [one_too_deep], None)[0] == 0
 
 
+def test_a_related_passages_embedding_finds_ten_others():
+    made = workload("related", retrieval_data(["pair"] * 2 + ["many"] * 98), hits=False)
+    index = PassageIndex.build(np.eye(100, 100), [f"p{i}" for i in range(100)], fingerprint=None, corpus_sha256=None)
+    vector = np.zeros(100)
+    vector[[0, *range(2, 11), 1]] = np.linspace(1, 0.1, 11)  # itself, nine others, then the one that is relevant
+    assert made.quality(["p0"], [embedding(vector)], index)[0] == pytest.approx(1 / np.log2(11))
+
+
 def test_related_needs_a_hundred_passages_that_share_a_title():
     with pytest.raises(InputError, match=r"made: 99 passages share a title .* at least 100"):
         workload("related", retrieval_data(["t"] * 99), hits=True)
