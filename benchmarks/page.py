@@ -19,19 +19,20 @@ h2 { font-size: 18px; margin: 36px 0 8px; }
 p { max-width: 105ch; margin: 8px 0; }
 .muted, dd, caption { color: #6b7280; }
 .headline { display: flex; gap: 16px; flex-wrap: wrap; margin: 20px 0; }
-.card { flex: 1 1 200px; background: #fff; border: 1px solid #e5e7eb; border-radius: 10px; padding: 14px 18px; }
+.card { flex: 1 1 200px; max-width: 360px; padding: 14px 18px;
+  background: #fff; border: 1px solid #e5e7eb; border-radius: 10px; }
 .card.best { border: 2px solid #2563eb; }
 .card b { font-size: 30px; line-height: 1.2; display: block; }
 .card code { font-weight: 600; }
 .card.late b { color: #dc2626; }
 table { border-collapse: collapse; background: #fff; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 8px; font-size: 15px; border-bottom: 1px solid #e5e7eb; text-align: right; white-space: nowrap; }
+th, td { padding: 6px; font-size: 15px; border-bottom: 1px solid #e5e7eb; text-align: right; white-space: nowrap; }
 th { font-weight: 600; color: #6b7280; font-size: 13px; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; padding-left: 12px; }
 td.best { font-weight: 700; color: #1d4ed8; }
 .scroll { overflow-x: auto; border: 1px solid #e5e7eb; border-radius: 10px; background: #fff; }
 .scroll img { display: block; width: 100%; }
-.bar { display: inline-flex; width: 110px; height: 12px; border-radius: 3px; overflow: hidden; vertical-align: middle; }
+.bar { display: inline-flex; width: 90px; height: 12px; border-radius: 3px; overflow: hidden; vertical-align: middle; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; max-width: 100ch; }
 dt { font-weight: 600; } dd { margin: 0; }
 code { font: 14px ui-monospace, "DejaVu Sans Mono", monospace; }
@@ -41,20 +42,22 @@ code { font: 14px ui-monospace, "DejaVu Sans Mono", monospace; }
 def page(summary: dict[str, Any], picture_png: bytes, colors: dict[str, str]) -> str:
     """Return the HTML page of a simulation; `colors` are those of the levels in the picture."""
     picture = base64.b64encode(picture_png).decode()
-    width = 150 + 250 * len(summary["arms"])  # legible: a column of the picture never gets narrower than that
+    count = len(summary["arms"])
+    title = "A rush, served " + (f"{count} ways" if count > 1 else "under one policy")
+    narrowest, widest = 150 + 250 * count, 130 + 310 * count  # px: between them the picture's letters are legible
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>A rush, served {len(summary["arms"])} ways</title>
+<title>{title}</title>
 <style>{STYLE}</style>
 <main>
-<h1>A rush, served {len(summary["arms"])} ways</h1>
+<h1>{title}</h1>
 <p class="muted">{_traffic(summary)}</p>
 <div class="headline">{"".join(_card(arm, summary) for arm in summary["arms"])}</div>
 <p>{_verdict(summary)}</p>
 <h2>The rush over time</h2>
-<div class="scroll"><img style="min-width: {min(width, 1800)}px" src="data:image/png;base64,{picture}"
+<div class="scroll"><img style="min-width: {narrowest}px; max-width: {widest}px" src="data:image/png;base64,{picture}"
 alt="Users, latency, level served and quality over time, a column an arm"></div>
 <p class="muted">Each dot is a request, red where it came late or failed; 95 % of a second's requests stay under the
 dark line; the dashed line is the latency budget T. Quality is the mean over {SMOOTHED_S} seconds: of the requests that
@@ -117,9 +120,11 @@ def _verdict(summary: dict[str, Any]) -> str:
         judged = summary["arms"][arm]["budgets"][budget]
         return f"{judged['within_budget']:.1%} in time, effective quality {judged['effective_quality']:.3f}"
 
+    if len(summary["arms"]) == 1:
+        return f"At T = {budget} ms <code>{escape(best)}</code>: {said(best)}."
     others = "; ".join(f"<code>{escape(arm)}</code> {said(arm)}" for arm in summary["arms"] if arm != best)
-    return f"At T = {budget} ms <code>{escape(best)}</code> gave its users the most: {said(best)}." + (
-        f" The others: {others}." if others else ""
+    return (
+        f"At T = {budget} ms <code>{escape(best)}</code> gave its users the most: {said(best)}. The others: {others}."
     )
 
 

@@ -58,7 +58,7 @@ def draw_rush(trace: pd.DataFrame, summary: dict[str, Any], file: Path) -> None:
     grid[2, 0].set_ylim(0, 100)
     grid[3, 0].set_ylim(0, 1)
     figure.tight_layout(rect=(0, 0, 1 - 0.9 / figure.get_figwidth(), 1))
-    _legends(grid, colors)
+    _legends(grid, colors, users)
     figure.savefig(file, metadata={"Software": "elasticlm"})
 
 
@@ -140,14 +140,14 @@ def _plain(axes: Axes) -> None:
         spine.set_color(GRID)
 
 
-def _legends(grid: np.ndarray, colors: dict[str, str]) -> None:
+def _legends(grid: np.ndarray, colors: dict[str, str], users: str) -> None:
     """Explain each row to the right of its last column."""
 
     def line(label: str, color: str, **style: Any) -> Line2D:
         return Line2D([], [], label=label, color=color, **style)
 
     rows = [
-        [line("users", LINE), Patch(color=WAITING, alpha=0.35, label="waiting")],
+        [line(users.replace(" in", "\nin"), LINE), Patch(color=WAITING, alpha=0.35, label="waiting")],
         [line("T", LATE, ls="--"), line("95 %", INK), line("in time", IN_TIME, marker=".", ls=""),
          line("late", LATE, marker=".", ls="")],
         [Patch(color=color, label=level) for level, color in colors.items()],
