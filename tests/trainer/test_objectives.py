@@ -95,11 +95,10 @@ def test_two_processes_equal_one(make, tiny_artifact, tiny_bert, processes):
     losses, alone = gradients(make(*folders, processes, chunk_size=4), rows, levels)
     shared, barrier = [None, None], Barrier(2)
 
-    def run(rank):
-        return gradients(make(*folders, OneOfTwo(rank, shared, barrier), chunk_size=4), rows, levels)
-
+    objectives = [make(*folders, OneOfTwo(rank, shared, barrier), chunk_size=4) for rank in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        (losses_0, first), (losses_1, second) = pool.map(run, range(2))
+        runs = pool.map(lambda objective: gradients(objective, rows, levels), objectives)
+        (losses_0, first), (losses_1, second) = runs
     assert greatest_difference({name: first[name] + second[name] for name in first}, alone) < 1e-5
     assert greatest_difference(first, alone) > 1e-3
     assert losses_0 == losses_1 == pytest.approx(losses, rel=1e-5, abs=1e-4)
