@@ -1,0 +1,7 @@
+"""The offline trainer: from a teacher to an elastic artifact. ``python -m trainer COMMAND``."""
+
+import os
+
+# OpenMP's threads sleep while they wait. Spinning, the default, doubles a step's time as soon as anything else runs on
+# the machine. It must be said before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
