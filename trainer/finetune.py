@@ -24,7 +24,7 @@ from trainer.processes import Processes
 from trainer.texts import TokenizedTexts, encode
 
 DEFAULTS = {
-    "align": LoopOptions(optimizer="muon", levels_per_step="3", freeze_embeddings=True),
+    "align": LoopOptions(levels_per_step="3", freeze_embeddings=True),
     "denser": LoopOptions(batch_size=32, lr=1e-4),
 }
 SETTINGS = {  # what a resumed run must agree on, besides the loop's options
