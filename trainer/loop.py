@@ -87,7 +87,7 @@ def train(
     else:
         dev_losses(0)
     bar = progress(total=options.max_steps, desc="train", unit="step")
-    bar.update(first)
+    bar.initial = bar.n = first  # steps of an earlier run are done, but say nothing about the speed of this one
     with _interruptions() as interrupted:
         for step in range(first, options.max_steps):
             factor = learning_rate_factor(step, options.max_steps, options.warmup, options.decay)
