@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import signal
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -13,6 +13,7 @@ from elasticlm.errors import InputError
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+READER_GONE = 141
 PLAIN_LINES_EVERY_S = 10.0
 
 
@@ -34,14 +35,18 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> NoReturn:
     """Run a command's main and exit: 2 with one line on bad input, 130 when interrupted."""
     try:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends the command without a traceback
-        sys.exit(main(argv) or 0)
+        code = main(argv) or 0
+        sys.stdout.flush()
+        sys.exit(code)
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # `| head` has seen enough; what is left in the buffer must not fail again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(READER_GONE)
 
 
 def progress(iterable: Iterable | None = None, *, total: int | None = None, desc: str = "", unit: str = "it") -> tqdm:
