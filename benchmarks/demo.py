@@ -47,30 +47,37 @@ class Stages:
     """Runs commands one after another; remembers those that are done in a file beside their outputs."""
 
     def __init__(self, folder: Path, total: int) -> None:
-        self._folder, self._total, self._number = folder, total, 0
+        self._total, self._number = total, 0
         self._file = folder / "stages.json"
-        self._done: dict[str, str] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._keys: dict[str, str] = json.loads(self._file.read_text()) if self._file.exists() else {}
         self._before = ""  # keys of all stages so far: a stage is stale when any before it ran anew
 
-    def run(self, title: str, command: list[str], output: Path) -> None:
-        """Run ``python -m command...`` unless it is done and its output stands."""
+    def run(self, title: str, command: list[str], output: Path, *, resumable: bool = False) -> None:
+        """Run ``python -m command...`` unless it is done and its output stands; go on with one that was interrupted."""
         self._number += 1
         head = f"[{self._number}/{self._total}] {title}"
         key = hashlib.sha256(json.dumps([self._before, command]).encode()).hexdigest()
         self._before = key
-        if self._done.get(command[0] + ":" + title) == key and output.exists():
+        name = title.partition(":")[0]
+        if self._keys.get(name) == key and output.exists():
             say(f"{head}: done before, reused ({output})")
             return
+        if resumable and self._keys.get(f"{name}, unfinished") == key:
+            command = [*command, "--resume"]
+        self._note(f"{name}, unfinished", key)
         say(f"{head}\n      python -m {shlex.join(command)}")
         start = time.monotonic()
         # The commands' own tables go to stderr with their progress: stdout is for the demo's table and result.
         code = subprocess.run([sys.executable, "-m", *command], stdout=sys.stderr.fileno(), check=False).returncode
         if code:
             raise InputError(f"{title} ended with exit code {code}; `make demo` takes up again from here")
-        self._done[command[0] + ":" + title] = key
-        with new_file(self._file) as temporary:
-            temporary.write_text(json.dumps(self._done, indent=1))
+        self._note(name, key)
         say(f"      took {time.monotonic() - start:.0f} s")
+
+    def _note(self, name: str, key: str) -> None:
+        self._keys[name] = key
+        with new_file(self._file) as temporary:
+            temporary.write_text(json.dumps(self._keys, indent=1))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -105,6 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         ["trainer", "finetune", "--task", "align", "--model", str(pruned), "--teacher", arguments.teacher, *data,
          "--index", str(index), "--max-steps", str(size.max_steps), "--output", str(model), fresh],
         model,
+        resumable=True,
     )  # fmt: skip
     stages.run(
         "Evaluate: retrieval quality of every level",
