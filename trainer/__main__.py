@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "measure every level on a split, beside the teacher",
     "compare": "test whether two evaluations differ",
     "profile": "measure the latency table of an artifact",
+    "export": "write one level alone as a stand-alone artifact",
     "recipe": "run several of these in a row, as a YAML file says",
 }
 
