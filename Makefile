@@ -1,5 +1,5 @@
 # Everything runs in a virtual environment in the checkout; nothing else on the machine is touched.
-#   make demo    from a pretrained model to a rush on a page (about 15 minutes; DEMO=small: about 3)
+#   make demo    from a pretrained model to a rush on a page (about 15 minutes; DEMO=small: under 4)
 #   make test    all tests, the real TorchServe among them
 #   make env     the environment alone; then `. ./env.sh`
 

@@ -38,8 +38,8 @@ class Size:
 SIZES = {
     "full": Size(levels="100,50,30,20,10,5", max_examples=1024, max_steps=400, profile_tokens="16,64,128,256",
                  duration_s=45, data="pydoc"),
-    "small": Size(levels="100,30,5", max_examples=128, max_steps=60, profile_tokens="16,128",
-                  duration_s=15, data="pydoc:1000"),
+    "small": Size(levels="100,30,5", max_examples=128, max_steps=30, profile_tokens="16,128",
+                  duration_s=10, data="pydoc:1000"),
 }  # fmt: skip
 
 
