@@ -26,6 +26,7 @@ LOAD_FAILED = re.compile(
 )
 # A console line's time, level, thread and logger, in front of what it says; what a worker printed; and the loggers that
 # say nothing of errors.
+LONGEST_SOCKET_PATH = 107  # bytes of a Unix socket's path
 LOG_PREFIX = re.compile(r"^\d{4}-\d\S+ \[\w+ *\] \S+ \S+ (?:- )?")
 WORKER_LINE = re.compile(r"^\S+ \[\w+ *\] (\S+) MODEL_LOG - (.*)$")
 CHATTER = re.compile(r" (ACCESS_LOG|TS_METRICS|MODEL_METRICS) ")
@@ -33,6 +34,12 @@ CHATTER = re.compile(r" (ACCESS_LOG|TS_METRICS|MODEL_METRICS) ")
 
 class ServerError(RuntimeError):
     """TorchServe did not start or a model did not load; the message ends with the lines that say why."""
+
+
+def _short_folder() -> str | None:
+    """The folder for temporary files, or /tmp where a worker's socket in it would have too long a path."""
+    socket = Path(tempfile.gettempdir(), "torchserve-12345678", "tmp", ".ts.sock.65535")
+    return None if len(os.fsencode(socket)) <= LONGEST_SOCKET_PATH else "/tmp"
 
 
 def java_home() -> str | None:
@@ -133,7 +140,7 @@ class TorchServe:
 
     def start(self) -> None:
         """Start the server; returns before the models are ready (see `wait_ready`)."""
-        self.home = Path(tempfile.mkdtemp(prefix="torchserve-"))
+        self.home = Path(tempfile.mkdtemp(prefix="torchserve-", dir=_short_folder()))
         for folder in ("tmp", "store", "logs", "work"):
             (self.home / folder).mkdir()
         self._logs = self.log_dir or self.home / "logs"

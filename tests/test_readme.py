@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run(checkout: Path, language: str, code: str) -> str:
+def run(checkout: Path, temporary: str, language: str, code: str) -> str:
     command = ["bash", "-euo", "pipefail", "-c", code] if language == "sh" else [sys.executable, "-c", code]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "TMPDIR": str(checkout), "TEMP": str(checkout), "HF_HUB_OFFLINE": "1",
+        "TMPDIR": temporary, "TEMP": temporary, "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     done = subprocess.run(
         command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -48,7 +49,14 @@ def run(checkout: Path, language: str, code: str) -> str:
     return done.stdout
 
 
-def test_the_quick_blocks_run_in_order(checkout, tiny_bert, tiny_beir):
+@pytest.fixture
+def temporary():
+    """A folder for temporary files with a short name: the path of a worker's socket must be short."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield folder
+
+
+def test_the_quick_blocks_run_in_order(checkout, temporary, tiny_bert, tiny_beir):
     folder, ports = checkout
     train, serve, embed = QUICK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
 
@@ -58,7 +66,7 @@ def test_the_quick_blocks_run_in_order(checkout, tiny_bert, tiny_beir):
     code = re.sub(r"DATA=\S+", f"DATA=beir:{tiny_beir}", code)
     code = code.replace("--task align", "--task align --max-steps 3 --batch-size 8")
     code = code.replace("trainer profile", "trainer profile --seconds 0.05")
-    output = run(folder, language, code)
+    output = run(folder, temporary, language, code)
     assert (folder / "model_store/mini.mar").is_file(), output
 
     language, code = serve
@@ -70,11 +78,11 @@ def test_the_quick_blocks_run_in_order(checkout, tiny_bert, tiny_beir):
         "torchserve --start --ncs", "trap 'torchserve --stop >/dev/null 2>&1 || true' EXIT\ntorchserve --start --ncs"
     )
     code = code.replace("sleep 1; done", "sleep 0.5; done")
-    answer = run(folder, language, "timeout 120 bash -euo pipefail <<'BLOCK'\n" + code + "\nBLOCK")
+    answer = run(folder, temporary, language, "timeout 120 bash -euo pipefail <<'BLOCK'\n" + code + "\nBLOCK")
     assert '"embedding"' in answer
     assert '"level"' in answer
 
-    run(folder, *embed)
+    run(folder, temporary, *embed)
 
 
 def test_links_lead_to_files():
