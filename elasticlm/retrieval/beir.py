@@ -42,17 +42,7 @@ class BeirFolder:
         if candidates_file.exists():
             candidates = read_judgements(candidates_file, queries=texts, passages=known)
             candidates = {qid: candidates[qid] for qid in qrels if qid in candidates}
-        return RetrievalData(
-            spec=self.spec,
-            split=split,
-            passage_ids=corpus.ids,
-            titles=corpus.titles,
-            passages=corpus.passages,
-            query_ids=list(qrels),
-            queries=[texts[qid] for qid in qrels],
-            qrels=qrels,
-            candidates=candidates,
-        )
+        return RetrievalData.of(self.spec, split, corpus, texts, qrels, candidates)
 
     def texts(self, split: str | None) -> list[str]:
         """Passages, which belong to no split."""

@@ -52,6 +52,29 @@ class RetrievalData:
         if not any(grade > 0 for grades in self.qrels.values() for grade in grades.values()):
             raise InputError(f"{self.spec}: split {self.split} judges no passage as relevant (score above 0)")
 
+    @classmethod
+    def of(
+        cls,
+        spec: str,
+        split: str,
+        corpus: Corpus,
+        texts: Mapping[str, str],
+        qrels: Qrels,
+        candidates: Qrels | None = None,
+    ) -> "RetrievalData":
+        """A split from its judgements, in their order: the whole corpus, and the ``texts`` of the judged queries."""
+        return cls(
+            spec=spec,
+            split=split,
+            passage_ids=corpus.ids,
+            titles=corpus.titles,
+            passages=corpus.passages,
+            query_ids=list(qrels),
+            queries=[texts[qid] for qid in qrels],
+            qrels=qrels,
+            candidates=candidates,
+        )
+
     @property
     def split_sha256(self) -> str:
         return split_sha256(self.query_ids, self.qrels)

@@ -57,16 +57,7 @@ class HubDataset:
             return paragraphs.pairs(split, paragraphs)
         texts, corpus = self._query_texts(), self.corpus()
         qrels = self._qrels(split, queries=texts, passages=set(corpus.ids))
-        return RetrievalData(
-            spec=self.spec,
-            split=split,
-            passage_ids=corpus.ids,
-            titles=corpus.titles,
-            passages=corpus.passages,
-            query_ids=list(qrels),
-            queries=[texts[qid] for qid in qrels],
-            qrels=qrels,
-        )
+        return RetrievalData.of(self.spec, split, corpus, texts, qrels)
 
     def texts(self, split: str | None) -> list[str]:
         return self.corpus().passages if self._is_beir else self._paragraphs(split).corpus().texts
