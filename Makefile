@@ -1,6 +1,7 @@
 # Everything runs in a virtual environment in the checkout; nothing else on the machine is touched.
 #   make demo    from a pretrained model to a rush on a page (about 15 minutes; DEMO=small: under 4)
 #   make test    all tests, the real TorchServe among them
+#   make soak    ten minutes of rushes against the demo's archive; does anything grow?
 #   make env     the environment alone; then `. ./env.sh`
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,7 +11,7 @@ EXTRAS := retrieval,train,serve,bench,demo,dev
 DEMO ?= full
 ENV := . ./env.sh &&
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format bench wheel clean
+.PHONY: help env demo test soak lint format bench wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,6 +35,10 @@ demo: env.sh
 
 test: env.sh
 	@$(ENV) python -m pytest
+
+soak: env.sh
+	@$(ENV) { test -f demo/$(DEMO)/store/demo.mar || python -m benchmarks.demo --size $(DEMO); }
+	@$(ENV) python -m benchmarks.soak --archive demo/$(DEMO)/store/demo.mar --output out/soak --overwrite
 
 lint: env.sh
 	@$(ENV) ruff check . && ruff format --check . && mypy

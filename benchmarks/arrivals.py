@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+RAMP = 50 / 120  # share of the duration in which the users of the paper's rush grow to their full number
 TIME_COLUMNS = ("timestamp", "time", "arrival", "t_s")
 
 
@@ -87,6 +88,53 @@ def parse_arrivals(spec: str) -> Arrivals:
             f"arrivals {spec!r}: expected trace:FILE.csv, poisson:RATE or gamma:RATE,CV; RATE in requests a second"
         )
     return GammaArrivals(*numbers)
+
+
+def open_arrivals_s(spec: str, requests: int, seed: int) -> np.ndarray:
+    """Return the arrival times in s of so many requests: a trace's busiest window, the first of the others.
+
+    Raises InputError where the spec or its file is none.
+    """
+    from elasticlm.errors import InputError  # the light Locust process imports this module too
+
+    arrivals = parse_arrivals(spec)
+    if isinstance(arrivals, GammaArrivals):
+        duration_s = requests / arrivals.rate_rps
+        while len(times_s := arrivals.times_s(duration_s, seed)) < requests:
+            duration_s *= 2
+        return times_s[:requests]
+    try:
+        times_s = arrivals.times_s(np.inf, seed)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _input_error(f"arrivals {spec!r}: not a CSV file of arrivals ({error})") from None
+    if not len(times_s):
+        raise _input_error(f"arrivals {spec!r}: no arrival in it")
+    return busiest_window(times_s, requests)
+
+
+def busiest_window(times_s: np.ndarray, requests: int) -> np.ndarray:
+    """Return the consecutive arrivals that took the least time, from 0 on.
+
+    >>> busiest_window(np.array([0.0, 5.0, 6.0, 6.5, 9.0]), 3).tolist()
+    [0.0, 1.0, 1.5]
+    """
+    requests = min(requests, len(times_s))
+    begin = int(np.argmin(times_s[requests - 1 :] - times_s[: len(times_s) - requests + 1]))
+    return times_s[begin : begin + requests] - times_s[begin]
+
+
+def at_load(times_s: np.ndarray, rate_rps: float, spec: str) -> np.ndarray:
+    """Return the arrivals with the time axis stretched or shrunk to this mean rate; bursts keep their form."""
+    if not times_s[-1] > times_s[0]:
+        raise _input_error(f"arrivals {spec!r}: a load needs arrivals at two different times at least")
+    return (times_s - times_s[0]) * mean_rate_rps(times_s) / rate_rps
+
+
+def mean_rate_rps(times_s: np.ndarray) -> float:
+    """Return the requests a second between the first and the last arrival."""
+    return float((len(times_s) - 1) / (times_s[-1] - times_s[0]))
 
 
 def _input_error(text: str) -> ValueError:

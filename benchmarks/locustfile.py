@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # Locust runs this file, not
 from benchmarks.arrivals import parse_arrivals
 from benchmarks.replay import Replay, Request, read_requests, standard_library_requests
 
-COLUMNS = "t_s,users,queue_depth,level,latency_ms,status,query_id,offset,length"
+COLUMNS = "t_s,users,queue_depth,level,latency_ms,status,query_id,timing,offset,length"
 GOLDEN_RATIO = 0.6180339887  # its multiples spread the users that Locust starts together over the second
 OPEN_LOOP_S = 3600.0  # of arrivals where there is no --duration
 
@@ -84,7 +84,7 @@ class Recorder:
         where = f"{self.offset},{len(answer.body)}"
         query_id = request.query_id.replace('"', '""')
         self.rows.write(f"{due_s:.4f},{users},{answer.queue_depth},{answer.level},{latency_ms:.3f},{answer.status},")
-        self.rows.write(f'"{query_id}",{where}\n')
+        self.rows.write(f'"{query_id}","{answer.timing}",{where}\n')
         self.offset += self.bodies.write(answer.body)
 
 
@@ -94,6 +94,7 @@ class Answer(NamedTuple):
     status: int = 0
     level: str = ""
     queue_depth: str = ""
+    timing: str = ""
     body: bytes = b""
 
 
@@ -219,7 +220,8 @@ class ElasticUser(FastHttpUser):
             ) as response:
                 said = response.headers or {}
                 level, depth = said.get("X-Elastic-Level") or "", said.get("X-Elastic-Queue-Depth") or ""
-                answer = Answer(response.status_code, level, depth, response.content or b"")
+                timing = said.get("Server-Timing") or ""
+                answer = Answer(response.status_code, level, depth, timing, response.content or b"")
                 if level:
                     response.request_meta["name"] = f"level {level}"  # a row a level on Locust's page
         finally:

@@ -214,6 +214,7 @@ class TorchServe:
             if self.process is None or self.process.poll() is not None:
                 raise ServerError(f"TorchServe ended while it started:\n{self._why()}")
             if LOAD_FAILED.search(self.logs()):
+                self._wait_until_quiet()
                 raise ServerError(f"TorchServe could not load {name} ({self.archives[name]}):\n{self._why()}")
             if time.monotonic() > deadline:
                 raise ServerError(f"{name} was not ready within {timeout_s:g} s (workers: {states}):\n{self._why()}")
@@ -279,6 +280,14 @@ class TorchServe:
                 settings["handler"] |= self.handler
             config_file.write_text(yaml.safe_dump(settings, sort_keys=False))
         return str(manifest["modelVersion"])
+
+    def _wait_until_quiet(self, timeout_s: float = 5) -> None:
+        """Wait until the logs have not grown for half a second: a worker's last words come after the news of its end."""
+        deadline, quiet_since, said = time.monotonic() + timeout_s, time.monotonic(), self.logs()
+        while time.monotonic() < min(deadline, quiet_since + 0.5):
+            time.sleep(0.05)
+            if (now := self.logs()) != said:
+                quiet_since, said = time.monotonic(), now
 
     def _why(self) -> str:
         """Return what explains a failure: a worker's last traceback where there is one, else the last lines."""

@@ -3,11 +3,16 @@
     python -m benchmarks.simulate --archive model_store/mini.mar --data pydoc --split test \\
         --arms slack queue fixed:100 fixed:5 --users auto --duration 45 --output out/rush
 
-Every arm sees the same traffic. The result is a folder: trace.csv (a row a request), summary.json, rush.png and
-index.html, to open in a browser.
+Every arm sees the same traffic. With `--repeats 3` all arms run three times, one after another, each round with traffic
+of its own, and differences between arms get an interval over the rounds. An arm that fails ends the run; what was
+finished before is written. Open loops: `--arrivals trace:FILE.csv --requests 3000 --load .6` takes the trace's busiest
+window of so many arrivals and stretches time until they offer .6 of what the largest level can carry.
+
+The result is a folder: trace.csv (a row a request), summary.json, rush.png and index.html, to open in a browser.
 """
 
 import argparse
+import itertools
 import signal
 import sys
 import tempfile
@@ -19,13 +24,13 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.archive import Archive
-from benchmarks.arrivals import parse_arrivals
+from benchmarks.arrivals import RAMP, at_load, open_arrivals_s, parse_arrivals
 from benchmarks.calibrate import measure_capacity, rush_users, warm_up
 from benchmarks.drive import Drive, DriverError, Traffic, drive
 from benchmarks.replay import write_requests
 from benchmarks.report import write_report
 from benchmarks.server import ServerError
-from benchmarks.summary import COLUMNS, budget_name, summarise
+from benchmarks.summary import COLUMNS, budget_name, rounds, summarise
 from benchmarks.workload import RELATED_TOKENS, WORKLOADS, Workload, build_workload
 from elasticlm.command import parser, print_result, print_table, progress, run, say
 from elasticlm.errors import InputError
@@ -38,7 +43,6 @@ from elasticlm.schedule import parse_policy
 from elasticlm.structure import Level, level_name
 from elasticlm.teacher import passage_encoder
 
-RAMP = 50 / 120  # share of the duration in which the users of the paper's rush grow to their full number
 SERVICE_TIMES = (5.0, 7.5, 10.0)  # --budgets auto, in service times of the largest level: the paper's ratio
 
 
@@ -55,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     print_table(_rows(summary))
     say(f"open {options.output / 'index.html'} in a browser")
     print_result({"output": str(options.output), **summary})
-    return 0
+    return 1 if "unfinished" in summary else 0
 
 
 def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -63,6 +67,10 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     archive = Archive.unpack(options.archive, folder / "archive")
     names = options.arms or ["slack", "queue", *(f"fixed:{level_name(archive.levels[end])}" for end in (0, -1))]
     _check_arms(names, archive)
+    if options.repeats < 1 or options.requests < 2:
+        raise InputError("--repeats: expected 1 or more; --requests: expected 2 or more")
+    if options.load and not options.arrivals:
+        raise InputError("--load goes with --arrivals; the load of a closed loop is its --users")
     arrivals = parse_arrivals(options.arrivals) if options.arrivals else None
     data = load_retrieval(options.data, options.split)
     hits = archive.index is not None and options.index is None
@@ -77,11 +85,19 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         request_start=not options.no_request_start,
     )  # fmt: skip
     capacity_rps: dict[Level, float] = {}
-    if options.budgets is None or (options.users is None and not arrivals):
+    if options.budgets is None or options.load or (options.users is None and not arrivals):
         capacity_rps = {level: measure_capacity(archive, level, requests_file, workload.requests, traffic)
                         for level in (archive.largest, archive.smallest)}  # fmt: skip
     budgets_ms = options.budgets or _budgets_from(archive, capacity_rps)
-    if arrivals:
+    if options.load:
+        rate_rps = options.load * capacity_rps[archive.largest]
+        times_s = at_load(open_arrivals_s(options.arrivals, options.requests, options.seed), rate_rps, options.arrivals)
+        window = folder / "window.csv"
+        window.write_text("t_s\n" + "".join(f"{time_s:.4f}\n" for time_s in times_s))
+        traffic = replace(traffic, duration_s=round(float(times_s[-1]) + 0.1, 1), arrivals=f"trace:{window}")
+        say(f"{options.arrivals}: {len(times_s)} arrivals in {traffic.duration_s:g} s, {rate_rps:.1f} a second, "
+            f"{options.load:g} of the capacity of level {level_name(archive.largest)}")  # fmt: skip
+    elif arrivals:
         count = len(arrivals.times_s(traffic.duration_s, traffic.seed))
         say(f"{arrivals}: {count} arrivals in {traffic.duration_s:g} s")
     else:
@@ -92,11 +108,20 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             + "".join(f", {traffic.offered_rps / rps:.2f} times the capacity of level {level_name(level)}"
                       for level, rps in capacity_rps.items()))  # fmt: skip
 
-    drives: dict[str, Drive] = {}
-    for number, name in enumerate(names, 1):
+    drives: list[tuple[str, int, Drive]] = []
+    unfinished = ""
+    for repeat, (number, name) in itertools.product(range(options.repeats), enumerate(names, 1)):
         arm = str(parse_policy(name, default_budget_ms=budgets_ms[0]))
-        title = f"[{number}/{len(names)}] {arm}"
-        drives[arm] = run_arm(archive, arm, budgets_ms, requests_file, workload, traffic, title)
+        title = f"[{number}/{len(names)}] {arm}" + (f", round {repeat + 1}" if options.repeats > 1 else "")
+        sent = replace(traffic, seed=options.seed + repeat)
+        try:
+            drives.append((arm, repeat, run_arm(archive, arm, budgets_ms, requests_file, workload, sent, title)))
+        except (ServerError, DriverError) as error:
+            if not drives:
+                raise
+            unfinished = f"{title}: {error}"
+            say(f"error: {unfinished}; what was finished before it is written")
+            break
     say("judging the answers")
     trace = judge(drives, workload, index)
     summary = {
@@ -111,8 +136,14 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             **asdict(traffic), "offered_rps": traffic.offered_rps, "users_auto": options.users is None,
             "capacity_rps": {level_name(level): round(rps, 2) for level, rps in capacity_rps.items()},
         },
-        "client_cpu": {arm: round(driven.client_cpu, 3) for arm, driven in drives.items()},
+        "client_cpu": {arm: round(driven.client_cpu, 3) for arm, _, driven in drives},
     }  # fmt: skip
+    if options.load:
+        summary["load"] |= {"arrivals": options.arrivals, "load": options.load}
+    if "repeat" in trace:
+        summary["rounds"] = {"count": options.repeats, **rounds(trace, budgets_ms)}
+    if unfinished:
+        summary["unfinished"] = unfinished
     with new_folder(options.output, overwrite=options.overwrite) as output:
         write_requests(output / requests_file.name, workload.requests)
         write_report(output, trace, summary)
@@ -141,15 +172,16 @@ def run_arm(
             )
 
 
-def judge(drives: dict[str, Drive], workload: Workload, index: PassageIndex | None) -> pd.DataFrame:
-    """Return the trace of all arms, each answer with its quality."""
+def judge(drives: Sequence[tuple[str, int, Drive]], workload: Workload, index: PassageIndex | None) -> pd.DataFrame:
+    """Return the trace of all arms, each answer with its quality; the column `repeat` only where there are several."""
+    columns = [*COLUMNS, "repeat"] if any(repeat for _, repeat, _ in drives) else COLUMNS
     traces = []
-    for arm, driven in drives.items():
-        rows = driven.rows.assign(arm=arm, quality=float("nan"))
+    for arm, repeat, driven in drives:
+        rows = driven.rows.assign(arm=arm, quality=float("nan"), repeat=repeat)
         answered = rows.index[rows["status"] == 200]
         bodies = [driven.bodies[row] for row in answered]
         rows.loc[answered, "quality"] = workload.quality(rows.loc[answered, "query_id"].tolist(), bodies, index)
-        traces.append(rows[COLUMNS])
+        traces.append(rows[columns])
     return pd.concat(traces, ignore_index=True)
 
 
@@ -240,6 +272,12 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--pause", type=_pause, default="1,3", metavar="S,S", help="seconds of a pause, least,most")
     options.add_argument("--arrivals", metavar="SPEC", help="open loop instead of users: trace:FILE.csv, "
                          "poisson:RATE or gamma:RATE,CV; RATE in requests a second")  # fmt: skip
+    options.add_argument("--load", type=_above_zero, metavar="SHARE", help="with --arrivals: stretch time until they "
+                         "offer this share of what the largest level carries")  # fmt: skip
+    options.add_argument("--requests", type=int, default=3000, metavar="N", help="with --load: so many arrivals, of a "
+                         "trace its busiest window")  # fmt: skip
+    options.add_argument("--repeats", type=int, default=1, metavar="N", help="rounds of all arms, each with traffic of "
+                         "its own")  # fmt: skip
     options.add_argument("--no-request-start", action="store_true", help="do not send the header X-Request-Start")
     options.add_argument("--index", metavar="DIR_OR_FAISS", help="ask for embeddings and judge them against this index")
     options.add_argument("--ids", metavar="FILE", help="passage ids of a FAISS file, one a line in row order")

@@ -1,5 +1,7 @@
 """From a trace to the figures of a simulation."""
 
+import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +9,7 @@ import pandas as pd
 
 from elasticlm.schedule import parse_policy
 
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's, 1 to 9 degrees of freedom
 COLUMNS = ["arm", "t_s", "users", "queue_depth", "level", "latency_ms", "status", "query_id", "quality"]
 
 
@@ -16,6 +19,43 @@ def summarise(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, dic
     Latencies and quality are those of answered requests (status 200); shares are of all requests sent.
     """
     return {arm: _arm(rows, budgets_ms) for arm, rows in trace.groupby("arm", sort=False)}
+
+
+def rounds(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, Any]:
+    """Return each arm's figures by round, and the first arm's lead over each other one with its 95 % interval.
+
+    The interval is Student's over the rounds' differences: all arms of a round meet the same traffic.
+    """
+    figures: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for arm, rows in trace.groupby("arm", sort=False):
+        by_round = [own for _, own in rows.groupby("repeat")]
+        figures[str(arm)] = {
+            budget_name(budget): {
+                "within_budget": [round(float(in_time(own, budget).mean()), 4) for own in by_round],
+                "effective_quality": [round(effective_quality(own, budget), 4) for own in by_round],
+            }
+            for budget in budgets_ms
+        }
+    first, *others = figures
+    lead = {
+        other: {
+            budget: _interval([a - b for a, b in zip(figures[first][budget]["effective_quality"],
+                                                     figures[other][budget]["effective_quality"], strict=False)])
+            for budget in figures[first]
+        }
+        for other in others
+    }  # fmt: skip
+    return {"arms": figures, "lead": lead}
+
+
+def _interval(values: list[float]) -> list[float | None]:
+    """Mean, and the ends of Student's 95 % interval (None with one value)."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return [round(mean, 4), None, None]
+    quantile = T_975[min(len(values) - 1, len(T_975)) - 1]
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    return [round(mean, 4), round(mean - half, 4), round(mean + half, 4)]
 
 
 def effective_quality(rows: pd.DataFrame, budget_ms: float) -> float:

@@ -80,6 +80,12 @@ class LatencyTable:
             level: {name: self._grid(level, name) for name in ("mean_ms", "p95_ms")} for level in self.levels
         }
 
+    @property
+    def cpu(self) -> str | None:
+        """The processor that it was measured on, as its notes say; None where they do not."""
+        machines = (note.removeprefix("machine: ") for note in self.notes if note.startswith("machine: "))
+        return next((found.rpartition(", ")[0] for found in machines), None)
+
     def _grid(self, level: Level, name: str) -> list[list[float]]:
         times = iter(getattr(cell, name) for cell in self.cells if cell.level == level)
         return [list(itertools.islice(times, len(self.tokens))) for _ in self.rows]

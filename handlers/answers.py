@@ -15,11 +15,13 @@ from transformers import BatchEncoding
 from elasticlm.artifact import LATENCY_FILE
 from elasticlm.errors import InputError
 from elasticlm.latency import Cell, LatencyTable, measure, read_tables
+from elasticlm.machine import machine
 from elasticlm.model import ElasticModel
-from elasticlm.schedule import Load, Policy
+from elasticlm.schedule import Fixed, Load, Policy
 from elasticlm.structure import Level
 from handlers.requests import Classify, Embed, Request, Score, Search, Service
 from handlers.settings import Settings
+from handlers.timing import Stages
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +31,11 @@ PROFILE_RUNS = 5
 
 @dataclass(frozen=True)
 class Answer:
-    """The body of one answer, and the level that it was made at."""
+    """The body of one answer, the level that it was made at, and its share of the batch's time at the largest, ms."""
 
     body: dict[str, Any]
     level: Level
+    largest_ms: float = 0.0
 
 
 class Answerer:
@@ -49,7 +52,7 @@ class Answerer:
         torch.set_num_threads(settings.threads)
         self.model = ElasticModel.from_pretrained(folder / "artifact")
         self.table = _table(folder / "artifact" / LATENCY_FILE, self.model, settings.threads)
-        self.policy: Policy = settings.parsed_policy()
+        self.adopt(settings)
         self.index = _load_index(folder / "index", self.model, settings.threads)
         self.service = Service(
             task=self.model.config.task,
@@ -64,7 +67,14 @@ class Answerer:
         if settings.profile_on_start:
             self.table = rescaled(self.table, self.model, settings.threads)
 
-    def answer(self, requests: Sequence[Request], load: Load) -> list[Answer]:
+    def adopt(self, settings: Settings) -> None:
+        """Take the policy of these settings; raises InputError where it wants a level that is not there."""
+        policy: Policy = settings.parsed_policy()
+        if isinstance(policy, Fixed):
+            self.model.structures[policy.level]
+        self.policy = policy
+
+    def answer(self, requests: Sequence[Request], load: Load, stages: Stages | None = None) -> list[Answer]:
         """Return the answers of a batch, in its order.
 
         Everything runs at one level, which the policy chooses; passages alone run at the largest, so that a rush can
@@ -72,16 +82,21 @@ class Answerer:
 
         Args:
             load: what is known of the queue; rows, tokens and batch are filled in here, overhead added to.
+            stages: takes the time of each stage.
         """
+        stages = stages or Stages()
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(_kind(request), []).append(i)
         inputs = {kind: self._tokenise(kind, [requests[i] for i in group]) for kind, group in groups.items()}
+        stages.done("tokenize")
         level = self._choose(requests, {kind: tokenised["input_ids"].shape for kind, tokenised in inputs.items()}, load)
+        stages.done("decide")
         answers: dict[int, Answer] = {}
         for kind, group in groups.items():
             at = self.model.structures.largest if kind == "passage" else level
-            answers |= zip(group, self._run([requests[i] for i in group], inputs[kind], at), strict=True)
+            answers |= zip(group, self._run([requests[i] for i in group], inputs[kind], at, stages), strict=True)
+            stages.done("convert")
         return [answers[i] for i in range(len(requests))]
 
     def _choose(self, requests: Sequence[Request], shapes: Mapping[str, Sequence[int]], load: Load) -> Level:
@@ -110,10 +125,15 @@ class Answerer:
         firsts, seconds = map(list, zip(*pairs, strict=True))
         return self.model.tokenize_pairs(firsts, seconds if kind == "pair" else None)
 
-    def _run(self, requests: Sequence[Request], inputs: BatchEncoding, level: Level) -> Iterator[Answer]:
+    def _run(
+        self, requests: Sequence[Request], inputs: BatchEncoding, level: Level, stages: Stages
+    ) -> Iterator[Answer]:
         """Yield the requests' answers at a level; `inputs` holds their rows one after another."""
         outputs = self.model.encode(inputs, level).float().cpu()
+        stages.done("forward")
+        largest_ms = self.table.mean_ms(self.model.structures.largest, *inputs["input_ids"].shape) / len(requests)
         hits = self._search(requests, outputs)
+        stages.done("search")
         truncated = self.model.truncated(inputs)
         row = 0
         for request in requests:
@@ -121,7 +141,7 @@ class Answerer:
             body = self._body(request, outputs[row : row + rows], hits) | {"level": level}
             if any(truncated[row : row + rows]):
                 body["truncated"] = True
-            yield Answer(body, level)
+            yield Answer(body, level, largest_ms)
             row += rows
 
     def _body(self, request: Request, outputs: Tensor, hits: Iterator[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -196,14 +216,29 @@ def _pairs(request: Request) -> list[tuple[str, str | None]]:
 
 
 def _table(file: Path, model: ElasticModel, threads: int) -> LatencyTable:
-    """Return the artifact's table for what runs here, or its first one with a warning; it covers every level."""
+    """Return the artifact's table for what runs here, else its first; warns where that was another set-up."""
     tables = read_tables(file)
     here = [t for t in tables if (t.setup.threads, t.setup.backend) == (threads, model.backend.name)]
-    if not here:
-        logger.warning("%s: nothing measured with %d threads on %s; levels are chosen by a table with %d on %s",
-                       file, threads, model.backend.name, tables[0].setup.threads, tables[0].setup.backend)  # fmt: skip
     table = (here or tables)[0]
     table.check_levels(model.levels)
+    setup, backend = table.setup, model.backend
+    differences = [
+        f"{name} {then}, here {now}"
+        for name, then, now in (
+            ("CPU", table.cpu, machine(())["cpu"]),
+            ("threads", setup.threads, threads),
+            ("backend", setup.backend, backend.name),
+            ("precision", setup.precision, backend.precision),
+            ("device", setup.device, backend.device),
+        )
+        if then not in (None, now)
+    ]
+    if differences:
+        logger.warning(
+            "STALE LATENCY TABLE: %s was measured with %s. Levels will be chosen by times of another set-up: run "
+            "`python -m trainer profile` on this machine, or set profile_on_start: true",
+            file, "; ".join(differences),
+        )  # fmt: skip
     return table
 
 
@@ -235,6 +270,6 @@ def _load_index(folder: Path, model: ElasticModel, threads: int) -> Any:
     from elasticlm.retrieval.index import PassageIndex
 
     faiss.omp_set_num_threads(threads)
-    index = PassageIndex.load(folder)
+    index = PassageIndex.load(folder, memory_mapped=True)  # workers share its pages
     index.check(model)
     return index

@@ -13,19 +13,25 @@ if __name__ == "elastic_handler":  # in an archive: its own packages go before a
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads are the settings' to give
 
 import json
+import logging
 import time
+from collections import Counter
 from http import HTTPStatus
 from typing import Any
 
 from ts.context import Context
-from ts.metrics.metric_type_enum import MetricTypes
 
 from elasticlm.schedule import Load
-from elasticlm.structure import Level, level_name
+from elasticlm.structure import level_name
 from handlers.answers import Answer, Answerer
+from handlers.live import LiveSettings
 from handlers.load import ManagementProbe, QueueSignal, known_ages_ms
+from handlers.metrics import BatchReport, Demand, emit
 from handlers.requests import Asked, RequestError, accept
 from handlers.settings import Settings
+from handlers.timing import Stages
+
+logger = logging.getLogger(__name__)
 
 
 class ElasticHandler:
@@ -45,18 +51,23 @@ class ElasticHandler:
             batch_delay_s=(config.get("maxBatchDelay") or 0) / 1e3,
         )
         self.answerer = Answerer(Path(context.system_properties["model_dir"]), self.settings)
+        self.live = LiveSettings(self.settings, self.answerer.adopt)
+        self.demand = Demand()
         if probe:
             probe()  # connects, so that the first request need not
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[bytes]:
         """Answer a batch; a request that is refused gets a status of its own and leaves the others alone."""
-        started = time.perf_counter()
+        stages = Stages()
+        self.settings = self.live()
         backlog = self.queue.batch_came(len(data))
+        stages.done("signal")
         headers = [_headers(context, i) for i in range(len(data))]
         starts = [own.get("x-request-start") for own in headers]
         ages_ms, ignored_starts = known_ages_ms(starts, backlog.ages_ms, time.time())
         read = [self._read(*one) for one in zip(data, headers, ages_ms, strict=True)]
         asked = [one for one in read if isinstance(one, Asked)]
+        stages.done("parse")
         load = Load(
             queue_depth=backlog.queue_depth,
             batch_size=self.batch_size,
@@ -65,23 +76,48 @@ class ElasticHandler:
             ages_ms=tuple(one.age_ms for one in asked),
             budgets_ms=tuple(one.budget_ms for one in asked),
         )
-        answers = iter(self.answerer.answer([one.request for one in asked], load))
+        answers = iter(self.answerer.answer([one.request for one in asked], load, stages))
         outcomes = [next(answers) if isinstance(one, Asked) else one for one in read]
         bodies = [json.dumps(_body(outcome), separators=(",", ":")).encode() for outcome in outcomes]
 
-        service_ms = (time.perf_counter() - started) * 1e3
+        stages.done("json")
+        service_ms, timing = stages.total_ms, stages.header()
         for i, outcome in enumerate(outcomes):
             context.set_response_content_type(i, "application/json")
             context.set_response_header(i, "X-Elastic-Queue-Depth", str(backlog.queue_depth))
             context.set_response_header(i, "X-Elastic-Service-Ms", f"{service_ms:.3f}")
+            context.set_response_header(i, "Server-Timing", f"wait;dur={ages_ms[i]:.3f}, {timing}")
             if isinstance(outcome, Answer):
                 context.set_response_header(i, "X-Elastic-Level", level_name(outcome.level))
             status = HTTPStatus.OK if isinstance(outcome, Answer) else HTTPStatus(outcome.status)
             context.set_response_status(status.value, status.phrase, i)
-        levels = [outcome.level for outcome in outcomes if isinstance(outcome, Answer)]
-        _emit_metrics(context, levels, backlog.queue_depth, service_ms / 1e3, ignored_starts)
+        report = self._report(read, outcomes, backlog.queue_depth, service_ms, ignored_starts)
+        emit(context.metrics, report)
+        logger.debug("batch of %d: %s, %s", len(data), report, timing)
         self.queue.batch_done()
         return bodies
+
+    def _report(
+        self,
+        read: list[Asked | RequestError],
+        outcomes: list[Answer | RequestError],
+        queue_depth: int,
+        service_ms: float,
+        ignored_starts: int,
+    ) -> BatchReport:
+        answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+        errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
+        taken_ms = service_ms + self.settings.overhead_ms
+        late = sum(isinstance(one, Asked) and one.age_ms + taken_ms > one.budget_ms for one in read)
+        return BatchReport(
+            queue_depth=queue_depth,
+            service_s=service_ms / 1e3,
+            demand=self.demand.add(sum(answer.largest_ms for answer in answers)),
+            levels=Counter(answer.level for answer in answers),
+            errors=Counter(error.code for error in errors),
+            misses=late + sum(error.status == HTTPStatus.GATEWAY_TIMEOUT for error in errors),
+            ignored_starts=ignored_starts,
+        )
 
     def _read(self, item: dict[str, Any], headers: dict[str, str], age_ms: float) -> Asked | RequestError:
         try:
@@ -98,15 +134,3 @@ def _headers(context: Context, i: int) -> dict[str, str]:
 
 def _body(outcome: Answer | RequestError) -> dict[str, Any]:
     return outcome.body if isinstance(outcome, Answer) else outcome.answer()
-
-
-def _emit_metrics(
-    context: Context, levels: list[Level], queue_depth: int, service_s: float, ignored_starts: int
-) -> None:
-    """One line a metric and batch in TorchServe's metrics; times in seconds, as its histograms expect."""
-    context.metrics.add_metric("ElasticQueueDepth", queue_depth, "count", metric_type=MetricTypes.GAUGE)
-    context.metrics.add_time("ElasticServiceTime", round(service_s, 6), unit="s")
-    if levels:
-        context.metrics.add_percent("ElasticLevel", min(levels))
-    if ignored_starts:
-        context.metrics.add_counter("ElasticRequestStartIgnored", ignored_starts)

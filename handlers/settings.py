@@ -49,6 +49,8 @@ class Settings:
     """TorchServe's management API, which knows the queue's depth; empty: do not ask."""
     management_key_file: str | None = None
     """The key_file.json that TorchServe writes where token authorisation is on."""
+    live_file: str | None = None
+    """A YAML file with latency_budget_ms, policy, alpha or late, read again when it changes (see handlers.live)."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -1,4 +1,4 @@
-"""A tiny retrieval set in BEIR's folder form, made of the tiny BERT's words."""
+"""A tiny retrieval set in BEIR's folder form and in those of the hub, made of the tiny BERT's words."""
 
 import json
 from pathlib import Path
@@ -29,6 +29,43 @@ QRELS = {
     "test": [("q1", "p2", 2), ("q1", "p1", 1), ("q2", "p5", 1), ("q3", "p6", 1), ("q4", "p7", 1), ("q5", "p9", 1)],
 }
 CANDIDATES = [("q1", "p1", 0), ("q1", "p2", 1), ("q1", "p4", 0), ("q2", "p5", 1), ("q2", "p4", 0), ("q3", "p6", 1)]
+
+CARD = """---
+configs:
+- config_name: corpus
+  data_files: [{split: corpus, path: corpus.jsonl}]
+- config_name: queries
+  data_files: [{split: queries, path: queries.jsonl}]
+- config_name: default
+  data_files: [{split: train, path: train.jsonl}, {split: validation, path: test.jsonl}]
+---
+"""
+
+
+def write_hub_beir(folder: Path) -> Path:
+    """Write the set as the hub keeps BEIR: passages, queries and judgements as configurations."""
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD)
+    write_jsonl(folder / "corpus.jsonl", (dict(zip(("_id", "title", "text"), row, strict=True)) for row in PASSAGES))
+    write_jsonl(folder / "queries.jsonl", ({"_id": qid, "text": text} for qid, text in QUERIES.items()))
+    for split, rows in QRELS.items():
+        named = (dict(zip(("query-id", "corpus-id", "score"), row, strict=True)) for row in rows)
+        write_jsonl(folder / f"{split}.jsonl", named)
+    return folder
+
+
+def write_hub_tevatron(folder: Path, queries: list[tuple[str, str, list[str]]]) -> Path:
+    """Write queries, each with a positive and negatives by id, a row a query as Tevatron does; splits train and dev."""
+    passages = {pid: {"docid": pid, "title": title, "text": text} for pid, title, text in PASSAGES}
+    rows = [
+        {"query_id": str(i), "query": query, "positive_passages": [passages[positive]],
+         "negative_passages": [passages[pid] for pid in negatives]}
+        for i, (query, positive, negatives) in enumerate(queries)
+    ]  # fmt: skip
+    folder.mkdir()
+    for split in ("train", "dev"):
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    return folder
 
 
 def write_jsonl(path: Path, rows) -> None:

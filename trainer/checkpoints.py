@@ -1,7 +1,8 @@
-"""What a training run keeps on disk: its last state, its loss log, and in the end the artifact."""
+"""What a training run keeps on disk: its last state, its log, and in the end the artifact."""
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,11 @@ from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.model import ElasticModel
 from elasticlm.structure import Level, level_name
+from trainer.curves import draw_curves
 from trainer.options import flag
 
-LOSS_FILE, TRAINING_FILE = "loss.csv", "training.json"
-COLUMNS = ("step", "split", "level", "loss")
+LOSS_FILE, CURVES_FILE, TRAINING_FILE = "loss.csv", "loss.png", "training.json"
+COLUMNS = ("step", "split", "level", "loss", "RR@10")
 WEIGHTS_FILE, OPTIMIZERS_FILE, STATE_FILE = "weights.safetensors", "optimizers.pt", "state.json"
 
 
@@ -46,7 +48,7 @@ class Checkpoints:
         step: int,
         modules: nn.Module,
         optimizers: Sequence[Optimizer],
-        losses: "Losses",
+        log: "TrainingLog",
         settings: Mapping[str, Any],
         seconds: float,
     ) -> None:
@@ -54,14 +56,14 @@ class Checkpoints:
         with new_folder(self.folder / f"step-{step:08}") as folder:
             safetensors.torch.save_file(modules.state_dict(), folder / WEIGHTS_FILE)
             torch.save([optimizer.state_dict() for optimizer in optimizers], folder / OPTIMIZERS_FILE)
-            losses.write(folder / LOSS_FILE)
+            log.write(folder / LOSS_FILE)
             state = {"step": step, "settings": settings, "seconds": seconds}
             (folder / STATE_FILE).write_text(json.dumps(state, indent=1))
         for older in self._states()[:-1]:
             shutil.rmtree(older)
 
     def load(
-        self, modules: nn.Module, optimizers: Sequence[Optimizer], losses: "Losses", settings: Mapping[str, Any]
+        self, modules: nn.Module, optimizers: Sequence[Optimizer], log: "TrainingLog", settings: Mapping[str, Any]
     ) -> tuple[int, float]:
         """Restore the last state, if there is one; return the steps done and the seconds that they took.
 
@@ -80,14 +82,15 @@ class Checkpoints:
         modules.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
         for optimizer, saved in zip(optimizers, torch.load(folder / OPTIMIZERS_FILE, weights_only=True), strict=True):
             optimizer.load_state_dict(saved)
-        losses.read(folder / LOSS_FILE)
+        log.read(folder / LOSS_FILE)
         return state["step"], state["seconds"]
 
-    def finish(self, model: ElasticModel, losses: "Losses", report: Mapping[str, Any]) -> None:
-        """Write the artifact with its loss log and how it was trained, and remove the checkpoints."""
+    def finish(self, model: ElasticModel, log: "TrainingLog", report: Mapping[str, Any]) -> None:
+        """Write the artifact with its log, the curves and how it was trained, and remove the checkpoints."""
         with new_folder(self.output, overwrite=self._overwrite) as folder:
             model.save_pretrained(folder)
-            losses.write(folder / LOSS_FILE)
+            log.write(folder / LOSS_FILE)
+            draw_curves(log, folder / CURVES_FILE)
             (folder / TRAINING_FILE).write_text(json.dumps(report, indent=1))
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -95,28 +98,34 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"))
 
 
-class Losses:
-    """The loss log: a row (step, split, level, loss) for each level of each step, and for each dev loss."""
+class TrainingLog:
+    """A row (step, split, level, loss, RR@10) for each level of each step, and for each dev loss.
+
+    RR@10 stands in dev rows of objectives that rank passages (see Objective.measure); NaN elsewhere, empty in the file.
+    """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, str, str, float]] = []
+        self.rows: list[tuple[int, str, str, float, float]] = []
 
-    def add(self, step: int, split: str, losses: Mapping[Level, float]) -> None:
-        self._rows += [(step, split, level_name(level), loss) for level, loss in losses.items()]
+    def add(self, step: int, split: str, level: Level, loss: float, rr: float = math.nan) -> None:
+        self.rows.append((step, split, level_name(level), loss, rr))
 
     def write(self, file: Path) -> None:
+        cells = ((*row[:-1], "" if math.isnan(row[-1]) else row[-1]) for row in self.rows)
         with open(file, "w", encoding="utf-8", newline="") as out:
-            csv.writer(out, lineterminator="\n").writerows([COLUMNS, *self._rows])
+            csv.writer(out, lineterminator="\n").writerows([COLUMNS, *cells])
 
     def read(self, file: Path) -> None:
         with open(file, encoding="utf-8", newline="") as lines:
             _, *rows = csv.reader(lines)
-        self._rows = [(int(step), split, level, float(loss)) for step, split, level, loss in rows]
+        self.rows = [
+            (int(step), split, level, float(loss), float(rr or "nan")) for step, split, level, loss, rr in rows
+        ]
 
     def dev(self) -> tuple[dict[str, float], dict[str, float]]:
         """The first and the last dev loss of every level."""
         first, last = {}, {}
-        for _, split, level, loss in self._rows:
+        for _, split, level, loss, _ in self.rows:
             if split == "dev":
                 first.setdefault(level, loss)
                 last[level] = loss

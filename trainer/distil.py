@@ -2,20 +2,20 @@
 
 import argparse
 
-import numpy as np
 import torch
 
 from elasticlm import command
 from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.model import ElasticModel
-from elasticlm.retrieval.data import load_texts
 from elasticlm.teacher import load_teacher
+from trainer import mixture
 from trainer.checkpoints import Checkpoints
 from trainer.finetune import print_report
 from trainer.loop import train
+from trainer.mixture import Exclusion
 from trainer.objectives import Relations
-from trainer.options import LoopOptions, add_options, at_least, options_of
+from trainer.options import LoopOptions, add_data_options, add_options, at_least, options_of
 from trainer.processes import Processes
 from trainer.texts import TokenizedTexts
 
@@ -27,9 +27,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command.parser("python -m trainer distil", __doc__.partition(": ")[2])
     parser.add_argument("--model", required=True, metavar="DIR", help="elastic model to start from (see prune)")
     parser.add_argument("--teacher", required=True, help="BERT encoder: a folder, or a name on the Hugging Face hub")
-    parser.add_argument("--data", required=True, metavar="SPEC", help="text:FILE (a paragraph a line), or the "
-                        "passages of beir:DIR, hf:NAME[/CONFIG] or pydoc")  # fmt: skip
-    parser.add_argument("--split", default="train", help="split of the data, where its texts have splits")
+    add_data_options(parser, "text:FILE (a paragraph a line), or the passages of beir:DIR, hf:NAME[/CONFIG] or pydoc")
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="length limit of a text, in tokens")
     parser.add_argument("--relation-heads", type=int, default=32, metavar="R", help="heads that queries, keys and "
                         "values are split into anew; must divide the hidden size")  # fmt: skip
@@ -49,17 +47,17 @@ def main(argv: list[str] | None = None) -> None:
     processes = Processes(options.precision)
     model, teacher = ElasticModel.from_pretrained(args.model), load_teacher(args.teacher)
     check(teacher, model, args.relation_heads)
-    paragraphs = load_texts(args.data, args.split)
     wanted = options.max_steps * options.batch_size + options.dev_examples
-    rows = np.random.default_rng([options.seed, 5]).permutation(len(paragraphs))[:wanted]
-    texts = TokenizedTexts.of(teacher, [paragraphs[i] for i in rows], "passage", args.max_tokens)
+    exclusion = Exclusion(args.exclude)
+    drawn = mixture.texts(args.data, args.split, wanted, options.seed, exclusion)
+    texts = TokenizedTexts.of(teacher, drawn, "passage", args.max_tokens)
     say(f"distil: {len(texts)} texts")
     objective = Relations(model, teacher.to(processes.device), texts, relation_heads=args.relation_heads,
                           scale=args.relation_scale, processes=processes, chunk_size=options.chunk_size)  # fmt: skip
-    names = ("data", "split", "max_tokens", "relation_heads", "relation_scale")
+    names = ("data", "split", "exclude", "max_tokens", "relation_heads", "relation_scale")
     settings = {name: getattr(args, name) for name in names}
     settings |= {"model": model.fingerprint(), "teacher": teacher.fingerprint()}
-    report = train(objective, options, checkpoints, settings)
+    report = train(objective, options, checkpoints, settings, facts=exclusion.report())
     if processes.is_main:
         print_report(args.output, report)
 

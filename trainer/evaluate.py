@@ -23,6 +23,9 @@ from elasticlm.retrieval.data import RetrievalData, load_corpus, load_retrieval
 from elasticlm.retrieval.index import PassageIndex
 from elasticlm.structure import Level, level_name, parse_levels
 from elasticlm.teacher import load_model, load_teacher, passage_encoder
+from trainer.processes import Processes
+from trainer.texts import TokenizedTexts
+from trainer.vectors import stored_vectors
 
 FORMAT_VERSION = 1
 TEACHER = "teacher"
@@ -50,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="JSON file to write")
     parser.add_argument("--run-dir", help="folder for the TREC runs, one a level")
     parser.add_argument("--save", action="store_true", help=f"also write the result into the artifact's {QUALITY_FILE}")
-    parser.add_argument("--batch-size", type=int, default=32, help="texts encoded at once")
+    parser.add_argument("--batch-size", type=int, default=32, help="queries encoded at once")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     args = parser.parse_args(argv)
@@ -119,8 +122,8 @@ def measure(
     if index is not None:
         _check_index(index, model, encoder, data)
     else:
-        index = _encode_passages(encoder, data, batch_size)
-    teachers_index = index if shared else _encode_passages(teachers_encoder, data, batch_size)
+        index = _encode_passages(encoder, data)
+    teachers_index = index if shared else _encode_passages(teachers_encoder, data)
     rows = {TEACHER: _row(teacher, teacher.structures.largest, data, teachers_index, batch_size)}
     for level in levels:
         rows[level_name(level)] = _row(model, level, data, index, batch_size)
@@ -203,9 +206,12 @@ def _shares_passages(model: ElasticModel, teachers_encoder: ElasticModel) -> boo
     return passages.get("encoder") == "teacher" and passages["fingerprint"] == teachers_encoder.fingerprint()
 
 
-def _encode_passages(encoder: ElasticModel, data: RetrievalData, batch_size: int) -> PassageIndex:
-    vectors = encoder.embed(data.passages, kind="passage", batch_size=batch_size, show_progress=True).numpy()
-    return PassageIndex.build(vectors, data.passage_ids, fingerprint=encoder.fingerprint(), corpus_sha256=None)
+def _encode_passages(encoder: ElasticModel, data: RetrievalData) -> PassageIndex:
+    texts = TokenizedTexts.of(encoder, data.passages, "passage")
+    vectors = stored_vectors(encoder, texts, Processes("fp32"), desc="passages")
+    return PassageIndex.build(
+        vectors.all().numpy(), data.passage_ids, fingerprint=encoder.fingerprint(), corpus_sha256=None
+    )
 
 
 def _check_index(index: PassageIndex, model: ElasticModel, encoder: ElasticModel, data: RetrievalData) -> None:

@@ -1,6 +1,7 @@
 """``python -m trainer finetune``: train every level of an elastic model for a task."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,26 +12,44 @@ from elasticlm import command
 from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.model import ElasticModel
-from elasticlm.retrieval.data import load_corpus, load_queries
+from elasticlm.retrieval.data import load_corpus
 from elasticlm.retrieval.index import PassageIndex
 from elasticlm.teacher import load_model, passage_encoder
+from trainer import mixture
 from trainer.checkpoints import Checkpoints
 from trainer.loop import train
+from trainer.mixture import Exclusion
 from trainer.negatives import bm25_negatives
 from trainer.objectives import ALIGN_TEMPERATURE, Align, Denser, contrastive_temperature
-from trainer.options import LoopOptions, add_options, at_least, check_temperature, options_of
+from trainer.options import LoopOptions, add_data_options, add_options, at_least, check_temperature, options_of
 from trainer.pairs import load_pairs
 from trainer.processes import Processes
-from trainer.texts import TokenizedTexts, encode
+from trainer.texts import TokenizedTexts
+from trainer.vectors import stored_vectors
 
 DEFAULTS = {
     "align": LoopOptions(levels_per_step="3", freeze_embeddings=True),
     "denser": LoopOptions(batch_size=32, lr=1e-4),
 }
 SETTINGS = {  # what a resumed run must agree on, besides the loop's options
-    "align": ("task", "data", "split", "index", "passages", "passage_tokens", "passages_per_step", "temperature"),
-    "denser": ("task", "data", "split", "passage_tokens", "negatives", "temperature"),
+    "align": (
+        "task",
+        "data",
+        "split",
+        "exclude",
+        "index",
+        "queries",
+        "passages",
+        "query_tokens",
+        "query_noise",
+        "passage_tokens",
+        "passages_per_step",
+        "temperature",
+    ),
+    "denser": ("task", "data", "split", "exclude", "query_tokens", "passage_tokens", "negatives", "temperature"),
 }
+INDEX_PASSAGES, DATA_PASSAGES = 65536, 4096
+DRAWN = 0  # seed of the texts drawn, whatever --seed: their stored vectors are found again
 NEGATIVE_CANDIDATES = 30  # best BM25 passages that a step's negatives are drawn from
 
 
@@ -41,16 +60,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "and BM25 negatives, passages by the largest level")  # fmt: skip
     parser.add_argument("--model", required=True, metavar="DIR", help="elastic model to start from (see prune)")
     parser.add_argument("--teacher", help="align: what encodes the passages (default: as named in the model)")
-    parser.add_argument("--data", required=True, metavar="SPEC", help="beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")
-    parser.add_argument("--split", default="train", help="split of the data whose queries are trained on")
+    add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; align: glue:DIR too, for its sentences")
     parser.add_argument("--index", metavar="DIR|FILE.faiss", help="align: an existing index of the teacher's passages")
     parser.add_argument("--ids", metavar="FILE.txt", help="align: passage ids of an index made elsewhere, one a line")
-    parser.add_argument("--passages", type=int, default=4096, metavar="N", help="align without --index: passages "
-                        "of the data that the teacher encodes, drawn at random")  # fmt: skip
+    parser.add_argument("--queries", type=int, metavar="N", help="align: most queries to train on, drawn at random; "
+                        "the teacher encodes each once (default: as many as the steps take)")  # fmt: skip
+    parser.add_argument("--passages", type=int, metavar="N", help="align: passages that training knows, drawn at "
+                        f"random: of --index (default {INDEX_PASSAGES}), else of the data, encoded by the teacher "
+                        f"(default {DATA_PASSAGES})")  # fmt: skip
+    parser.add_argument("--query-tokens", type=int, metavar="N", help="length limit of the queries trained with, in "
+                        "tokens (default: the model's)")  # fmt: skip
+    parser.add_argument("--query-noise", type=float, default=0.0, metavar="SHARE", help="align: share of the queries "
+                        "in which one word piece of five is replaced by any of the vocabulary, so that levels also know "
+                        "words that the data does not hold (default 0)")  # fmt: skip
     parser.add_argument("--passage-tokens", type=int, metavar="N", help="length limit of the passages trained "
                         "with, in tokens (default: align 64, denser 128)")  # fmt: skip
     parser.add_argument("--passages-per-step", type=int, default=4096, metavar="N", help="align: passages that a step "
-                        "compares with, drawn at random")  # fmt: skip
+                        "compares with: the best of each query by the teacher, others at random")  # fmt: skip
     parser.add_argument("--negatives", type=int, default=1, metavar="M", help="denser: BM25 negatives a query")
     parser.add_argument("--temperature", type=float, help="of the distribution over passages (default: align .02, "
                         "denser .05; 1 where vectors do not have length 1)")  # fmt: skip
@@ -58,9 +84,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.task not in DEFAULTS:
         raise InputError(f"--task {args.task} is not available yet; available: {', '.join(DEFAULTS)}")
-    at_least(args, 1, "passages", "passages_per_step", "negatives")
-    at_least(args, 3, "passage_tokens")
+    at_least(args, 1, "queries", "passages", "passages_per_step", "negatives")
+    at_least(args, 3, "query_tokens", "passage_tokens")
     check_temperature(args)
+    if not 0 <= args.query_noise <= 1:
+        raise InputError(f"--query-noise: expected a share from 0 to 1, not {args.query_noise}")
     return args
 
 
@@ -72,46 +100,54 @@ def main(argv: list[str] | None = None) -> None:
     processes = Processes(options.precision)
     model = ElasticModel.from_pretrained(args.model)
     settings = {name: getattr(args, name) for name in SETTINGS[args.task]} | {"model": model.fingerprint()}
+    exclusion = Exclusion(args.exclude)
     if args.task == "align":
         teacher = teacher_of(args, model)
-        objective = align(args, options, model, teacher, processes)
+        objective = align(args, options, model, teacher, exclusion, processes)
         passages = {"encoder": "teacher", "fingerprint": teacher.fingerprint()}
     else:
-        objective = denser(args, options, model, processes)
+        objective = denser(args, options, model, exclusion, processes)
         passages = None
 
     def sign(trained: ElasticModel) -> None:
         trained.config.passages = passages or {"encoder": "largest", "fingerprint": trained.fingerprint()}
 
-    report = train(objective, options, checkpoints, settings, sign=sign)
+    report = train(objective, options, checkpoints, settings, sign=sign, facts=exclusion.report())
     if processes.is_main:
         print_report(args.output, report)
 
 
 def align(
-    args: argparse.Namespace, options: LoopOptions, model: ElasticModel, teacher: ElasticModel, processes: Processes
+    args: argparse.Namespace,
+    options: LoopOptions,
+    model: ElasticModel,
+    teacher: ElasticModel,
+    exclusion: Exclusion,
+    processes: Processes,
 ) -> Align:
-    """The alignment objective over the split's queries, and the index's passages or a sample of the data's."""
-    _, texts = load_queries(args.data, args.split)
+    """The alignment objective over the data's queries, and the index's passages or a sample of the data's."""
+    wanted = min(options.max_steps * options.batch_size + options.dev_examples, args.queries or sys.maxsize)
+    drawn = mixture.queries(args.data, args.split, wanted, DRAWN, exclusion)
+    queries = TokenizedTexts.of(model, drawn, "query", args.query_tokens, noise=args.query_noise, seed=DRAWN)
+    teacher.to(processes.device)
     if args.index:
         index = PassageIndex.load(args.index, args.ids)
         index.check(teacher)
         if index.fingerprint is None:
-            corpus = load_corpus(args.data)
-            known = dict(zip(corpus.ids, corpus.passages, strict=True))
+            corpora = [load_corpus(spec) for spec in args.data]
+            known = {pid: text for corpus in corpora for pid, text in zip(corpus.ids, corpus.passages, strict=True)}
             index.check_sample(known, lambda passages: teacher.embed(passages, kind="passage").numpy())
-        vectors = torch.from_numpy(index.vectors())
+        rows = np.random.default_rng([options.seed, 4]).permutation(len(index))[: args.passages or INDEX_PASSAGES]
+        vectors = torch.from_numpy(index.vectors()[np.sort(rows)])
     else:
-        passages = load_corpus(args.data).passages
-        rows = np.random.default_rng([options.seed, 4]).permutation(len(passages))[: args.passages]
-        tokenized = TokenizedTexts.of(teacher, [passages[i] for i in rows], "passage", args.passage_tokens or 64)
-        vectors = encode(teacher, tokenized, processes, desc="passages by the teacher")
-    queries = TokenizedTexts.of(model, texts, "query")
-    say(f"align: {len(queries)} queries, {len(vectors)} passages")
+        drawn = mixture.passages(args.data, args.passages or DATA_PASSAGES, DRAWN, exclusion)
+        tokenized = TokenizedTexts.of(teacher, drawn, "passage", args.passage_tokens or 64)
+        vectors = stored_vectors(teacher, tokenized, processes, desc="passages by the teacher").all()
+    targets = stored_vectors(teacher, queries, processes, desc="queries by the teacher")
+    say(f"align: {len(queries):,} queries, {len(vectors):,} passages")
     temperature = args.temperature or (ALIGN_TEMPERATURE if model.config.normalize else 1.0)
-    return Align(model, teacher.to(processes.device), queries, vectors, temperature=temperature,
-                 passages_per_step=args.passages_per_step, processes=processes, chunk_size=options.chunk_size,
-                 seed=options.seed)  # fmt: skip
+    return Align(model, queries, targets, vectors, temperature=temperature, passages_per_step=args.passages_per_step,
+                 processes=processes, chunk_size=options.chunk_size, seed=options.seed)  # fmt: skip
 
 
 def teacher_of(args: argparse.Namespace, model: ElasticModel) -> ElasticModel:
@@ -127,15 +163,17 @@ def teacher_of(args: argparse.Namespace, model: ElasticModel) -> ElasticModel:
     return teacher
 
 
-def denser(args: argparse.Namespace, options: LoopOptions, model: ElasticModel, processes: Processes) -> Denser:
+def denser(
+    args: argparse.Namespace, options: LoopOptions, model: ElasticModel, exclusion: Exclusion, processes: Processes
+) -> Denser:
     """The supervised objective over the split's pairs, with BM25 negatives for the queries that training will see."""
     wanted = options.max_steps * options.batch_size + options.dev_examples
-    pairs = load_pairs(args.data, args.split).sample(wanted, options.seed)
+    pairs = load_pairs(args.data, args.split, exclusion).sample(wanted, options.seed)
     most = len(pairs.passages) - max(map(len, pairs.positives))
     negatives = bm25_negatives(pairs, max(args.negatives, min(NEGATIVE_CANDIDATES, most)))
     used = np.unique(np.concatenate([negatives.ravel(), *map(np.asarray, pairs.positives)]))
     passages = TokenizedTexts.of(model, [pairs.passages[i] for i in used], "passage", args.passage_tokens or 128)
-    queries = TokenizedTexts.of(model, pairs.queries, "query")
+    queries = TokenizedTexts.of(model, pairs.queries, "query", args.query_tokens)
     positives = [np.searchsorted(used, rows).tolist() for rows in pairs.positives]
     say(f"denser: {len(queries)} queries, {len(passages)} passages among their positives and negatives")
     return Denser(model, queries, passages, positives, np.searchsorted(used, negatives),

@@ -3,8 +3,10 @@
 import math
 import shlex
 import signal
+import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,7 +22,7 @@ from elasticlm.errors import InputError
 from elasticlm.machine import machine
 from elasticlm.model import ElasticModel
 from elasticlm.structure import Level, level_name
-from trainer.checkpoints import Checkpoints, Losses
+from trainer.checkpoints import Checkpoints, TrainingLog
 from trainer.objectives import Objective
 from trainer.options import LoopOptions
 from trainer.processes import Processes
@@ -38,6 +40,7 @@ def train(
     settings: Mapping[str, Any],
     *,
     sign: Callable[[ElasticModel], None] = lambda model: None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train every level of ``objective.model`` and write the artifact.
 
@@ -47,6 +50,7 @@ def train(
     Args:
         settings: what the run depends on besides the options (data, model, ...); a resumed run must agree.
         sign: called on the trained model before it is written, for what its config says of it.
+        facts: what else the report says of the data.
 
     Returns:
         Dev losses before and after, steps, minutes.
@@ -68,24 +72,25 @@ def train(
     modules = nn.ModuleDict({"model": model, "extra": objective.extra})
     parameters = [p for p in modules.parameters() if p.requires_grad and p.numel()]
     optimizers = make_optimizers(modules, options)
-    losses = Losses()
-    first, earlier_s = checkpoints.load(modules, optimizers, losses, settings)
+    dev_every = options.dev_every or max(1, options.max_steps // 10)
+    log, watch = TrainingLog(), Stopwatch()
+    first, earlier_s = checkpoints.load(modules, optimizers, log, settings)
     start = time.monotonic()
 
-    def dev_losses(step: int) -> dict[Level, float]:
+    def measure(step: int) -> None:
         found = evaluate(objective, dev_rows, options.batch_size)
-        losses.add(step, "dev", found)
-        say(f"step {step}: dev loss " + ", ".join(f"{level_name(k)} %: {v:.4f}" for k, v in found.items()))
-        return found
+        for level, (loss, rr) in found.items():
+            log.add(step, "dev", level, loss, rr)
+        say(f"step {step}: dev loss " + ", ".join(f"{level_name(k)} %: {loss:.4f}" for k, (loss, _) in found.items()))
 
     def save(step: int) -> None:
         if processes.is_main:
-            checkpoints.save(step, modules, optimizers, losses, settings, earlier_s + time.monotonic() - start)
+            checkpoints.save(step, modules, optimizers, log, settings, earlier_s + time.monotonic() - start)
 
     if first:
         say(f"resuming at step {first} of {options.max_steps}")
     else:
-        dev_losses(0)
+        measure(0)
     bar = progress(total=options.max_steps, desc="train", unit="step")
     bar.initial = bar.n = first  # steps of an earlier run are done, but say nothing about the speed of this one
     with _interruptions() as interrupted:
@@ -95,14 +100,19 @@ def train(
                 group["lr"] = group["peak_lr"] * factor
             batch_rows = train_rows[order.rows(step)]
             levels = levels_of_step(model.levels, options.levels_per_step, options.seed, step)
-            sums = accumulate_gradients(objective, batch_rows, step, levels)
-            _sum_over_processes(parameters, processes)
-            torch.nn.utils.clip_grad_norm_(parameters, options.clip)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            started = time.perf_counter()
+            weights = {level: options.largest_weight if level == model.levels[0] else 1.0 for level in levels}
+            sums = accumulate_gradients(objective, batch_rows, step, weights, watch)
+            with watch("optimizer"):
+                _sum_over_processes(parameters, processes)
+                torch.nn.utils.clip_grad_norm_(parameters, options.clip)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            watch.add("step", time.perf_counter() - started)
             means = {level: loss / len(batch_rows) for level, loss in sums.items()}
-            losses.add(step + 1, "train", means)
+            for level, loss in means.items():
+                log.add(step + 1, "train", level, loss)
             if not all(map(math.isfinite, means.values())):
                 raise InputError(f"step {step + 1}: the loss is no longer finite; try a smaller --lr")
             bar.set_postfix_str(
@@ -112,8 +122,8 @@ def train(
             done = step + 1
             if done == options.max_steps:
                 break
-            if options.dev_every and done % options.dev_every == 0:
-                dev_losses(done)
+            if done % dev_every == 0:
+                measure(done)
             stop = bool(processes.sum(torch.tensor(float(interrupted()), device=processes.device)) > 0)
             if stop or done % options.checkpoint_every == 0:
                 save(done)
@@ -122,63 +132,110 @@ def train(
                 say(f"stopped after step {done}; checkpoint in {checkpoints.folder}. To go on: {_resume_command()}")
                 raise KeyboardInterrupt
     bar.close()
-    dev_losses(options.max_steps)
+    measure(options.max_steps)
 
-    before, after = losses.dev()
+    before, after = log.dev()
     seconds = earlier_s + time.monotonic() - start
     report = {"dev_loss_before": before, "dev_loss_after": after, "steps": options.max_steps,
-              "minutes": round(seconds / 60, 2), "settings": settings,
-              "machine": machine(("torch", "transformers"))}  # fmt: skip
+              "minutes": round(seconds / 60, 2), "step_ms": watch.report(), "settings": settings,
+              "machine": machine(("torch", "transformers")), **(facts or {})}  # fmt: skip
     sign(model)
     if processes.is_main:
-        checkpoints.finish(model, losses, report)
+        checkpoints.finish(model, log, report)
     processes.wait()
     return report
 
 
-def accumulate_gradients(
-    objective: Objective, rows: np.ndarray, step: int, levels: Sequence[Level]
-) -> dict[Level, float]:
-    """Algorithm 1's inner loop: add the gradient of the mean over levels of the mean loss over these examples.
+class Stopwatch:
+    """Where the time of the steps goes. On an accelerator, whose work is not waited for, only the whole step counts."""
 
-    For every level: forward, loss / levels, backward. Returns the summed loss of each level (over all processes).
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, list[float]] = defaultdict(list)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.add(part, time.perf_counter() - start)
+
+    def add(self, part: str, seconds: float) -> None:
+        self._seconds[part].append(seconds)
+
+    def report(self) -> dict[str, float]:
+        """The median of every part, in ms, and what share of all steps' time the parts explain."""
+        medians = {part: round(1000 * statistics.median(seconds), 1) for part, seconds in self._seconds.items()}
+        whole = sum(self._seconds.get("step", []))
+        parts = sum(sum(seconds) for part, seconds in self._seconds.items() if part != "step")
+        return medians | ({"explained": round(parts / whole, 3)} if whole else {})
+
+
+def accumulate_gradients(
+    objective: Objective,
+    rows: np.ndarray,
+    step: int,
+    weights: Mapping[Level, float],
+    watch: Stopwatch | None = None,
+) -> dict[Level, float]:
+    """Algorithm 1's inner loop: add the gradient of the weighted mean over levels of the mean loss over these examples.
+
+    For every level: forward, its share of the loss, backward (as printed, all weights are equal). Returns the summed
+    loss of each level (over all processes).
     """
-    weight = 1 / (len(levels) * len(rows))
-    sums = dict.fromkeys(levels, torch.zeros((), device=objective.processes.device))
-    for part in objective.parts(rows):
-        batch = objective.batch(part, step)
-        for level in levels:
-            sums[level] = sums[level] + objective.backward(batch, level, weight)
-        objective.finish(batch)
+    watch = watch or Stopwatch()
+    whole = sum(weights.values()) * len(rows)
+    sums = dict.fromkeys(weights, torch.zeros((), device=objective.processes.device))
+    batches = iter(objective.batches(rows, step))
+    while True:
+        with watch("targets"):
+            batch = next(batches, None)
+        if batch is None:
+            break
+        for level, weight in weights.items():
+            with watch(level_name(level)):
+                sums[level] = sums[level] + objective.backward(batch, level, weight / whole)
+        with watch("shared"):
+            objective.finish(batch)
     return {level: objective.processes.sum(total).item() for level, total in sums.items()}
 
 
 @torch.no_grad()
-def evaluate(objective: Objective, rows: np.ndarray, batch_size: int) -> dict[Level, float]:
-    """Mean loss of every level over these examples."""
+def evaluate(objective: Objective, rows: np.ndarray, batch_size: int) -> dict[Level, tuple[float, float]]:
+    """Mean loss and mean RR@10 (NaN where the objective ranks nothing) of every level over these examples."""
     rows = rows[np.argsort(objective.lengths[rows], kind="stable")]
-    sums = dict.fromkeys(objective.model.levels, torch.zeros((), device=objective.processes.device))
+    sums = dict.fromkeys(objective.model.levels, torch.zeros(2, device=objective.processes.device))
     for some in np.array_split(rows, math.ceil(len(rows) / batch_size)):
-        for part in objective.parts(some):
-            batch = objective.batch(part, DEV_STEP)
+        for batch in objective.batches(some, DEV_STEP):
             for level in sums:
-                sums[level] = sums[level] + objective.losses(batch, level).sum()
-    return {level: objective.processes.sum(total).item() / len(rows) for level, total in sums.items()}
+                losses, reciprocal_ranks = objective.measure(batch, level)
+                sums[level] = sums[level] + torch.stack([losses.sum(), reciprocal_ranks.sum()])
+    means = {level: (objective.processes.sum(total) / len(rows)).tolist() for level, total in sums.items()}
+    return {level: (loss, rr) for level, (loss, rr) in means.items()}
 
 
 def levels_of_step(levels: Sequence[Level], per_step: str, seed: int, step: int) -> tuple[Level, ...]:
-    """The levels that a step trains, largest first: all, or the smallest and some others drawn at random."""
+    """The levels that a step trains, largest first.
+
+    "all": Algorithm 1 as printed. "largest": that alone. 2: the smallest and another at random. 3 or more: the largest,
+    the smallest, and others at random between them (the sandwich rule of Yu and Huang 2019).
+    """
+    if per_step == "largest":
+        return (levels[0],)
     if per_step == "all" or int(per_step) >= len(levels):
         return tuple(levels)
-    drawn = np.random.default_rng([seed, 0, step]).choice(len(levels) - 1, int(per_step) - 1, replace=False)
-    return (*(levels[i] for i in sorted(drawn)), levels[-1])
+    always = levels[:1] if int(per_step) > 2 else ()
+    others = levels[len(always) : -1]
+    count = int(per_step) - len(always) - 1
+    drawn = np.random.default_rng([seed, 0, step]).choice(len(others), count, replace=False)
+    return (*always, *(others[i] for i in sorted(drawn)), levels[-1])
 
 
 def learning_rate_factor(step: int, max_steps: int, warmup: float, decay: str) -> float:
-    """Share of the peak learning rate at a step: up in a line, then down to 0."""
+    """Share of the peak learning rate at a step: up in a line, then down to 0 (or, with "constant", not at all)."""
     rising = max(1, round(warmup * max_steps))
     if step < rising:
         return (step + 1) / rising
+    if decay == "constant":
+        return 1.0
     left = (max_steps - step) / (max_steps - rising + 1)
     return left if decay == "linear" else 0.5 * (1 - math.cos(math.pi * left))
 

@@ -5,9 +5,9 @@ gradients), and gives every example's loss at a level. The loop (trainer.loop) d
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from trainer.texts import TokenizedTexts
 
 ALIGN_TEMPERATURE = 0.02
 COSINE_WEIGHT = 3.0
+BEST_PASSAGES = 8  # of the teacher, for each query of a step
+RANKS = 10  # of dev RR@10
 CONTRASTIVE_TEMPERATURE = 0.05  # of vectors of length 1; else 1
 
 
@@ -39,18 +41,21 @@ class Objective(ABC):
         self.model, self.lengths, self.processes, self.chunk_size = model, lengths, processes, chunk_size
         self.extra: nn.Module = nn.ModuleDict()
 
-    def parts(self, rows: np.ndarray) -> Iterable[np.ndarray]:
-        """Split the rows of a batch into parts whose losses do not depend on each other; this process's share of it."""
-        mine = self.processes.mine(rows)
-        return [mine[i : i + self.chunk_size] for i in range(0, len(mine), self.chunk_size)]
-
     @abstractmethod
-    def batch(self, rows: np.ndarray, step: int) -> Any:
-        """Return the inputs of these examples and all that the levels share: the teacher's targets, passages."""
+    def batches(self, rows: np.ndarray, step: int) -> Iterable[Any]:
+        """Split the examples of a step into batches whose losses do not depend on each other; this process's share.
+
+        A batch holds the inputs of its examples and all that the levels share: the teacher's targets, passages.
+        """
 
     @abstractmethod
     def losses(self, batch: Any, level: Level) -> Tensor:
         """Return each example's loss at a level, FloatTensor [examples], with gradients where enabled."""
+
+    def measure(self, batch: Any, level: Level) -> tuple[Tensor, Tensor]:
+        """Return each example's loss and, where the objective ranks passages, its RR@10 (else NaN), [examples] both."""
+        losses = self.losses(batch, level)
+        return losses, torch.full_like(losses, float("nan"))
 
     def backward(self, batch: Any, level: Level, weight: float) -> Tensor:
         """Add the gradient of ``weight`` times the summed losses at a level; return the sum."""
@@ -61,6 +66,11 @@ class Objective(ABC):
     def finish(self, batch: Any) -> None:  # noqa: B027  most objectives share nothing that is trained
         """Add the gradient that the levels left in what they share, once a step."""
 
+    def _chunks(self, rows: np.ndarray) -> list[np.ndarray]:
+        """This process's share of the rows, as many at once as activations are held of."""
+        mine = self.processes.mine(rows)
+        return [mine[i : i + self.chunk_size] for i in range(0, len(mine), self.chunk_size)]
+
     def _inputs(self, texts: TokenizedTexts, rows: np.ndarray) -> dict[str, Tensor]:
         return {name: tensor.to(self.processes.device) for name, tensor in texts.inputs(rows).items()}
 
@@ -70,6 +80,12 @@ class Objective(ABC):
 
 
 # --- align -----------------------------------------------------------------------------------------------------------
+
+
+class Targets(Protocol):
+    """Vectors that were computed before, by the rows of their texts (trainer.vectors.StoredVectors, or a tensor)."""
+
+    def __getitem__(self, rows: np.ndarray) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -85,17 +101,18 @@ class Align(Objective):
     """Pull queries at every level to where the teacher puts them, over passages of an existing index. No labels.
 
     Args:
-        teacher: encodes the queries at its largest level; it encoded the passages too.
         queries: training queries.
+        targets: the teacher's vectors of the queries, FloatTensor [rows, dim] by rows; it encoded the passages too.
         passages: FloatTensor [passages, dim], vectors of the index.
-        passages_per_step: how many of them a step compares with, drawn anew each step.
+        passages_per_step: how many of them a step compares with: for each query the 8 that the teacher ranks first
+            (where ranks are decided), and others drawn anew each step.
     """
 
     def __init__(
         self,
         model: ElasticModel,
-        teacher: ElasticModel,
         queries: TokenizedTexts,
+        targets: Targets,
         passages: Tensor,
         *,
         temperature: float,
@@ -105,22 +122,34 @@ class Align(Objective):
         seed: int,
     ) -> None:
         super().__init__(model, queries.lengths, processes, chunk_size)
-        self.teacher, self.queries, self.passages = teacher, queries, passages
+        self.queries, self.targets, self.passages = queries, targets, passages.to(processes.device)
         self.temperature, self.passages_per_step, self._seed = temperature, passages_per_step, seed
 
-    def batch(self, rows: np.ndarray, step: int) -> AlignBatch:
-        inputs = self._inputs(self.queries, rows)
-        with torch.no_grad():
-            teacher = self._vectors(self.teacher, inputs, self.teacher.structures.largest)
-        passages = self.passages
-        if len(passages) > self.passages_per_step:
-            random = np.random.default_rng([self._seed, 1, step])
-            passages = passages[random.choice(len(passages), self.passages_per_step, replace=False)]
-        return AlignBatch(inputs, teacher, passages.to(teacher.device))
+    def batches(self, rows: np.ndarray, step: int) -> Iterator[AlignBatch]:
+        device = self.processes.device
+        passages = self._passages(self.targets[rows].to(device), step)
+        for chunk in self._chunks(rows):
+            yield AlignBatch(self._inputs(self.queries, chunk), self.targets[chunk].to(device), passages)
+
+    def _passages(self, teacher: Tensor, step: int) -> Tensor:
+        """The step's passages: those that the teacher ranks first for its queries, filled up at random."""
+        if len(self.passages) <= self.passages_per_step:
+            return self.passages
+        best = (teacher @ self.passages.T).topk(BEST_PASSAGES).indices.unique().cpu().numpy()
+        drawn = np.random.default_rng([self._seed, 1, step]).permutation(len(self.passages))
+        others = drawn[~np.isin(drawn, best)][: max(0, self.passages_per_step - len(best))]
+        return self.passages[torch.from_numpy(np.concatenate([best, others])).to(self.passages.device)]
 
     def losses(self, batch: AlignBatch, level: Level) -> Tensor:
         student = self._vectors(self.model, batch.inputs, level)
         return align_losses(student, batch.teacher, batch.passages, self.temperature)
+
+    def measure(self, batch: AlignBatch, level: Level) -> tuple[Tensor, Tensor]:
+        """RR@10 is that of the passage that the teacher ranks first, among those of a step."""
+        student = self._vectors(self.model, batch.inputs, level)
+        losses = align_losses(student, batch.teacher, batch.passages, self.temperature)
+        first = (batch.teacher @ batch.passages.T).argmax(-1)
+        return losses, reciprocal_ranks(student @ batch.passages.T, first)
 
 
 def align_losses(student: Tensor, teacher: Tensor, passages: Tensor, temperature: float) -> Tensor:
@@ -186,10 +215,8 @@ class Denser(Objective):
         self.queries, self.passages, self.positives, self.negatives = queries, passages, positives, negatives
         self.temperature, self.negatives_per_query, self._seed = temperature, negatives_per_query, seed
 
-    def parts(self, rows: np.ndarray) -> Iterable[np.ndarray]:
-        return [rows]  # every query's loss depends on all passages of the batch
-
-    def batch(self, rows: np.ndarray, step: int) -> DenserBatch:
+    def batches(self, rows: np.ndarray, step: int) -> list[DenserBatch]:
+        """One batch: every query's loss depends on all passages."""
         random = np.random.default_rng([self._seed, 2, step])
         negatives = random.permuted(self.negatives[rows], axis=1)[:, : self.negatives_per_query]
         passage_rows, labels, excluded = in_batch([self.positives[row] for row in rows], negatives.ravel().tolist())
@@ -197,11 +224,17 @@ class Denser(Objective):
         passages = Representations(encode, passage_rows, self.chunk_size, self.processes)
         mine = self.processes.mine(np.arange(len(rows)))
         device = self.processes.device
-        return DenserBatch(rows[mine], passages, labels[mine].to(device), excluded[mine].to(device))
+        return [DenserBatch(rows[mine], passages, labels[mine].to(device), excluded[mine].to(device))]
 
     def losses(self, batch: DenserBatch, level: Level) -> Tensor:
         encode = self._encoder(self.queries, level)
         return self._losses(encode(batch.query_rows), batch)
+
+    def measure(self, batch: DenserBatch, level: Level) -> tuple[Tensor, Tensor]:
+        """RR@10 is that of the query's passage, among those of the batch."""
+        queries = self._encoder(self.queries, level)(batch.query_rows)
+        scores = (queries @ batch.passages.vectors.T).masked_fill(batch.excluded, float("-inf"))
+        return self._losses(queries, batch), reciprocal_ranks(scores, batch.labels)
 
     def backward(self, batch: DenserBatch, level: Level, weight: float) -> Tensor:
         queries = Representations(self._encoder(self.queries, level), batch.query_rows, self.chunk_size)
@@ -235,6 +268,20 @@ def contrastive_losses(
     """
     scores = (queries @ passages.T / temperature).masked_fill(excluded, float("-inf"))
     return F.cross_entropy(scores, labels, reduction="none")
+
+
+def reciprocal_ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """1 / rank of each row's label by score, 0 beyond rank 10.
+
+    Args:
+        scores: FloatTensor [queries, passages].
+        labels: LongTensor [queries], columns of ``scores``.
+
+    Returns:
+        FloatTensor [queries].
+    """
+    ranks = 1 + (scores > scores.gather(1, labels[:, None])).sum(-1)
+    return torch.where(ranks <= RANKS, 1 / ranks, 0.0)
 
 
 def in_batch(positives: Sequence[Sequence[int]], negatives: Iterable[int] = ()) -> tuple[np.ndarray, Tensor, Tensor]:
@@ -297,15 +344,18 @@ class Relations(Objective):
             name: _copy_of(getattr(last, name)) for name in ("query", "key", "value")
         }).to(processes.device)  # fmt: skip
 
-    def batch(self, rows: np.ndarray, step: int) -> RelationBatch:
-        inputs = self._inputs(self.texts, rows)
+    def batches(self, rows: np.ndarray, step: int) -> Iterator[RelationBatch]:
+        for chunk in self._chunks(rows):
+            inputs = self._inputs(self.texts, chunk)
+            yield RelationBatch(inputs, self._relations(inputs))
+
+    @torch.no_grad()
+    def _relations(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         structure = self.teacher.structures[self.teacher.structures.largest]
         last = self.teacher.encoder.layers[-1].attention
-        with torch.no_grad(), self.processes.encoding(inputs["input_ids"].shape[1]):
+        with self.processes.encoding(inputs["input_ids"].shape[1]):
             hidden = self.teacher.encoder(**inputs, structure=structure, layers=structure.layers - 1)
-            return RelationBatch(
-                inputs, (last.query(hidden).float(), last.key(hidden).float(), last.value(hidden).float())
-            )
+            return last.query(hidden).float(), last.key(hidden).float(), last.value(hidden).float()
 
     def losses(self, batch: RelationBatch, level: Level) -> Tensor:
         mask = batch.inputs["attention_mask"]

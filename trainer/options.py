@@ -11,7 +11,7 @@ from typing import Any
 from elasticlm.errors import InputError
 from trainer.processes import PRECISIONS
 
-OPTIMIZERS, DECAYS = ("adamw", "muon"), ("linear", "cosine")
+OPTIMIZERS, DECAYS = ("adamw", "muon"), ("linear", "cosine", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,14 @@ class LoopOptions:
     optimizer: str = "adamw"
     """adamw, or muon: Muon for the matrices of the layers, AdamW for the rest"""
     levels_per_step: str = "all"
-    """all (Algorithm 1 as printed), or a number: the smallest level and so many less one drawn at random"""
+    """all (Algorithm 1 as printed); 2: the smallest level and another at random; a larger number: the largest, the
+    smallest and others at random; largest: that level alone, which ruins the others (a baseline)"""
+    largest_weight: float = 1.0
+    """weight of the largest level's loss; the others' is 1"""
     warmup: float = 0.05
     """share of the steps in which the learning rate rises"""
     decay: str = "linear"
-    """how the learning rate falls to 0 afterwards: linear or cosine"""
+    """how the learning rate falls to 0 afterwards: linear or cosine; or constant, to go on from later"""
     clip: float = 1.0
     """largest norm of the gradient"""
     freeze_embeddings: bool = False
@@ -45,7 +48,7 @@ class LoopOptions:
     dev_examples: int = 256
     """examples held out for the dev loss, at most a tenth"""
     dev_every: int = 0
-    """steps between dev losses; 0: before and after training only"""
+    """steps between dev losses; 0: a tenth of the steps"""
     seed: int = 0
     """of everything drawn at random"""
     threads: int = 0
@@ -61,6 +64,7 @@ class LoopOptions:
             "lr",
             "muon_lr",
             "clip",
+            "largest_weight",
             "dev_examples",
             "checkpoint_every",
         ):
@@ -69,8 +73,9 @@ class LoopOptions:
         for name, allowed in (("optimizer", OPTIMIZERS), ("decay", DECAYS), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{flag(name)} {getattr(self, name)}: expected one of {', '.join(allowed)}")
-        if self.levels_per_step != "all" and not (self.levels_per_step.isdigit() and int(self.levels_per_step) > 0):
-            raise InputError(f"--levels-per-step {self.levels_per_step}: expected all or a number of levels")
+        number = self.levels_per_step.isdigit() and int(self.levels_per_step) > 0
+        if self.levels_per_step not in ("all", "largest") and not number:
+            raise InputError(f"--levels-per-step {self.levels_per_step}: expected all, largest or a number of levels")
         if not 0 <= self.warmup < 1:
             raise InputError(f"--warmup {self.warmup}: expected a share from 0 to below 1")
 
@@ -92,6 +97,15 @@ def add_options(parser: argparse.ArgumentParser, defaults: Mapping[str, LoopOpti
         "--overwrite", action="store_true", help="replace the output, and start anew if it was unfinished"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this output")
+
+
+def add_data_options(parser: argparse.ArgumentParser, specs: str) -> None:
+    """Add what a training reads: one or several data specs, their split, and the sets that it must not see."""
+    parser.add_argument("--data", required=True, nargs="+", metavar="SPEC", help=f"{specs}; several are drawn from "
+                        "in turn")  # fmt: skip
+    parser.add_argument("--split", default="train", help="split of the data")
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="SPEC", help="sets to evaluate on: training texts "
+                        "that share ten words in a row with any of their passages or queries are dropped")  # fmt: skip
 
 
 def options_of(args: argparse.Namespace, defaults: LoopOptions) -> LoopOptions:

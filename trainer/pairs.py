@@ -1,10 +1,13 @@
 """Training pairs: queries and their relevant passages."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from elasticlm.errors import InputError
 from elasticlm.retrieval.data import load_retrieval
+from trainer.mixture import Exclusion
 
 
 @dataclass(frozen=True)
@@ -23,14 +26,24 @@ class TrainingPairs:
         return TrainingPairs([self.queries[i] for i in rows], self.passages, [self.positives[i] for i in rows])
 
 
-def load_pairs(spec: str, split: str) -> TrainingPairs:
-    """Load the queries of a split that have a relevant passage (grade above 0)."""
-    data = load_retrieval(spec, split)
-    row = {pid: i for i, pid in enumerate(data.passage_ids)}
-    queries, positives = [], []
-    for qid, query in zip(data.query_ids, data.queries, strict=True):
-        grades = [(grade, row[pid]) for pid, grade in data.qrels[qid].items() if grade > 0]
-        if grades:
-            queries.append(query)
-            positives.append([i for _, i in sorted(grades, key=lambda pair: -pair[0])])
-    return TrainingPairs(queries, data.passages, positives)
+def load_pairs(specs: Sequence[str], split: str, exclusion: Exclusion) -> TrainingPairs:
+    """Load the queries of a split that have a relevant passage (grade above 0), of one or several data specs.
+
+    What an excluded set shares is left out: queries, and passages, be they relevant or not.
+    """
+    queries: list[str] = []
+    passages: list[str] = []
+    positives: list[list[int]] = []
+    for spec in specs:
+        data = load_retrieval(spec, split)
+        kept = [(pid, text) for pid, text in zip(data.passage_ids, data.passages, strict=True) if exclusion.keeps(text)]
+        row = {pid: len(passages) + i for i, (pid, _) in enumerate(kept)}
+        passages += [text for _, text in kept]
+        for qid, query in zip(data.query_ids, data.queries, strict=True):
+            grades = [(grade, row[pid]) for pid, grade in data.qrels[qid].items() if grade > 0 and pid in row]
+            if grades and exclusion.keeps(query):
+                queries.append(query)
+                positives.append([i for _, i in sorted(grades, key=lambda pair: -pair[0])])
+    if not queries:
+        raise InputError(f"{', '.join(specs)}: no query is left that shares nothing with an excluded set")
+    return TrainingPairs(queries, passages, positives)

@@ -47,12 +47,12 @@ class Processes:
         self._accelerator.wait_for_everyone()
 
     @contextmanager
-    def encoding(self, tokens: int) -> Iterator[None]:
+    def encoding(self, tokens: int, precision: str | None = None) -> Iterator[None]:
         """The context for encoding texts of so many tokens: precision, and the attention that is fastest."""
         plain = self.device.type == "cpu" and tokens <= SHORT_TOKENS
         attention = [SDPBackend.MATH] if plain else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
                                                      SDPBackend.MATH]  # fmt: skip
-        bf16 = self.precision == "bf16"
+        bf16 = (precision or self.precision) == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), sdpa_kernel(attention):
             yield
 

@@ -15,15 +15,17 @@ from elasticlm.command import progress, say
 from elasticlm.errors import InputError
 from elasticlm.files import refuse_existing
 from elasticlm.model import ElasticModel
-from elasticlm.retrieval.data import load_texts
 from elasticlm.structure import ElasticStructure, level_name, parse_levels
 from elasticlm.teacher import WHOLE, load_bert, load_teacher, resolve_teacher
+from trainer import mixture
+from trainer.mixture import Exclusion
 from trainer.objectives import contrastive_losses, contrastive_temperature, in_batch
-from trainer.options import at_least, check_temperature
+from trainer.options import add_data_options, at_least, check_temperature
 from trainer.pairs import load_pairs
-from trainer.processes import PRECISIONS, Processes
+from trainer.processes import Processes
 from trainer.scores import Scores, expressive_scores
-from trainer.texts import TokenizedTexts, encode
+from trainer.texts import TokenizedTexts
+from trainer.vectors import stored_vectors
 
 MASKED_SHARE = 0.15
 
@@ -31,13 +33,15 @@ MASKED_SHARE = 0.15
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command.parser("python -m trainer prune", __doc__.partition(": ")[2])
     parser.add_argument("--teacher", required=True, help="BERT encoder: a folder, or a name on the Hugging Face hub")
-    parser.add_argument("--data", required=True, metavar="SPEC", help="beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")
-    parser.add_argument("--split", default="train", help="split of the data")
+    add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")
     parser.add_argument("--levels", default="100,50,30,20,10,5", help="percentages of the prunable parameters to keep; "
                         "100 keeps the whole teacher too, without it the largest level is cut")  # fmt: skip
-    parser.add_argument("--score-loss", default="contrastive", choices=("contrastive", "mlm"),
+    parser.add_argument("--score-loss", default="contrastive", choices=("contrastive", "mlm", "random"),
                         help="loss that heads and neurons are scored by: contrastive (queries against the passages of "
-                        "their batch) or mlm (masked tokens, for teachers with that head)")  # fmt: skip
+                        "their batch), mlm (masked tokens, for teachers with that head), or random: no loss, the "
+                        "baseline of units at random")  # fmt: skip
+    parser.add_argument("--fresh-weights", action="store_true", help="start the layers from random weights, keep the "
+                        "teacher's embeddings: a baseline")  # fmt: skip
     parser.add_argument("--max-examples", type=int, default=2048, metavar="N", help="examples scored, drawn at random")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="examples a batch")
     parser.add_argument(
@@ -46,7 +50,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--temperature", type=float, help="of the contrastive loss (default: .05 where vectors have length 1, else 1)"
     )
-    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="of encoding passages")
     parser.add_argument("--seed", type=int, default=0, help="of the examples and masks drawn")
     parser.add_argument("--threads", type=int, default=0, help="threads for PyTorch; 0: as it chooses")
     parser.add_argument("--output", required=True, metavar="DIR", help="artifact folder to write")
@@ -70,11 +73,23 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--teacher {args.teacher} is an elastic model; prune starts from a BERT encoder")
     structures, head_order, neuron_order = ElasticStructure.from_scores(*_scores(args, teacher, levels), levels)
     model = teacher.cut(structures, head_order, neuron_order)
+    if args.fresh_weights:
+        initialise(model, args.seed)
     model.config.passages = {"encoder": "teacher", "fingerprint": teacher.fingerprint()}
     model.save_pretrained(args.output, overwrite=args.overwrite)
     seconds = time.monotonic() - start
     command.print_table(table(model))
     command.print_result({"output": str(args.output), "levels": list(structures.levels), "seconds": round(seconds, 1)})
+
+
+@torch.no_grad()
+def initialise(model: ElasticModel, seed: int) -> None:
+    """Draw the layers' matrices anew as BERT does, biases 0; the embeddings and layer norms stay."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.encoder.layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.normal_(0.0, model.config.initializer_range, generator=generator)
+            module.bias.zero_()
 
 
 def table(model: ElasticModel) -> list[dict[str, object]]:
@@ -98,6 +113,10 @@ def _scores(args: argparse.Namespace, teacher: ElasticModel, levels: tuple) -> t
         say("level 100 alone: nothing to rank, units stay in the teacher's order")
         return (np.ones((config.num_hidden_layers, config.num_attention_heads)),
                 np.ones((config.num_hidden_layers, config.intermediate_size)))  # fmt: skip
+    if args.score_loss == "random":
+        random = np.random.default_rng(args.seed)
+        return (random.random((config.num_hidden_layers, config.num_attention_heads)),
+                random.random((config.num_hidden_layers, config.intermediate_size)))  # fmt: skip
     scores = mlm_scores(args, teacher) if args.score_loss == "mlm" else contrastive_scores(args, teacher)
     scores = scores.normalized()
     return scores.heads, scores.neurons
@@ -105,12 +124,12 @@ def _scores(args: argparse.Namespace, teacher: ElasticModel, levels: tuple) -> t
 
 def contrastive_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
     """Scores by each query's negative log-likelihood of its passage among its batch's (by the teacher as it is)."""
-    processes = Processes(args.precision)
-    pairs = load_pairs(args.data, args.split).sample(args.max_examples, args.seed)
+    processes = Processes()
+    pairs = load_pairs(args.data, args.split, Exclusion(args.exclude)).sample(args.max_examples, args.seed)
     temperature = args.temperature or contrastive_temperature(teacher)
     rows = np.unique([positives[0] for positives in pairs.positives])
     passages = TokenizedTexts.of(teacher, [pairs.passages[row] for row in rows], "passage", args.max_tokens)
-    vectors = encode(teacher, passages, processes, desc="passages of the queries scored")
+    vectors = stored_vectors(teacher, passages, processes, desc="passages of the queries scored").all()
     queries = TokenizedTexts.of(teacher, pairs.queries, "query")
     bert = load_bert(resolve_teacher(args.teacher), BertModel, add_pooling_layer=False)
 
@@ -134,10 +153,8 @@ def mlm_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
             raise
         raise InputError(f"{args.teacher} has no masked language model head, which --score-loss mlm needs: "
                          "use --score-loss contrastive") from None  # fmt: skip
-    texts = load_texts(args.data, args.split)
-    random = np.random.default_rng(args.seed)
-    order = random.permutation(len(texts))[: args.max_examples]
-    tokens = TokenizedTexts.of(teacher, [texts[i] for i in order], "passage", args.max_tokens)
+    drawn = mixture.texts(args.data, args.split, args.max_examples, args.seed, Exclusion(args.exclude))
+    tokens = TokenizedTexts.of(teacher, drawn, "passage", args.max_tokens)
     masking = DataCollatorForLanguageModeling(teacher.tokenizer, mlm_probability=MASKED_SHARE, seed=args.seed)
     masking.create_rng()
     special = torch.tensor(teacher.tokenizer.all_special_ids)

@@ -1,12 +1,17 @@
 """``python -m trainer recipe``: run stages in a row, as a YAML file says; what is done is not done again.
 
-A recipe holds ``description``, ``minutes`` (on an idle machine with 2 cores), ``settings`` and ``stages``. A stage is
-one command with its options; ``{key}`` in an option stands for that setting, ``{output}`` for the recipe's output::
+A recipe holds ``description``, ``minutes`` (on an idle machine with 2 cores), ``settings``, ``exclude`` and ``stages``.
+A stage is one command with its options; ``{key}`` in an option, or in a setting below it, stands for that setting (a
+list for all its values), ``{output}`` for the recipe's output. ``exclude`` names sets that no stage may train on: texts
+that share ten words in a row with them are dropped::
 
     settings: {teacher: bert-base-uncased, data: pydoc}
+    exclude: ["beir:my_test_set"]
     stages:
       - prune: {teacher: "{teacher}", data: "{data}", output: "{output}/pruned"}
       - profile: {model: "{output}/pruned"}
+
+``base: NAME`` in place of stages takes those of another recipe, with other settings.
 """
 
 import difflib
@@ -14,7 +19,7 @@ import json
 import string
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +32,10 @@ from elasticlm.files import new_file
 from trainer.__main__ import COMMANDS, load
 
 RECIPES = Path(__file__).with_name("recipes")
-FIELDS = ("description", "minutes", "settings", "stages")
+FIELDS = ("base", "description", "minutes", "settings", "exclude", "stages")
 STATE_FILE = "recipe.json"
-RESUMABLE = ("distil", "finetune")
+RESUMABLE = TRAINING = ("distil", "finetune")
+READING = ("prune", *TRAINING)
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,8 @@ class Stage:
             flag = "--" + name.replace("_", "-")
             if isinstance(value, bool):
                 words.append(flag if value else flag.replace("--", "--no-", 1))
-            else:
-                values = value if isinstance(value, list) else [value]
-                words += [flag, *(str(one).format_map(settings) for one in values)]
+            elif values := _filled_in(value, settings):
+                words += [flag, *values]
         return words
 
 
@@ -58,6 +63,7 @@ class Recipe:
 
     name: str
     settings: Mapping[str, Any]
+    exclude: tuple[str, ...]
     stages: tuple[Stage, ...]
 
     @classmethod
@@ -77,12 +83,30 @@ class Recipe:
         for key in content:
             if key not in FIELDS:
                 raise InputError(f"{file}: unknown field {key!r}{near(key, FIELDS)}")
+        if base := content.get("base"):
+            return cls._based(file, base, content)
         settings, stages = content.get("settings") or {}, content.get("stages") or []
-        if not isinstance(settings, dict) or not isinstance(stages, list) or not stages:
-            raise InputError(f"{file}: expected settings with their values, and a list of stages")
-        return cls(
-            file.stem, settings, tuple(_stage(file, number, stage, settings) for number, stage in enumerate(stages, 1))
-        )
+        exclude = content.get("exclude") or []
+        if not (isinstance(settings, dict) and isinstance(exclude, list) and isinstance(stages, list) and stages):
+            raise InputError(f"{file}: expected settings with their values, a list of stages, and exclude as a list")
+        known: set[str] = set()
+        for key, value in settings.items():
+            _check_keys(f"{file}, setting {key!r}", value, known)
+            known.add(key)
+        _check_keys(f"{file}, exclude", exclude, known)
+        checked = tuple(_stage(file, number, stage, settings) for number, stage in enumerate(stages, 1))
+        return cls(file.stem, settings, tuple(exclude), checked)
+
+    @classmethod
+    def _based(cls, file: Path, base: str, content: Mapping[str, Any]) -> "Recipe":
+        """Another recipe with other settings."""
+        if not set(content) <= {"base", "description", "minutes", "settings"}:
+            raise InputError(f"{file}: beside base there are settings only; the stages are those of {base}")
+        recipe, settings = cls.read(base), content.get("settings") or {}
+        for key in settings:
+            if key not in recipe.settings:
+                raise InputError(f"{file}: {base} has no setting {key!r}{near(key, recipe.settings)}")
+        return replace(recipe, name=file.stem, settings={**recipe.settings, **settings})
 
     def with_settings(self, assignments: Iterable[str]) -> "Recipe":
         """The recipe with some settings changed, given as ``key=value``. Raises InputError on a key that it lacks."""
@@ -94,7 +118,22 @@ class Recipe:
             if key not in changed:
                 raise InputError(f"--set {assignment}: recipe {self.name} has no setting {key!r}{near(key, changed)}")
             changed[key] = value
-        return Recipe(self.name, changed, self.stages)
+        return replace(self, settings=changed)
+
+    def commands(self, output: Path) -> tuple[dict[str, Any], list[tuple[str, list[str]]]]:
+        """The settings, filled in, and every stage's command with its options."""
+        settings: dict[str, Any] = {"output": str(output)}
+        for key, value in self.settings.items():
+            values = _filled_in(value, settings)
+            settings[key] = values if isinstance(value, list) else values[0]
+        exclude = _filled_in(list(self.exclude), settings)
+        commands = []
+        for stage in self.stages:
+            options = stage.argv(settings)
+            if exclude and stage.command in READING:
+                options += ["--exclude", *exclude]
+            commands.append((stage.command, options))
+        return settings, commands
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -107,21 +146,20 @@ def main(argv: list[str] | None = None) -> None:
     recipe, output = Recipe.read(args.recipe).with_settings(args.set), Path(args.output)
     state_file = output / STATE_FILE
     done: list[dict[str, Any]] = json.loads(state_file.read_text("utf-8"))["stages"] if state_file.exists() else []
-    settings = {**recipe.settings, "output": str(output)}
-    todo = [(stage, stage.argv(settings)) for stage in recipe.stages]
-    for (stage, options), before in zip(todo, done, strict=False):
-        if [stage.command, *options] != before["command"]:
-            raise InputError(f"{output}: {' '.join(before['command'])} was done there, not {stage.command} "
+    settings, todo = recipe.commands(output)
+    for (name, options), before in zip(todo, done, strict=False):
+        if [name, *options] != before["command"]:
+            raise InputError(f"{output}: {' '.join(before['command'])} was done there, not {name} "
                              f"{' '.join(options)}; choose another --output")  # fmt: skip
-    for number, (stage, options) in enumerate(todo, 1):
-        title = f"{recipe.name}, stage {number} of {len(todo)}: {stage.command}"
+    for number, (name, options) in enumerate(todo, 1):
+        title = f"{recipe.name}, stage {number} of {len(todo)}: {name}"
         if number <= len(done):
             say(f"{title}: done before ({done[number - 1]['seconds']:.0f} s)")
             continue
         say(f"{title} {' '.join(options)}")
         start = time.monotonic()
-        load(stage.command)([*options, *_repeat_flags(stage.command, options, output)])
-        done.append({"command": [stage.command, *options], "seconds": round(time.monotonic() - start, 1)})
+        load(name)([*options, *_repeat_flags(name, options, output)])
+        done.append({"command": [name, *options], "seconds": round(time.monotonic() - start, 1)})
         with new_file(state_file) as file:
             file.write_text(
                 json.dumps({"recipe": recipe.name, "settings": settings, "stages": done}, indent=1), "utf-8"
@@ -149,12 +187,29 @@ def _stage(file: Path, number: int, stage: Any, settings: Mapping[str, Any]) -> 
     name, options = next(iter(stage.items()))
     if name not in COMMANDS or name == "recipe":
         raise InputError(f"{where}: unknown command {name!r}{near(name, COMMANDS)}")
-    for value in options.values():
-        for text in value if isinstance(value, list) else [value]:
-            for _, key, _, _ in string.Formatter().parse(str(text)):
-                if key is not None and key != "output" and key not in settings:
-                    raise InputError(f"{where}: no setting {key!r}{near(key, settings)}")
+    _check_keys(where, list(options.values()), settings)
     return Stage(name, options)
+
+
+def _check_keys(where: str, value: Any, known: Iterable[str]) -> None:
+    """Raise InputError where a text asks for a setting that is not known (there)."""
+    if isinstance(value, list):
+        for one in value:
+            _check_keys(where, one, known)
+        return
+    for _, key, _, _ in string.Formatter().parse(str(value)):
+        if key is not None and key != "output" and key not in known:
+            raise InputError(f"{where}: no setting {key!r}{near(key, known)}")
+
+
+def _filled_in(value: Any, settings: Mapping[str, Any]) -> list[str]:
+    """A value as words: settings filled in, those that are lists as all their values."""
+    if isinstance(value, list):
+        return [word for one in value for word in _filled_in(one, settings)]
+    key = str(value)[1:-1]
+    if str(value) == f"{{{key}}}" and isinstance(settings.get(key), list):
+        return settings[key]
+    return [str(value).format_map(settings)]
 
 
 def _repeat_flags(name: str, options: list[str], output: Path) -> list[str]:

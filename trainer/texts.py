@@ -1,38 +1,74 @@
 """Tokenised training texts, and which of them form the batch of a step."""
 
-from collections.abc import Sequence
+import tempfile
+from array import array
+from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
-from elasticlm.command import progress
 from elasticlm.model import ElasticModel
 from trainer.processes import Processes
 
 TOKENIZE_AT_ONCE = 1024
+NOISE = 0.2  # of a noisy text's word pieces are others
 BUCKETS = 32  # batches that are sorted by length together
 
 
 class TokenizedTexts:
-    """The token ids of many texts in one flat array: a hundred bytes a query, and padding only within a batch."""
+    """The token ids of many texts in one flat array, on disk; padding only within a batch.
+
+    Two bytes a token (four for very large vocabularies) in an unnamed temporary file that is memory-mapped: the system
+    holds what it has room for. In memory are eight bytes a text.
+    """
 
     def __init__(self, token_ids: np.ndarray, ends: np.ndarray, pad_id: int) -> None:
-        self._token_ids, self._ends, self._pad_id = token_ids, ends, pad_id
+        self.token_ids, self._ends, self._pad_id = token_ids, ends, pad_id
         self.lengths = np.diff(ends, prepend=0)
 
     @classmethod
     def of(
-        cls, model: ElasticModel, texts: Sequence[str], kind: str, max_tokens: int | None = None
+        cls,
+        model: ElasticModel,
+        texts: Iterable[str],
+        kind: str,
+        max_tokens: int | None = None,
+        *,
+        noise: float = 0.0,
+        seed: int = 0,
     ) -> "TokenizedTexts":
-        """Tokenise ``texts`` as the model does for queries or passages, cut to ``max_tokens`` where given."""
-        rows: list[np.ndarray] = []
-        for start in range(0, len(texts), TOKENIZE_AT_ONCE):
-            inputs = model.tokenize(texts[start : start + TOKENIZE_AT_ONCE], kind)
-            for ids, length in zip(inputs["input_ids"].numpy(), inputs["attention_mask"].sum(1).tolist(), strict=True):
-                rows.append(_cut(ids[:length], max_tokens).astype(np.int32))
-        ends = np.cumsum([len(ids) for ids in rows], dtype=np.int64)
-        return cls(np.concatenate(rows), ends, model.tokenizer.pad_token_id)
+        """Tokenise ``texts`` as the model does for queries or passages, cut to ``max_tokens`` where given.
+
+        Args:
+            noise: share of the texts in which one word piece of five is replaced by any of the vocabulary.
+            seed: of what is replaced.
+        """
+        waiting, lengths = iter(texts), array("q")
+        random, pieces = np.random.default_rng(seed), _word_pieces(model.tokenizer)
+        dtype = np.min_scalar_type(model.config.vocab_size)
+        with tempfile.TemporaryFile() as file:
+            while some := list(islice(waiting, TOKENIZE_AT_ONCE)):
+                inputs = model.tokenize(some, kind)
+                counts = inputs["attention_mask"].sum(1).tolist()
+                for ids, length in zip(inputs["input_ids"].numpy(), counts, strict=True):
+                    row = _cut(ids[:length], max_tokens)
+                    if random.random() < noise:
+                        row = _with_noise(row, pieces, random)
+                    file.write(row.astype(dtype).tobytes())
+                    lengths.append(len(row))
+            file.flush()
+            token_ids = np.memmap(file, dtype, mode="r") if lengths else np.empty(0, dtype)
+        return cls(token_ids, np.cumsum(lengths, dtype=np.int64), model.tokenizer.pad_token_id)
+
+    def part(self, start: int, stop: int) -> "TokenizedTexts":
+        """The texts from ``start`` to before ``stop``, on the same file."""
+        ends = self._ends[start:stop]
+        first = self._ends[start - 1] if start else 0
+        return TokenizedTexts(self.token_ids[first : ends[-1]], ends - first, self._pad_id)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -42,7 +78,7 @@ class TokenizedTexts:
         lengths = self.lengths[rows]
         input_ids = np.full((len(rows), lengths.max()), self._pad_id, dtype=np.int64)
         for ids, end, length in zip(input_ids, self._ends[rows], lengths, strict=True):
-            ids[:length] = self._token_ids[end - length : end]
+            ids[:length] = self.token_ids[end - length : end]
         attention_mask = np.arange(lengths.max()) < lengths[:, None]
         return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask).long()}
 
@@ -85,20 +121,49 @@ def _cut(ids: np.ndarray, max_tokens: int | None) -> np.ndarray:
     return np.append(ids[: max_tokens - 1], ids[-1])
 
 
+def _word_pieces(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Token ids that text is made of, in order: neither special nor unused ones."""
+    special = set(tokenizer.all_special_ids)
+    return np.sort([i for piece, i in tokenizer.get_vocab().items() if i not in special and "[unused" not in piece])
+
+
+def _with_noise(ids: np.ndarray, pieces: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A copy of a text's tokens, [CLS] and [SEP] as they are, each of the others replaced with chance .2."""
+    replaced = random.random(len(ids)) < NOISE
+    replaced[[0, -1]] = False
+    return np.where(replaced, random.choice(pieces, len(ids)), ids)
+
+
 @torch.no_grad()
 def encode(
-    model: ElasticModel, texts: TokenizedTexts, processes: Processes, *, desc: str, batch_size: int = 64
+    model: ElasticModel,
+    texts: TokenizedTexts,
+    processes: Processes,
+    *,
+    precision: str | None = None,
+    bar: tqdm | None = None,
+    batch_tokens: int = 8192,
 ) -> Tensor:
-    """Encode texts by the model's largest level, in batches of like lengths. Returns FloatTensor [texts, dim], CPU."""
+    """Encode texts by the model's largest level, in batches of like lengths.
+
+    Args:
+        precision: fp32 or bf16; by default as the processes train.
+        bar: moved on by every text.
+        batch_tokens: tokens of a batch, padding counted.
+
+    Returns:
+        FloatTensor [texts, dim], on the CPU.
+    """
     vectors = torch.empty(len(texts), model.config.hidden_size)
     order = np.argsort(-texts.lengths, kind="stable")
-    bar = progress(total=len(texts), desc=desc, unit="text")
-    for start in range(0, len(texts), batch_size):
-        rows = order[start : start + batch_size]
+    start = 0
+    while start < len(order):
+        rows = order[start : start + max(1, batch_tokens // int(texts.lengths[order[start]]))]
         inputs = {name: tensor.to(processes.device) for name, tensor in texts.inputs(rows).items()}
-        with processes.encoding(inputs["input_ids"].shape[1]):
+        with processes.encoding(inputs["input_ids"].shape[1], precision):
             found = model(**inputs, level=model.structures.largest)
         vectors[rows] = found.float().cpu()
-        bar.update(len(rows))
-    bar.close()
+        start += len(rows)
+        if bar is not None:
+            bar.update(len(rows))
     return vectors

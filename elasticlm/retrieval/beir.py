@@ -8,7 +8,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 from elasticlm.errors import InputError
-from elasticlm.retrieval.corpus import Corpus, Qrels, RetrievalData, cache_folder
+from elasticlm.retrieval.corpus import Corpus, Qrels, RetrievalData, cache_folder, shuffled
 
 HEADER = "query-id"
 
@@ -44,9 +44,12 @@ class BeirFolder:
             candidates = {qid: candidates[qid] for qid in qrels if qid in candidates}
         return RetrievalData.of(self.spec, split, corpus, texts, qrels, candidates)
 
-    def texts(self, split: str | None) -> list[str]:
+    def texts(self, split: str | None, seed: int | None = None) -> list[str]:
         """Passages, which belong to no split."""
-        return self.corpus().passages
+        return shuffled(self.corpus().passages, seed)
+
+    def everything(self) -> list[str]:
+        return self.corpus().passages + list(self._query_texts().values())
 
     def _query_texts(self) -> dict[str, str]:
         columns = read_jsonl(self.folder / "queries.jsonl")

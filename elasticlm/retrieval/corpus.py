@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from elasticlm.errors import InputError
 
 Qrels = dict[str, dict[str, int]]
@@ -85,6 +87,13 @@ def split_sha256(query_ids: Sequence[str], qrels: Mapping[str, Mapping[str, int]
     return _sha256(
         f"{qid}\t{pid}\t{grade}" for qid in sorted(query_ids) for pid, grade in sorted(qrels.get(qid, {}).items())
     )
+
+
+def shuffled(texts: list[str], seed: int | None) -> list[str]:
+    """The texts in a random order; as they are where there is no seed."""
+    if seed is None:
+        return texts
+    return [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
 
 
 def sha1_share(text: str, shares: int) -> int:

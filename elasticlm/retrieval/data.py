@@ -1,16 +1,26 @@
-"""Data specs, one door: ``beir:DIR``, ``text:FILE``, ``hf:NAME[/CONFIG]``, ``pydoc[:PASSAGES]``.
+"""Data specs, one door: ``beir:DIR``, ``glue:DIR``, ``text:FILE``, ``hf:NAME[/CONFIG]``, ``pydoc[:PASSAGES]``.
 
 What each spec holds stands in its own module; here a spec is told apart and asked.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from elasticlm.errors import InputError
 from elasticlm.retrieval.corpus import Corpus, RetrievalData, split_sha256
 
-__all__ = ["Corpus", "RetrievalData", "load_corpus", "load_queries", "load_retrieval", "load_texts", "split_sha256"]
+__all__ = [
+    "Corpus",
+    "RetrievalData",
+    "load_corpus",
+    "load_everything",
+    "load_queries",
+    "load_retrieval",
+    "load_texts",
+    "split_sha256",
+]
 
-SPECS = "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc"
+SPECS = "beir:DIR, glue:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc"
 
 
 class Source(Protocol):
@@ -22,7 +32,9 @@ class Source(Protocol):
 
     def retrieval(self, split: str) -> RetrievalData: ...
 
-    def texts(self, split: str | None) -> list[str]: ...
+    def texts(self, split: str | None, seed: int | None = None) -> Iterable[str]: ...
+
+    def everything(self) -> Iterable[str]: ...
 
 
 def open_source(spec: str) -> Source:
@@ -32,12 +44,16 @@ def open_source(spec: str) -> Source:
         from elasticlm.retrieval.pydoc import Pydoc
 
         return Pydoc(rest)
-    if not rest or kind not in ("beir", "text", "hf"):
+    if not rest or kind not in ("beir", "glue", "text", "hf"):
         raise InputError(f"data {spec!r}: expected {SPECS}")
     if kind == "beir":
         from elasticlm.retrieval.beir import BeirFolder
 
         return BeirFolder(rest)
+    if kind == "glue":
+        from elasticlm.retrieval.glue import GlueFolder
+
+        return GlueFolder(rest)
     if kind == "text":
         from elasticlm.retrieval.text import TextFile
 
@@ -68,6 +84,15 @@ def load_queries(spec: str, split: str) -> tuple[list[str], list[str]]:
     return open_source(spec).queries(split)
 
 
-def load_texts(spec: str, split: str | None = "train") -> list[str]:
-    """Load running text for masked or relation objectives: a text's paragraphs, a retrieval set's passages."""
-    return open_source(spec).texts(split)
+def load_texts(spec: str, split: str | None = "train", seed: int | None = None) -> Iterable[str]:
+    """Load running text for masked or relation objectives: a text's paragraphs, a retrieval set's passages.
+
+    Args:
+        seed: of their random order; None: as they come. What is large is streamed: take no more than is needed.
+    """
+    return open_source(spec).texts(split, seed)
+
+
+def load_everything(spec: str) -> Iterable[str]:
+    """Load every passage, and the queries of every split: what a training that excludes this set must not see."""
+    return open_source(spec).everything()

@@ -1,24 +1,26 @@
 """``hf:NAME[/CONFIG]``: data sets of the Hugging Face hub, or a local folder in the same form, through ``datasets``.
 
-NAME is OWNER/NAME on the hub or a folder (``hf:./folder``). Two layouts are understood:
+NAME is OWNER/NAME on the hub or a folder (``hf:./folder``). Three layouts are understood:
 
 - BEIR's: configurations ``corpus`` and ``queries`` (``_id``, ``title``, ``text``), judgements (``query-id``,
   ``corpus-id``, ``score``) in the configuration ``qrels`` or ``default``, else in the data set NAME-qrels;
+- Tevatron's: a row a query, with ``query_id``, ``query``, ``positive_passages`` and ``negative_passages`` (lists of
+  ``docid``, ``title``, ``text``); the corpus is all the passages that the split names;
 - a column of text, a paragraph a row: sentences are queries and halves are pairs, as for ``text:FILE``.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elasticlm.command import say
 from elasticlm.errors import InputError
-from elasticlm.retrieval.corpus import Corpus, Qrels, RetrievalData, cache_folder
-from elasticlm.retrieval.text import Paragraphs
+from elasticlm.retrieval.corpus import Corpus, Qrels, RetrievalData, cache_folder, shuffled
+from elasticlm.retrieval.text import MIN_QUERY_WORDS, Paragraphs
 
 if TYPE_CHECKING:
     import datasets
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 LARGE_BYTES = 1 << 30  # a text set above this is streamed, and only its first rows are taken
 STREAMED_ROWS = 200_000
 STRINGS = ("string", "large_string")
+TEVATRON_COLUMNS = {"query_id", "query", "positive_passages", "negative_passages"}
 SPLIT_NAMES = {"dev": ["dev", "validation"], "validation": ["validation", "dev"]}
 
 
@@ -39,28 +42,54 @@ class HubDataset:
             raise InputError(f"{self.spec}: no configuration {self.config!r} (there: {', '.join(self._configs)})")
 
     def corpus(self) -> Corpus:
-        if not self._is_beir:
-            return self._paragraphs(None).corpus()
-        columns = self._table("corpus", passages=True)
-        return Corpus(columns["_id"], columns["title"], columns["text"])
+        if self._is_beir:
+            columns = self._table("corpus", passages=True)
+            return Corpus(columns["_id"], columns["title"], columns["text"])
+        rows = self._open(self.path, self.config, None)
+        return self._judged(rows, None)[0] if _is_tevatron(rows) else self._paragraphs(None).corpus()
 
     def queries(self, split: str) -> tuple[list[str], list[str]]:
         if not self._is_beir:
-            return self._paragraphs(split).sentences()
+            rows = self._open(self.path, self.config, split)
+            if not _is_tevatron(rows):
+                return self._paragraphs(split).sentences()
+            return _column(rows, self.spec, "query_id"), _column(rows, self.spec, "query")
         texts = self._query_texts()
         query_ids = list(self._qrels(split, queries=texts))
         return query_ids, [texts[qid] for qid in query_ids]
 
     def retrieval(self, split: str) -> RetrievalData:
         if not self._is_beir:
+            rows = self._open(self.path, self.config, split)
+            if _is_tevatron(rows):
+                return RetrievalData.of(self.spec, split, *self._judged(rows, split))
             paragraphs = self._paragraphs(split)
             return paragraphs.pairs(split, paragraphs)
         texts, corpus = self._query_texts(), self.corpus()
         qrels = self._qrels(split, queries=texts, passages=set(corpus.ids))
         return RetrievalData.of(self.spec, split, corpus, texts, qrels)
 
-    def texts(self, split: str | None) -> list[str]:
-        return self.corpus().passages if self._is_beir else self._paragraphs(split).corpus().texts
+    def texts(self, split: str | None, seed: int | None = None) -> Iterable[str]:
+        """Passages; of a text set its lines, read from disk (a very large set: from the hub) as they are taken."""
+        if self._is_beir:
+            return shuffled(self.corpus().passages, seed)
+        rows = self._open(self.path, self.config, split, whole=True)
+        if _is_tevatron(rows):
+            return shuffled(self._judged(rows, split)[0].passages, seed)
+        if seed is not None:
+            rows = rows.shuffle(seed=seed)  # an order of rows, or of a buffer of a stream; texts stay where they are
+        return self._lines(rows, self._text_column(rows))
+
+    def everything(self) -> Iterable[str]:
+        if self._is_beir:
+            return self.corpus().passages + list(self._query_texts().values())
+        import datasets
+
+        with _loading(self.spec):
+            splits = datasets.get_dataset_split_names(self.path, self.config)
+        tevatron = _is_tevatron(self._open(self.path, self.config, splits[0]))
+        queries = (self.queries(split)[1] for split in splits if tevatron)
+        return chain.from_iterable(chain((self.texts(split) for split in splits), queries))
 
     @cached_property
     def _configs(self) -> list[str]:
@@ -106,23 +135,53 @@ class HubDataset:
             qrels.setdefault(qid, {})[pid] = int(score)
         return qrels
 
+    def _judged(self, rows: "datasets.Dataset", split: str | None) -> tuple[Corpus, dict[str, str], Qrels]:
+        """Passages, queries and judgements of Tevatron's rows; a passage of several queries stands once."""
+        passages: dict[str, tuple[str, str]] = {}
+        queries: dict[str, str] = {}
+        qrels: Qrels = {}
+        for number, row in enumerate(rows):
+            if not (row["query"] or "").strip():
+                raise InputError(f"{self.spec}, split {split}, row {number}: an empty query")
+            qid = str(row["query_id"])
+            queries[qid] = row["query"]
+            for passage in (*row["positive_passages"], *row["negative_passages"]):
+                passages.setdefault(str(passage["docid"]), (passage.get("title") or "", passage["text"]))
+            qrels[qid] = {str(passage["docid"]): 1 for passage in row["positive_passages"]}
+        titles, texts = zip(*passages.values(), strict=True) if passages else ((), ())
+        return Corpus(list(passages), list(titles), list(texts)), queries, qrels
+
     def _paragraphs(self, split: str | None) -> Paragraphs:
         rows = self._open(self.path, self.config, split)
-        strings = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "") in STRINGS]
-        if "text" not in strings and len(strings) != 1:
-            raise InputError(
-                f"{self.spec}: expected the configurations corpus and queries, or a column 'text'; "
-                f"the columns are {', '.join(rows.features)}"
-            )
-        column = "text" if "text" in strings else strings[0]
+        column = self._text_column(rows)
         texts = [" ".join((row[column] or "").split()) for row in rows]
         numbered = [(str(number), text) for number, text in enumerate(texts) if text]
         if not numbered:
             raise InputError(f"{self.spec}: column {column!r} holds no text")
         return Paragraphs(self.spec, [pid for pid, _ in numbered], [text for _, text in numbered])
 
-    def _open(self, path: str, config: str | None, split: str | None) -> "datasets.Dataset":
-        """One split's rows (the only or the first split where none is asked for); of a very large text, the first."""
+    def _text_column(self, rows: "datasets.Dataset | datasets.IterableDataset") -> str:
+        strings = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "") in STRINGS]
+        if "text" not in strings and len(strings) != 1:
+            raise InputError(
+                f"{self.spec}: expected the configurations corpus and queries, or a column 'text'; "
+                f"the columns are {', '.join(rows.features)}"
+            )
+        return "text" if "text" in strings else strings[0]
+
+    def _lines(self, rows: "datasets.Dataset | datasets.IterableDataset", column: str) -> Iterator[str]:
+        """Lines of at least four words: of an article its paragraphs."""
+        with _loading(self.spec):
+            for row in rows:
+                for line in (row[column] or "").splitlines():
+                    if len(words := line.split()) >= MIN_QUERY_WORDS:
+                        yield " ".join(words)
+
+    def _open(self, path: str, config: str | None, split: str | None, *, whole: bool = False) -> "datasets.Dataset":
+        """One split's rows (the only or the first split where none is asked for).
+
+        A very large text is streamed: its first rows as a table, or, where it is wanted ``whole``, the stream itself.
+        """
         import datasets
 
         cache = str(_cache_of(path))
@@ -134,11 +193,19 @@ class HubDataset:
                 raise InputError(f"{self.spec}: no split {split!r} (there: {', '.join(splits)})")
             details = datasets.load_dataset_builder(path, config, cache_dir=cache).info
             size = details.dataset_size or details.download_size or 0
-            if size <= LARGE_BYTES or self._is_beir:  # a corpus must be whole
+            judged = self._is_beir or set(details.features or ()) >= TEVATRON_COLUMNS
+            if size <= LARGE_BYTES or judged:  # a corpus must be whole
                 return datasets.load_dataset(path, config, split=found, cache_dir=cache)
-            say(f"{self.spec}: {size / 2**30:.1f} GiB, streaming its first {STREAMED_ROWS:,} rows")
             stream = datasets.load_dataset(path, config, split=found, cache_dir=cache, streaming=True)
+            if whole:
+                say(f"{self.spec}: {size / 2**30:.1f} GiB, streaming")
+                return stream
+            say(f"{self.spec}: {size / 2**30:.1f} GiB, streaming its first {STREAMED_ROWS:,} rows")
             return datasets.Dataset.from_list(list(islice(stream, STREAMED_ROWS)), features=stream.features)
+
+
+def _is_tevatron(rows: "datasets.Dataset | datasets.IterableDataset") -> bool:
+    return set(rows.column_names or ()) >= TEVATRON_COLUMNS
 
 
 def _path_and_config(name: str) -> tuple[str, str | None]:

@@ -82,8 +82,13 @@ class PassageIndex:
         return cls(index, ids, fingerprint=fingerprint, corpus_sha256=corpus_sha256)
 
     @classmethod
-    def load(cls, path: str | Path, ids_file: str | Path | None = None) -> "PassageIndex":
+    def load(
+        cls, path: str | Path, ids_file: str | Path | None = None, *, memory_mapped: bool = False
+    ) -> "PassageIndex":
         """Load an index folder, or a FAISS file made elsewhere with its ids file.
+
+        Args:
+            memory_mapped: leave the vectors on disk, where processes share them; the file must then stay as it is.
 
         Raises InputError where a file is missing, broken, or does not fit the others.
         """
@@ -99,7 +104,7 @@ class PassageIndex:
                 raise InputError(f"no such file {file}")
         facts = _read_json(folder / JSON_FILE) if folder and (folder / JSON_FILE).is_file() else {}
         try:
-            index = faiss.read_index(str(faiss_file))
+            index = faiss.read_index(str(faiss_file), faiss.IO_FLAG_MMAP_IFC if memory_mapped else 0)
         except RuntimeError as error:
             raise InputError(f"{faiss_file}: not a FAISS index, or cut off ({_last_words(error)})") from None
         try:

@@ -99,6 +99,9 @@ class Pydoc(BeirFolder):
             query_ids, texts = query_ids + columns["_id"], texts + columns["text"]
         return query_ids, texts
 
+    def everything(self) -> list[str]:
+        return super().everything() + self.queries("train")[1]
+
 
 @dataclass(frozen=True)
 class Selection:

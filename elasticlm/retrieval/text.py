@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from elasticlm.errors import InputError
-from elasticlm.retrieval.corpus import Corpus, RetrievalData, sha1_share
+from elasticlm.retrieval.corpus import Corpus, RetrievalData, sha1_share, shuffled
 
 SHARES = 20  # one share of the paragraphs is test, one dev, the rest train
 MIN_QUERY_WORDS, MAX_QUERY_WORDS = 4, 60
@@ -81,8 +81,11 @@ class TextFile:
     def retrieval(self, split: str) -> RetrievalData:
         return self._paragraphs().pairs(split, self._paragraphs(split))
 
-    def texts(self, split: str | None) -> list[str]:
-        return self._paragraphs(split).corpus().texts
+    def texts(self, split: str | None, seed: int | None = None) -> list[str]:
+        return shuffled(self._paragraphs(split).corpus().texts, seed)
+
+    def everything(self) -> list[str]:
+        return self.corpus().texts
 
     def _paragraphs(self, split: str | None = None) -> Paragraphs:
         try:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from benchmarks.summary import COLUMNS, arm_budget_ms, effective_quality, summarise
+from benchmarks.summary import COLUMNS, arm_budget_ms, effective_quality, rounds, summarise
 
 ROWS = [
     # arm, t_s, users, queue_depth, level, latency_ms, status, query_id, quality
@@ -67,3 +67,18 @@ def test_an_arm_works_towards_its_policys_budget_else_the_tightest(trace):
     summary = {"arms": summarise(trace, [80, 200])}
     assert arm_budget_ms("slack:t=100,alpha=.6", summary) == 100
     assert arm_budget_ms("fixed:100", summary) == 80
+
+
+def test_rounds_tell_the_first_arms_lead_with_an_interval():
+    rows = []
+    for repeat, right in enumerate((8, 9, 10)):
+        for arm, quality in (("slack:t=100,alpha=.6", 1.0), ("fixed:5", 0.5)):
+            good = right if arm.startswith("slack") else 10
+            for i in range(10):
+                row = (arm, i / 10, 1, 0, "5", 50.0 if i < good else 150.0, 200, "q", quality)
+                rows.append(dict(zip(COLUMNS, row, strict=True)) | {"repeat": repeat})
+    found = rounds(pd.DataFrame(rows), [100])
+    assert found["arms"]["slack:t=100,alpha=.6"]["100"]["within_budget"] == [0.8, 0.9, 1.0]
+    mean, low, high = found["lead"]["fixed:5"]["100"]
+    assert mean == pytest.approx(0.4)
+    assert (low, high) == pytest.approx((0.4 - 4.303 * 0.1 / 3**0.5, 0.4 + 4.303 * 0.1 / 3**0.5), abs=1e-3)

@@ -15,6 +15,7 @@ from elasticlm.schedule import Load
 from handlers.answers import Answerer
 from handlers.requests import Classify, Embed, Score, Search
 from handlers.settings import Settings
+from handlers.timing import Stages
 
 MEANS_MS = {100: 40.0, 50: 20.0, 10: 5.0}
 IDLE, RUSH = Load(queue_depth=0), Load(queue_depth=500)
@@ -164,3 +165,40 @@ def test_what_does_not_fit_together_does_not_start(query_side, tmp_path, what):
         write_weights(folder / "artifact", weights)
     with pytest.raises(InputError, match=r"latency|level 50|another model|finite"):
         answerer(folder)
+
+
+def test_a_table_of_another_set_up_is_a_loud_warning(query_side, tmp_path, caplog):
+    folder = tmp_path / "archive"
+    shutil.copytree(query_side, folder)
+    file = folder / "artifact/latency.csv"
+    answerer(folder)
+    assert "STALE" not in caplog.text
+    file.write_text("# machine: Elbrus 8C, 8 cores\n" + file.read_text())
+    answerer(folder)
+    assert "STALE LATENCY TABLE" in caplog.text
+    assert "CPU Elbrus 8C, here" in caplog.text
+    caplog.clear()
+    answerer(folder, threads=2)
+    assert "threads 1, here 2" in caplog.text
+
+
+def test_a_batch_tells_what_it_would_take_at_the_largest_level(query_side):
+    answers = answerer(query_side).answer([Embed(text) for text in TEXTS], replace(RUSH, batch_size=3))
+    assert [answer.level for answer in answers] == [10] * 3
+    assert sum(answer.largest_ms for answer in answers) == pytest.approx(3 * 40.0)
+
+
+def test_every_stage_of_an_answer_is_timed(query_side):
+    stages = Stages()
+    answerer(query_side).answer([Search("ice", k=2)], IDLE, stages)
+    assert list(stages.ms) == ["tokenize", "decide", "forward", "search", "convert"]
+    assert all(ms > 0 for ms in stages.ms.values())
+
+
+def test_settings_adopted_later_decide_from_then_on(query_side):
+    served = answerer(query_side)
+    served.adopt(Settings(latency_budget_ms=250, policy="fixed:10"))
+    assert served.answer([Embed("ice")], IDLE)[0].level == 10
+    with pytest.raises(InputError, match="77"):
+        served.adopt(Settings(latency_budget_ms=250, policy="fixed:77"))
+    assert served.answer([Embed("ice")], IDLE)[0].level == 10

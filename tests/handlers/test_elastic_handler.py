@@ -15,6 +15,7 @@ from elasticlm.structure import Level
 from handlers.answers import Answer
 from handlers.elastic_handler import ElasticHandler
 from handlers.load import QueueSignal
+from handlers.metrics import Demand
 from handlers.requests import Service
 from handlers.settings import Settings
 
@@ -26,7 +27,7 @@ class Metrics:
         self.seen = {}
 
     def __getattr__(self, _):
-        return lambda name, value, *_, **__: self.seen.update({name: value})
+        return lambda name, value, *_, **__: self.seen.update({name: self.seen.get(name, 0) + value})
 
 
 def handler(level: Level = 50, **settings):
@@ -35,10 +36,11 @@ def handler(level: Level = 50, **settings):
     made.settings = Settings(**{"latency_budget_ms": 250} | settings)
     made.batch_size = 8
     made.queue = QueueSignal(None, batch_size=8)
+    made.live, made.demand = lambda: made.settings, Demand()
 
-    def answer(requests, load):
+    def answer(requests, load, stages):
         told.append(load)
-        return [Answer({"embedding": request.text, "level": level}, level) for request in requests]
+        return [Answer({"embedding": request.text, "level": level}, level, 30.0) for request in requests]
 
     made.answerer = SimpleNamespace(service=Service("embed"), answer=answer)
     return made, told
@@ -71,6 +73,10 @@ def test_each_item_gets_its_own_answer_status_and_headers():
     assert {one["X-Elastic-Queue-Depth"] for one in headers} == {"0"}
     assert all(float(one["X-Elastic-Service-Ms"]) > 0 for one in headers)
     assert {one["content-type"] for one in headers} == {"application/json"}
+    stages = dict(stage.split(";dur=") for stage in headers[0]["Server-Timing"].split(", "))
+    assert float(stages.pop("wait")) == 0  # nothing is known of it here
+    assert list(stages) == ["signal", "parse", "json"]
+    assert sum(map(float, stages.values())) == pytest.approx(float(headers[0]["X-Elastic-Service-Ms"]), abs=0.01)
 
 
 def test_only_what_was_accepted_is_answered_and_counts_as_load():
@@ -95,7 +101,7 @@ def test_starts_that_tell_no_age_are_ignored_and_counted():
     made, told = handler()
     _, context = handle(made, [b'{"text": "a"}'] * 2, [{"X-Request-Start": "soon"}, {"X-Request-Start": "9e9"}])
     assert told[0].ages_ms == (0.0, 0.0)
-    assert context.metrics.seen["ElasticRequestStartIgnored"] == 2
+    assert context.metrics.seen["elastic_request_start_ignored_total"] == 2
 
 
 def test_a_late_request_is_rejected_alone():
@@ -104,3 +110,17 @@ def test_a_late_request_is_rejected_alone():
     answers, context = handle(made, [b'{"text": "a"}', b'{"text": "b"}'], [old, {}])
     assert answers[0]["error"]["code"] == "late"
     assert [context.get_response_status(i)[0] for i in range(2)] == [504, 200]
+
+
+def test_a_batch_is_counted_by_level_error_and_deadline():
+    made, _ = handler()
+    old = {"X-Request-Start": f"{time.time() - 1:.6f}"}
+    _, context = handle(made, [b'{"text": "a"}', b"{", b'{"text": "c"}'], [old, {}, {}])
+    assert context.metrics.seen["elastic_answers_total"] == 2
+    assert context.metrics.seen["elastic_errors_total"] == 1
+    assert context.metrics.seen["elastic_deadline_misses_total"] == 1
+    assert context.metrics.seen["elastic_demand"] == pytest.approx(0.060 / 60, rel=0.1)
+    assert 0 < context.metrics.seen["elastic_service_seconds"] < 1
+    made, _ = handler(late="reject")
+    _, context = handle(made, [b'{"text": "a"}'], [old])
+    assert context.metrics.seen["elastic_deadline_misses_total"] == 1

@@ -1,35 +1,16 @@
 import pandas as pd
 import pytest
-from sets import PASSAGES, QRELS, QUERIES, write_jsonl, write_tsv
+from sets import CARD, PASSAGES, QRELS, write_hub_beir, write_hub_tevatron, write_tsv
 
 from elasticlm.errors import InputError
 from elasticlm.retrieval import hub
-from elasticlm.retrieval.data import load_corpus, load_queries, load_retrieval, load_texts
-
-CARD = """---
-configs:
-- config_name: corpus
-  data_files: [{split: corpus, path: corpus.jsonl}]
-- config_name: queries
-  data_files: [{split: queries, path: queries.jsonl}]
-- config_name: default
-  data_files: [{split: train, path: train.jsonl}, {split: validation, path: test.jsonl}]
----
-"""
+from elasticlm.retrieval.data import load_corpus, load_everything, load_queries, load_retrieval, load_texts
 
 
 @pytest.fixture
 def beir_on_hub(tmp_path):
     """The readable set as the hub keeps BEIR: passages, queries and judgements as configurations."""
-    folder = tmp_path / "tiny-set"
-    folder.mkdir()
-    (folder / "README.md").write_text(CARD)
-    write_jsonl(folder / "corpus.jsonl", (dict(zip(("_id", "title", "text"), row, strict=True)) for row in PASSAGES))
-    write_jsonl(folder / "queries.jsonl", ({"_id": qid, "text": text} for qid, text in QUERIES.items()))
-    for split, rows in QRELS.items():
-        named = (dict(zip(("query-id", "corpus-id", "score"), row, strict=True)) for row in rows)
-        write_jsonl(folder / f"{split}.jsonl", named)
-    return folder
+    return write_hub_beir(tmp_path / "tiny-set")
 
 
 @pytest.fixture
@@ -81,8 +62,11 @@ def test_an_empty_text_is_refused(beir_on_hub):
 
 
 def test_a_column_of_text_gives_paragraphs_sentences_and_halves(texts_on_hub):
-    texts = load_texts(f"hf:{texts_on_hub}", "train")
+    texts = list(load_texts(f"hf:{texts_on_hub}", "train"))
     assert len(texts) == 30
+    assert sorted(load_texts(f"hf:{texts_on_hub}", "train", seed=1)) == sorted(texts)
+    assert list(load_texts(f"hf:{texts_on_hub}", "train", seed=1)) != texts
+    assert set(texts) < set(load_everything(f"hf:{texts_on_hub}"))
     assert texts[7] == "Snow fell on town 7 all day. It was cold there in the train."
     assert load_queries(f"hf:{texts_on_hub}", "train")[1][0] == "Snow fell on town 0 all day."
     data = load_retrieval(f"hf:{texts_on_hub}", "test")
@@ -92,8 +76,11 @@ def test_a_column_of_text_gives_paragraphs_sentences_and_halves(texts_on_hub):
 def test_a_large_text_is_streamed_and_cut(texts_on_hub, monkeypatch, capsys):
     monkeypatch.setattr(hub, "LARGE_BYTES", -1)
     monkeypatch.setattr(hub, "STREAMED_ROWS", 8)
-    assert len(load_texts(f"hf:{texts_on_hub}", "train")) == 8
+    assert len(load_corpus(f"hf:{texts_on_hub}").ids) == 8
     assert "streaming its first 8 rows" in capsys.readouterr().err
+    whole = list(load_texts(f"hf:{texts_on_hub}", "train", seed=0))  # running text is not cut: taken as it comes
+    assert len(whole) == 30
+    assert whole == list(load_texts(f"hf:{texts_on_hub}", "train", seed=0))
 
 
 def test_what_cannot_be_loaded_is_one_line(texts_on_hub):
@@ -123,3 +110,20 @@ def test_a_data_set_that_is_not_there_is_one_line():
 )
 def test_name_and_configuration_are_told_apart(name, expected):
     assert hub._path_and_config(name) == expected
+
+
+@pytest.fixture
+def tevatron_on_hub(tmp_path):
+    """Two queries in Tevatron's form; passage p2 answers one of them and is a negative of the other."""
+    return write_hub_tevatron(tmp_path / "tevatron", [("what melts", "p1", ["p2", "p3"]), ("caves", "p2", ["p4"])])
+
+
+def test_tevatrons_rows_are_queries_with_their_passages(tevatron_on_hub):
+    spec = f"hf:{tevatron_on_hub}"
+    data = load_retrieval(spec, "train")
+    assert (data.query_ids, data.queries) == (["0", "1"], ["what melts", "caves"])
+    assert data.passage_ids == ["p1", "p2", "p3", "p4"] == load_corpus(spec).ids
+    assert data.qrels == {"0": {"p1": 1}, "1": {"p2": 1}}
+    assert load_queries(spec, "train") == (data.query_ids, data.queries)
+    assert sorted(load_texts(spec, "train", seed=0)) == sorted(data.passages)
+    assert list(load_everything(spec)) == 2 * data.passages + 2 * data.queries  # both splits

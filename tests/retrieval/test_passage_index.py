@@ -51,6 +51,18 @@ def test_a_saved_index_comes_back_whole(index, vectors, tmp_path):
     assert (loaded.ids, loaded.dim, loaded.fingerprint) == (IDS, 32, "f" * 64)
 
 
+@pytest.mark.parametrize("kind", ["Flat", "HNSW8", "IVF4,Flat"])
+def test_a_memory_mapped_index_finds_the_same_without_reading_all_of_it(vectors, tmp_path, kind):
+    made = PassageIndex.build(vectors, IDS, fingerprint=None, corpus_sha256=None, kind=kind)
+    made.save(tmp_path / "index")
+    mapped = PassageIndex.load(tmp_path / "index", memory_mapped=True)
+    (scores, ids), (expected, expected_ids) = mapped.search(vectors[:5], 3), made.search(vectors[:5], 3)
+    assert ids == expected_ids
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        assert str(tmp_path / "index/passages.faiss") in maps.read()
+
+
 def test_an_existing_folder_needs_overwrite(index, tmp_path):
     index.save(tmp_path / "index")
     with pytest.raises(InputError, match="exists already"):

@@ -10,7 +10,7 @@ from random_texts import make_texts
 from elasticlm.errors import InputError
 from elasticlm.model import ElasticModel
 from elasticlm.teacher import load_teacher
-from trainer.checkpoints import Checkpoints, Losses
+from trainer.checkpoints import Checkpoints, TrainingLog
 from trainer.loop import accumulate_gradients, evaluate, learning_rate_factor, levels_of_step, make_optimizers, train
 from trainer.objectives import Align
 from trainer.options import LoopOptions
@@ -24,7 +24,7 @@ LEVELS = (100, 50, 30, 20, 10, 5)
 def make_objective(tiny_artifact, tiny_bert, processes):
     def make():
         model, teacher = ElasticModel.from_pretrained(tiny_artifact), load_teacher(str(tiny_bert))
-        return Align(model, teacher, TokenizedTexts.of(model, TEXTS, "query"), teacher.embed(TEXTS[:20]),
+        return Align(model, TokenizedTexts.of(model, TEXTS, "query"), teacher.embed(TEXTS), teacher.embed(TEXTS[:20]),
                      temperature=0.05, passages_per_step=20, processes=processes, chunk_size=16, seed=0)  # fmt: skip
 
     return make
@@ -40,7 +40,7 @@ def test_gradient_equals_that_of_the_mean_over_levels(make_objective):
     objective = make_objective()
     accumulate_gradients(objective, rows, 0, levels)
     plain = make_objective()
-    batch = plain.batch(rows, 0)
+    (batch,) = plain.batches(rows, 0)
     torch.stack([plain.losses(batch, level).mean() for level in levels]).mean().backward()
     pairs = list(zip(objective.model.named_parameters(), plain.model.parameters(), strict=True))
     largest = max(p.grad.abs().max() for _, p in pairs if p.grad is not None)
@@ -50,16 +50,25 @@ def test_gradient_equals_that_of_the_mean_over_levels(make_objective):
             assert max_diff < 1e-5, (name, max_diff)
 
 
-def test_every_step_trains_the_smallest_level_and_draws_the_others_alike():
-    seen = [levels_of_step(LEVELS, "3", seed=0, step=step) for step in range(600)]
-    assert all(
-        len(levels) == 3 and levels[-1] == 5 and list(levels) == sorted(set(levels), reverse=True) for levels in seen
-    )
-    counts = {level: sum(level in levels for levels in seen) for level in LEVELS[:-1]}
-    assert min(counts.values()) > 200  # 240 each on average
-    assert max(counts.values()) < 280
-    assert levels_of_step(LEVELS, "all", 0, 0) == LEVELS
+def test_two_levels_a_step_are_the_smallest_and_another_drawn_alike():
+    seen = [levels_of_step(LEVELS, "2", seed=0, step=step) for step in range(600)]
+    assert all(len(levels) == 2 and levels[-1] == 5 for levels in seen)
+    counts = [sum(level in levels for levels in seen) for level in LEVELS[:-1]]
+    assert 90 < min(counts) <= max(counts) < 150  # 120 each on average
+
+
+def test_more_levels_a_step_are_the_largest_the_smallest_and_others_between():
+    seen = [levels_of_step(LEVELS, "4", seed=0, step=step) for step in range(600)]
+    assert all(list(levels) == sorted(set(levels), reverse=True) and len(levels) == 4 for levels in seen)
+    assert all((levels[0], levels[-1]) == (100, 5) for levels in seen)
+    counts = [sum(level in levels for levels in seen) for level in LEVELS[1:-1]]
+    assert 260 < min(counts) <= max(counts) < 340  # 300 each on average
+
+
+def test_all_levels_or_one_alone():
+    assert levels_of_step(LEVELS, "all", 0, 0) == LEVELS == levels_of_step(LEVELS, "6", 0, 0)
     assert levels_of_step(LEVELS, "1", 0, 7) == (5,)
+    assert levels_of_step(LEVELS, "largest", 0, 7) == (100,)
 
 
 @pytest.mark.parametrize("decay", ["linear", "cosine"])
@@ -69,6 +78,8 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_nearly_nothing(decay):
     assert all(later <= earlier for earlier, later in pairwise(factors[9:]))
     assert 0 < factors[-1] < 0.02
     assert factors[55] == pytest.approx(0.5, abs=0.02)
+    assert learning_rate_factor(4, 100, 0.1, "constant") == 0.5
+    assert learning_rate_factor(99, 100, 0.1, "constant") == 1
 
 
 def test_muon_takes_the_layers_matrices_and_adamw_the_rest(make_objective):
@@ -89,22 +100,22 @@ def test_an_interrupted_run_resumes_bit_for_bit(make_objective, tmp_path, optimi
     train(make_objective(), chosen, Checkpoints(tmp_path / "whole", resume=False, overwrite=False), {})
 
     stopped = make_objective()
-    batch = stopped.batch
+    batches = stopped.batches
 
     def crash_at_step_8(rows, step):
         if step == 8:
             raise MemoryError
-        return batch(rows, step)
+        return batches(rows, step)
 
-    monkeypatch.setattr(stopped, "batch", crash_at_step_8)
+    monkeypatch.setattr(stopped, "batches", crash_at_step_8)
     with pytest.raises(MemoryError):
         train(stopped, chosen, Checkpoints(tmp_path / "parts", resume=False, overwrite=False), {})
     assert not (tmp_path / "parts").exists()
     torch.manual_seed(1)  # nothing may hang on the global generator
     resumed = make_objective()
     steps = []
-    batch_again = resumed.batch
-    monkeypatch.setattr(resumed, "batch", lambda rows, step: steps.append(step) or batch_again(rows, step))
+    batches_again = resumed.batches
+    monkeypatch.setattr(resumed, "batches", lambda rows, step: steps.append(step) or batches_again(rows, step))
     train(resumed, chosen, Checkpoints(tmp_path / "parts", resume=True, overwrite=False), {})
 
     assert min(steps) == 5  # the checkpoint's
@@ -118,7 +129,7 @@ def test_resuming_with_other_options_is_refused(make_objective, tmp_path):
     objective = make_objective()
     checkpoints = Checkpoints(folder, resume=False, overwrite=False)
     modules = torch.nn.ModuleDict({"model": objective.model, "extra": objective.extra})
-    checkpoints.save(5, modules, make_optimizers(modules, options()), Losses(), {"lr": 0.001}, 1.0)
+    checkpoints.save(5, modules, make_optimizers(modules, options()), TrainingLog(), {"lr": 0.001}, 1.0)
     with pytest.raises(InputError, match="unfinished run"):
         Checkpoints(folder, resume=False, overwrite=False)
     again = Checkpoints(folder, resume=True, overwrite=False)
@@ -136,7 +147,7 @@ def test_training_lowers_the_dev_loss_of_every_smaller_level(make_objective, tmp
     written = ElasticModel.from_pretrained(tmp_path / "out")
     rows = np.random.default_rng([0, 3]).permutation(60)[:6]
     objective.model = written
-    assert evaluate(objective, rows, 16)[10] == pytest.approx(after["10"], rel=1e-4)
+    assert evaluate(objective, rows, 16)[10][0] == pytest.approx(after["10"], rel=1e-4)
 
 
 def test_frozen_embeddings_stay(make_objective, tmp_path, tiny_artifact):

@@ -20,6 +20,7 @@ from trainer.objectives import (
     align_losses,
     contrastive_losses,
     in_batch,
+    reciprocal_ranks,
     relation_losses,
 )
 from trainer.processes import Processes
@@ -42,8 +43,8 @@ def make_denser(folder, processes, *, chunk_size):
 def make_align(folder, teacher_folder, processes, *, chunk_size):
     model, teacher = ElasticModel.from_pretrained(folder), load_teacher(str(teacher_folder))
     passages = teacher.embed(PASSAGES, kind="passage")
-    return Align(model, teacher, TokenizedTexts.of(model, TEXTS, "query"), passages, temperature=0.05,
-                 passages_per_step=16, processes=processes, chunk_size=chunk_size, seed=0)  # fmt: skip
+    return Align(model, TokenizedTexts.of(model, TEXTS, "query"), teacher.embed(TEXTS), passages, temperature=0.05,
+                 passages_per_step=30, processes=processes, chunk_size=chunk_size, seed=0)  # fmt: skip
 
 
 def make_relations(folder, teacher_folder, processes, *, chunk_size):
@@ -175,8 +176,8 @@ def test_relation_loss_equals_the_formula_written_out(scale):
 def test_relation_loss_and_its_gradient_ignore_padding(tiny_artifact, tiny_bert, processes):
     short = make_relations(tiny_artifact, tiny_bert, processes, chunk_size=1000)
     row = int(np.argmin(short.lengths))
-    alone = short.losses(short.batch(np.array([row]), 0), 50)
-    together = short.losses(short.batch(np.arange(24), 0), 50)[row]
+    (one,), (every,) = short.batches(np.array([row]), 0), short.batches(np.arange(24), 0)
+    alone, together = short.losses(one, 50), short.losses(every, 50)[row]
     assert (alone[0] - together).abs() < 1e-5
     together.backward()
     assert all(p.grad.isfinite().all() for p in short.model.parameters() if p.grad is not None)
@@ -187,18 +188,35 @@ def test_relations_start_from_the_teachers_last_projections(tiny_artifact, tiny_
     last = load_teacher(str(tiny_bert)).encoder.layers[-1].attention
     assert torch.equal(objective.extra["query"].weight, last.query.weight)
     assert torch.equal(objective.extra["value"].bias, last.value.bias)
-    batch = objective.batch(np.arange(3), 0)
+    (batch,) = objective.batches(np.arange(3), 0)
     inputs = objective.texts.inputs(np.arange(3))
     teacher = objective.teacher
     before_last = teacher.encoder(**inputs, structure=teacher.structures[100], layers=2)
     assert (batch.teacher[1] - F.linear(before_last, last.key.weight, last.key.bias)).abs().max() < 1e-4
 
 
-def test_align_targets_are_the_teachers_vectors(tiny_artifact, tiny_bert, processes):
+def test_align_compares_with_the_teachers_best_passages_and_others(tiny_artifact, tiny_bert, processes):
     objective = make_align(tiny_artifact, tiny_bert, processes, chunk_size=1000)
-    batch = objective.batch(np.arange(4), 0)
-    assert torch.allclose(batch.teacher, load_teacher(str(tiny_bert)).embed(TEXTS[:4]), atol=1e-6)
-    assert not batch.teacher.requires_grad
-    assert len(batch.passages) == 16
-    assert not torch.equal(batch.passages, objective.batch(np.arange(4), 1).passages)
+    teacher = load_teacher(str(tiny_bert)).embed(TEXTS[:2])
+    (batch,), (later,) = objective.batches(np.arange(2), 0), objective.batches(np.arange(2), 1)
+    assert torch.equal(batch.teacher, objective.targets[:2])
+    assert len(batch.passages) == 30
+    best = objective.passages[(teacher @ objective.passages.T).topk(8).indices.unique()]
+    for found in (batch.passages, later.passages):
+        assert len(torch.cat([found, best]).unique(dim=0)) == 30
+    assert not torch.equal(batch.passages, later.passages)
     assert objective.losses(batch, 100).abs().max() < 1e-4  # level 100 starts as the teacher
+
+
+def test_dev_rank_of_align_is_that_of_the_teachers_first_passage(tiny_artifact, tiny_bert, processes):
+    objective = make_align(tiny_artifact, tiny_bert, processes, chunk_size=1000)
+    (batch,) = objective.batches(np.arange(20), 0)
+    losses, ranks = objective.measure(batch, 100)
+    assert torch.equal(losses, objective.losses(batch, 100))
+    assert ranks.tolist() == [1] * 20
+    assert objective.measure(batch, 10)[1].mean() < 1
+
+
+def test_reciprocal_ranks_end_at_ten():
+    scores = torch.arange(12.0, 0, -1).repeat(3, 1)
+    assert reciprocal_ranks(scores, torch.tensor([0, 9, 10])).tolist() == pytest.approx([1, 0.1, 0])

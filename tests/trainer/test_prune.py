@@ -18,7 +18,7 @@ from trainer import prune
 @pytest.fixture
 def arguments(tiny_bert, beir, tmp_path):
     return ["--teacher", str(tiny_bert), "--data", f"beir:{beir}", "--levels", "100,50,10", "--batch-size", "8",
-            "--precision", "fp32", "--output", str(tmp_path / "pruned")]  # fmt: skip
+            "--output", str(tmp_path / "pruned")]  # fmt: skip
 
 
 def test_level_100_straight_after_prune_is_the_teacher(arguments, tiny_bert, tmp_path, capsys):
@@ -68,6 +68,18 @@ def test_scores_come_from_a_sample_that_the_seed_decides(arguments, tmp_path):
 
     assert torch.equal(neurons("a"), neurons("b"))
     assert not torch.equal(neurons("c"), neurons("d", "--seed", "1"))
+
+
+def test_units_and_weights_at_random_are_baselines(arguments, tiny_bert, tmp_path):
+    prune.main([*arguments, "--score-loss", "random"])
+    shuffled = ElasticModel.from_pretrained(tmp_path / "pruned")
+    texts = ["how is a glacier cave formed"]
+    teacher = load_teacher(str(tiny_bert))
+    assert (shuffled.embed(texts, level=100) - teacher.embed(texts)).abs().max() < 1e-5
+    prune.main([*arguments[:-1], str(tmp_path / "fresh"), "--fresh-weights"])
+    fresh = ElasticModel.from_pretrained(tmp_path / "fresh")
+    assert torch.equal(fresh.encoder.embeddings.word.weight, shuffled.encoder.embeddings.word.weight)
+    assert (fresh.embed(texts, level=100) - teacher.embed(texts)).abs().max() > 1e-2
 
 
 def test_a_teacher_without_masked_language_model_head_is_refused(arguments, tiny_bert, tmp_path):

@@ -4,18 +4,26 @@ import json
 
 import pytest
 import yaml
+from random_texts import make_texts
+from sets import PASSAGES, write_hub_beir, write_hub_tevatron, write_jsonl
 
 from elasticlm.errors import InputError
 from elasticlm.retrieval.data import open_source
 from elasticlm.structure import parse_levels
-from trainer import finetune, prune, recipe
+from trainer import distil, finetune, prune, recipe
 from trainer.recipe import RECIPES, Recipe
 
 
 @pytest.fixture
 def recipe_file(tiny_bert, beir, tmp_path):
-    common = {"data": "{data}", "precision": "fp32"}
-    loop = {"max-steps": "{max_steps}", "batch-size": 8, "dev-examples": 6, "freeze-embeddings": False}
+    common = {"data": "{data}"}
+    loop = {
+        "precision": "fp32",
+        "max-steps": "{max_steps}",
+        "batch-size": 8,
+        "dev-examples": 6,
+        "freeze-embeddings": False,
+    }
     content = {
         "description": "tiny", "minutes": 1,
         "settings": {"teacher": str(tiny_bert), "data": f"beir:{beir}", "max_steps": 6, "levels": "100,50"},
@@ -26,14 +34,14 @@ def recipe_file(tiny_bert, beir, tmp_path):
         ],
     }  # fmt: skip
     file = tmp_path / "tiny.yaml"
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
     return file
 
 
 def rewritten(file, change):
     content = yaml.safe_load(file.read_text())
     change(content)
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
     return str(file)
 
 
@@ -103,18 +111,77 @@ def test_an_unknown_recipe_is_refused_with_the_near_match():
         Recipe.read("squad_aling")
 
 
+def test_a_setting_that_is_a_list_and_what_is_excluded_reach_every_stage_that_reads(recipe_file, tmp_path):
+    def change(content):
+        data = ["beir:{folder}/a", "text:b"]
+        content["settings"] = {"folder": "here", **content["settings"], "data": data}
+        content["exclude"] = ["beir:{folder}/c"]
+
+    settings, commands = Recipe.read(rewritten(recipe_file, change)).commands(tmp_path)
+    assert settings["data"] == ["beir:here/a", "text:b"]
+    for name, options in commands[:2]:
+        assert options[options.index("--data") :][:3] == ["--data", "beir:here/a", "text:b"], name
+        assert options[-2:] == ["--exclude", "beir:here/c"]
+    assert "--exclude" not in commands[2][1]
+
+
+def test_a_recipe_based_on_another_changes_settings_only(recipe_file, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump({"base": str(recipe_file), "settings": {"max_steps": 9}}))
+    found, base = Recipe.read(str(other)), Recipe.read(str(recipe_file))
+    assert (found.name, found.stages) == ("other", base.stages)
+    assert found.settings == {**base.settings, "max_steps": 9}
+    other.write_text(yaml.safe_dump({"base": str(recipe_file), "settings": {"max_step": 9}}))
+    with pytest.raises(InputError, match="did you mean 'max_steps'"):
+        Recipe.read(str(other))
+    other.write_text(yaml.safe_dump({"base": str(recipe_file), "stages": []}))
+    with pytest.raises(InputError, match="settings only"):
+        Recipe.read(str(other))
+
+
 @pytest.mark.parametrize("name", recipe.names())
-def test_the_projects_recipes_are_whole(name):
+def test_the_projects_recipes_are_whole(name, tmp_path):
     """Every stage parses, and its data is a spec."""
-    found = Recipe.read(name)
-    settings = {**found.settings, "output": "out"}
-    assert parse_levels(str(settings["levels"]))
     content = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     assert content["minutes"] > 0
     assert content["description"]
-    for stage in found.stages:
-        if stage.command in ("prune", "finetune"):
-            args = {"prune": prune, "finetune": finetune}[stage.command].parse_args(stage.argv(settings))
-            with pytest.raises(InputError, match="nowhere"):
-                open_source(args.data.partition(":")[0] + ":nowhere") if ":" in args.data else open_source("nowhere")
-    assert [stage.command for stage in found.stages][-1] == "profile"
+    settings, commands = Recipe.read(name).commands(tmp_path)
+    assert parse_levels(str(settings["levels"]))
+    for command, options in commands:
+        if command in ("prune", "distil", "finetune"):
+            args = {"prune": prune, "distil": distil, "finetune": finetune}[command].parse_args(options)
+            for spec in args.data + args.exclude:
+                if spec.startswith("hf:"):  # the hub is asked later
+                    continue
+                with pytest.raises(InputError, match="nowhere"):
+                    open_source(spec.partition(":")[0] + ":nowhere" if ":" in spec else "nowhere")
+    assert commands[-1][0] == "profile"
+
+
+@pytest.mark.parametrize("name", [name for name in recipe.names() if name.startswith("paper_")])
+def test_the_papers_recipes_run_on_stand_ins_of_the_same_form(name, tiny_bert, tmp_path, monkeypatch, capsys):
+    """Two steps each: the teacher in the hub's form, Wikipedia as articles, pairs as Tevatron and BEIR keep them."""
+    wikipedia = tmp_path / "wikipedia"
+    wikipedia.mkdir()
+    articles = make_texts(60, seed=3, shortest=6, longest=20)
+    write_jsonl(wikipedia / "train.jsonl", ({"text": "\n\n".join(articles[i : i + 3])} for i in range(0, 60, 3)))
+    ids = [pid for pid, _, _ in PASSAGES]
+    asked = [(" ".join(text.split()[:4]), pid, [i for i in ids if i != pid]) for pid, _, text in PASSAGES]
+    tevatron = f"hf:{write_hub_tevatron(tmp_path / 'tevatron', asked)}"
+    beir = f"hf:{write_hub_beir(tmp_path / 'beir')}"
+    small = {"teacher": tiny_bert, "levels": "50,10", "max_steps": 2, "batch_size": 4, "chunk_size": 4}
+    small |= {"data": f"hf:{wikipedia}", "wikipedia": f"hf:{wikipedia}", "distil_steps": 2, "distil_batch_size": 4}
+    if "denser" in name:
+        small |= {"data": tevatron, "test": beir, "test_split": "validation", "negatives": 2, "query_tokens": 8}
+    if name == "paper_denser_triviaqa":
+        small |= {"test": tevatron, "test_split": "dev"}
+    known = Recipe.read(name).settings
+    assignments = [f"{key}={value}" for key, value in small.items() if key in known]
+    load = recipe.load  # all but the timing
+    monkeypatch.setattr(recipe, "load", lambda name: load(name) if name != "profile" else lambda options: None)
+    recipe.main([name, "--set", *assignments, "--output", str(tmp_path / "out")])
+    stages = [stage["stage"] for stage in json.loads(capsys.readouterr().out.splitlines()[-1])["stages"]]
+    assert stages == [stage.command for stage in Recipe.read(name).stages]
+    if "denser" in name:
+        quality = json.loads((tmp_path / "out/denser/quality.json").read_text())
+        assert list(next(iter(quality.values()))["metrics"]) == ["teacher", "50", "10"]

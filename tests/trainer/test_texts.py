@@ -30,7 +30,7 @@ def test_texts_are_cut_to_a_limit_and_keep_their_separator(tiny_bert):
 
 def test_encode_keeps_the_order_of_the_texts(tiny_bert, processes):
     teacher = load_teacher(str(tiny_bert))
-    found = encode(teacher, TokenizedTexts.of(teacher, TEXTS, "passage"), processes, desc="", batch_size=7)
+    found = encode(teacher, TokenizedTexts.of(teacher, TEXTS, "passage"), processes, batch_tokens=64)
     assert (found - teacher.embed(TEXTS, kind="passage")).abs().max() < 1e-5
 
 

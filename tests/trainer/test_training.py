@@ -44,8 +44,9 @@ def test_align_lowers_the_loss_of_smaller_levels_and_keeps_the_teachers_passages
     model = ElasticModel.from_pretrained(tmp_path / "out")
     assert model.config.passages == {"encoder": "teacher", "fingerprint": load_teacher(str(tiny_bert)).fingerprint()}
     log = (tmp_path / "out/loss.csv").read_text().splitlines()
-    assert log[0] == "step,split,level,loss"
-    assert len(log) == 1 + 2 * 3 + 40 * 3
+    assert log[0] == "step,split,level,loss,RR@10"
+    assert len(log) == 1 + 11 * 3 + 40 * 3
+    assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
