@@ -282,7 +282,7 @@ class TorchServe:
         return str(manifest["modelVersion"])
 
     def _wait_until_quiet(self, timeout_s: float = 5) -> None:
-        """Wait until the logs have not grown for half a second: a worker's last words come after the news of its end."""
+        """Wait until the logs rest for half a second: a worker's last words come after the news of its end."""
         deadline, quiet_since, said = time.monotonic() + timeout_s, time.monotonic(), self.logs()
         while time.monotonic() < min(deadline, quiet_since + 0.5):
             time.sleep(0.05)

@@ -71,7 +71,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--query-tokens", type=int, metavar="N", help="length limit of the queries trained with, in "
                         "tokens (default: the model's)")  # fmt: skip
     parser.add_argument("--query-noise", type=float, default=0.0, metavar="SHARE", help="align: share of the queries "
-                        "in which one word piece of five is replaced by any of the vocabulary, so that levels also know "
+                        "in which one word piece of five is replaced by any of the vocabulary, so that levels learn "
                         "words that the data does not hold (default 0)")  # fmt: skip
     parser.add_argument("--passage-tokens", type=int, metavar="N", help="length limit of the passages trained "
                         "with, in tokens (default: align 64, denser 128)")  # fmt: skip

@@ -35,13 +35,15 @@ def options(**changes):
     return LoopOptions(**{**small, "freeze_embeddings": True, **changes})
 
 
-def test_gradient_equals_that_of_the_mean_over_levels(make_objective):
-    rows, levels = np.arange(16), (100, 50, 10)
+@pytest.mark.parametrize("largest", [1, 3])
+def test_gradient_equals_that_of_the_weighted_mean_over_levels(make_objective, largest):
+    rows, weights = np.arange(16), {100: largest, 50: 1, 10: 1}
     objective = make_objective()
-    accumulate_gradients(objective, rows, 0, levels)
+    accumulate_gradients(objective, rows, 0, weights)
     plain = make_objective()
     (batch,) = plain.batches(rows, 0)
-    torch.stack([plain.losses(batch, level).mean() for level in levels]).mean().backward()
+    whole = sum(weight * plain.losses(batch, level).mean() for level, weight in weights.items())
+    (whole / sum(weights.values())).backward()
     pairs = list(zip(objective.model.named_parameters(), plain.model.parameters(), strict=True))
     largest = max(p.grad.abs().max() for _, p in pairs if p.grad is not None)
     for (name, found), expected in pairs:

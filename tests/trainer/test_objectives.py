@@ -54,7 +54,7 @@ def make_relations(folder, teacher_folder, processes, *, chunk_size):
 
 
 def gradients(objective, rows, levels):
-    losses = accumulate_gradients(objective, rows, 3, levels)
+    losses = accumulate_gradients(objective, rows, 3, dict.fromkeys(levels, 1.0))
     return losses, {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
 
 
