@@ -49,7 +49,7 @@ from benchmarks.queueing import (
 )
 from benchmarks.summary import COLUMNS, budget_name, summarise
 from elasticlm.artifact import LATENCY_FILE, QUALITY_FILE
-from elasticlm.command import parser, print_result, print_table, progress, run, say
+from elasticlm.command import above_zero, parser, print_result, print_table, progress, run, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.latency import LatencyTable
@@ -435,17 +435,17 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--policies", nargs="+", metavar="POLICY", help="slack:t=MS,alpha=SHARE, queue:t=MS, "
                          "fixed:LEVEL; without t: --budget "
                          "(default: slack queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
-    options.add_argument("--budget", type=_above_zero, metavar="MS", help="latency budget T in ms: of policies without "
+    options.add_argument("--budget", type=above_zero, metavar="MS", help="latency budget T in ms: of policies without "
                          "t, of the picture and of --recommend; every policy is judged by it and by every t "
                          "(default: the smallest t)")  # fmt: skip
-    options.add_argument("--load", type=_above_zero, metavar="SHARE", help="scale open loops' time so that the mean "
+    options.add_argument("--load", type=above_zero, metavar="SHARE", help="scale open loops' time so that the mean "
                          "load is this share of the largest level's capacity (default: as they are)")  # fmt: skip
     options.add_argument("--requests", type=_count, default=3000, help="requests of an open loop; of a trace the "
                          "busiest window of so many")  # fmt: skip
-    options.add_argument("--duration", type=_above_zero, default=120.0, metavar="S", help="seconds of a rush")
+    options.add_argument("--duration", type=above_zero, default=120.0, metavar="S", help="seconds of a rush")
     options.add_argument("--batch-size", type=_count, default=1, help="requests in a batch at most (B)")
     options.add_argument("--workers", type=_count, default=1, help="workers that share the queue (W)")
-    options.add_argument("--max-batch-delay-ms", type=_above_zero, default=1.0, metavar="MS",
+    options.add_argument("--max-batch-delay-ms", type=above_zero, default=1.0, metavar="MS",
                          help="how long a batch with room waits for more, in ms")  # fmt: skip
     options.add_argument("--overhead-ms", type=_not_negative, default=2.0, metavar="MS",
                          help="the server's own time in ms; holds the worker once a batch")  # fmt: skip
@@ -458,19 +458,13 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--judged-on", metavar="SPEC#SPLIT", help="whose figures of quality.json (default: its first)")
     options.add_argument("--measure", metavar="NAME", help="which measure of quality.json (default: its first)")
     options.add_argument("--signal", choices=sorted(SIGNALS), default="exact", help="what policies know of the queue")
-    options.add_argument("--grid-ms", type=_above_zero, default=1.0, metavar="MS", help="grid of the bound with "
+    options.add_argument("--grid-ms", type=above_zero, default=1.0, metavar="MS", help="grid of the bound with "
                          "hindsight in ms; a finer one makes it tighter and slower")  # fmt: skip
     options.add_argument("--recommend", action="store_true", help="recommend alpha, batch size and levels of slack")
     options.add_argument("--seed", type=int, default=0, help="of arrivals, pauses and service times")
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for trace, summary, picture")
     options.add_argument("--overwrite", action="store_true", help="replace the output folder")
     return options
-
-
-def _above_zero(text: str) -> float:
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
-    return float(text)
 
 
 def _not_negative(text: str) -> float:

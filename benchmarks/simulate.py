@@ -4,7 +4,7 @@
         --arms slack queue fixed:100 fixed:5 --users auto --duration 45 --output out/rush
 
 Every arm sees the same traffic. With `--repeats 3` all arms run three times, one after another, each round with traffic
-of its own, and differences between arms get an interval over the rounds. An arm that fails ends the run; what was
+of its own, and the lead over each other arm gets an interval over the rounds. An arm that fails ends the run; what was
 finished before is written. Open loops: `--arrivals trace:FILE.csv --requests 3000 --load .6` takes the trace's busiest
 window of so many arrivals and stretches time until they offer .6 of what the largest level can carry.
 
@@ -32,7 +32,7 @@ from benchmarks.report import write_report
 from benchmarks.server import ServerError
 from benchmarks.summary import COLUMNS, budget_name, rounds, summarise
 from benchmarks.workload import RELATED_TOKENS, WORKLOADS, Workload, build_workload
-from elasticlm.command import parser, print_result, print_table, progress, run, say
+from elasticlm.command import above_zero, parser, print_result, print_table, progress, run, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.machine import machine
@@ -66,12 +66,12 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run every arm and write the report; returns the summary. `folder` is for temporary files."""
     archive = Archive.unpack(options.archive, folder / "archive")
     names = options.arms or ["slack", "queue", *(f"fixed:{level_name(archive.levels[end])}" for end in (0, -1))]
-    _check_arms(names, archive)
     if options.repeats < 1 or options.requests < 2:
         raise InputError("--repeats: expected 1 or more; --requests: expected 2 or more")
     if options.load and not options.arrivals:
         raise InputError("--load goes with --arrivals; the load of a closed loop is its --users")
     arrivals = parse_arrivals(options.arrivals) if options.arrivals else None
+    _check_arms(names, archive)
     data = load_retrieval(options.data, options.split)
     hits = archive.index is not None and options.index is None
     workload = build_workload(options.workload, data, hits=hits, shorten=_shortener(archive.artifact))
@@ -89,6 +89,7 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         capacity_rps = {level: measure_capacity(archive, level, requests_file, workload.requests, traffic)
                         for level in (archive.largest, archive.smallest)}  # fmt: skip
     budgets_ms = options.budgets or _budgets_from(archive, capacity_rps)
+    arms = arms_of(names, budgets_ms)
     if options.load:
         rate_rps = options.load * capacity_rps[archive.largest]
         times_s = at_load(open_arrivals_s(options.arrivals, options.requests, options.seed), rate_rps, options.arrivals)
@@ -110,9 +111,8 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     drives: list[tuple[str, int, Drive]] = []
     unfinished = ""
-    for repeat, (number, name) in itertools.product(range(options.repeats), enumerate(names, 1)):
-        arm = str(parse_policy(name, default_budget_ms=budgets_ms[0]))
-        title = f"[{number}/{len(names)}] {arm}" + (f", round {repeat + 1}" if options.repeats > 1 else "")
+    for repeat, (number, arm) in itertools.product(range(options.repeats), enumerate(arms, 1)):
+        title = f"[{number}/{len(arms)}] {arm}" + (f", round {repeat + 1}" if options.repeats > 1 else "")
         sent = replace(traffic, seed=options.seed + repeat)
         try:
             drives.append((arm, repeat, run_arm(archive, arm, budgets_ms, requests_file, workload, sent, title)))
@@ -183,6 +183,16 @@ def judge(drives: Sequence[tuple[str, int, Drive]], workload: Workload, index: P
         rows.loc[answered, "quality"] = workload.quality(rows.loc[answered, "query_id"].tolist(), bodies, index)
         traces.append(rows[columns])
     return pd.concat(traces, ignore_index=True)
+
+
+def arms_of(names: Sequence[str], budgets_ms: Sequence[float]) -> list[str]:
+    """The policies to serve under: one without a budget of its own once for each budget that it is judged by.
+
+    >>> arms_of(["queue", "fixed:50"], [250, 500])
+    ['queue:t=250', 'queue:t=500', 'fixed:50']
+    """
+    policies = (parse_policy(name, default_budget_ms=budget_ms) for name in names for budget_ms in budgets_ms)
+    return list(dict.fromkeys(map(str, policies)))
 
 
 def _check_arms(names: Sequence[str], archive: Archive) -> None:
@@ -258,8 +268,9 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="what is served")
     options.add_argument("--data", required=True, metavar="SPEC", help="queries, passages and judgements")
     options.add_argument("--split", default="test", help="whose queries are sent")
-    options.add_argument("--arms", nargs="+", metavar="POLICY", help="slack:t=MS,alpha=SHARE, queue:t=MS, fixed:LEVEL; "
-                         "without t: the first budget (default: slack queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
+    options.add_argument("--arms", nargs="+", metavar="POLICY", help="slack:t=MS,alpha=SHARE, queue:t=MS, "
+                         "fixed:LEVEL; without t: once for each budget "
+                         "(default: slack queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
     options.add_argument("--budgets", type=_budgets, default="auto", metavar="MS,..",
                          help="latency budgets T in ms by which every arm is judged; "
                          "auto: 5, 7.5 and 10 service times of the largest level")  # fmt: skip
@@ -268,11 +279,11 @@ def _options() -> argparse.ArgumentParser:
                          "offer 3 times the capacity of the largest level, at most .8 of the smallest's")  # fmt: skip
     options.add_argument("--spawn-rate", type=_or_auto(float), default="auto", metavar="PER_S",
                          help="users that come a second; auto: all within 5/12 of the duration")  # fmt: skip
-    options.add_argument("--duration", type=_above_zero, default=120.0, metavar="S", help="seconds an arm")
+    options.add_argument("--duration", type=above_zero, default=120.0, metavar="S", help="seconds an arm")
     options.add_argument("--pause", type=_pause, default="1,3", metavar="S,S", help="seconds of a pause, least,most")
     options.add_argument("--arrivals", metavar="SPEC", help="open loop instead of users: trace:FILE.csv, "
                          "poisson:RATE or gamma:RATE,CV; RATE in requests a second")  # fmt: skip
-    options.add_argument("--load", type=_above_zero, metavar="SHARE", help="with --arrivals: stretch time until they "
+    options.add_argument("--load", type=above_zero, metavar="SHARE", help="with --arrivals: stretch time until they "
                          "offer this share of what the largest level carries")  # fmt: skip
     options.add_argument("--requests", type=int, default=3000, metavar="N", help="with --load: so many arrivals, of a "
                          "trace its busiest window")  # fmt: skip
@@ -299,16 +310,10 @@ def _or_auto(kind: type) -> Callable[[str], Any]:
     return number
 
 
-def _above_zero(text: str) -> float:
-    if not float(text) > 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
-    return float(text)
-
-
 def _budgets(text: str) -> list[float] | None:
     if text == "auto":
         return None
-    budgets = [_above_zero(part) for part in text.split(",")]
+    budgets = [above_zero(part) for part in text.split(",")]
     if budgets != sorted(set(budgets)):
         raise argparse.ArgumentTypeError(f"{text}: expected budgets in ms, ascending, such as 250,375,500")
     return budgets

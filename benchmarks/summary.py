@@ -22,9 +22,10 @@ def summarise(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, dic
 
 
 def rounds(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, Any]:
-    """Return each arm's figures by round, and the first arm's lead over each other one with its 95 % interval.
+    """Return each arm's figures by round, and at each budget the lead over each other arm with its 95 % interval.
 
-    The interval is Student's over the rounds' differences: all arms of a round meet the same traffic.
+    In the lead is the first arm that works towards that budget, else the first of all. The interval is Student's over
+    the rounds' differences: all arms of a round meet the same traffic.
     """
     figures: dict[str, dict[str, dict[str, list[float]]]] = {}
     for arm, rows in trace.groupby("arm", sort=False):
@@ -36,15 +37,16 @@ def rounds(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, Any]:
             }
             for budget in budgets_ms
         }
-    first, *others = figures
-    lead = {
-        other: {
-            budget: _interval([a - b for a, b in zip(figures[first][budget]["effective_quality"],
-                                                     figures[other][budget]["effective_quality"], strict=False)])
-            for budget in figures[first]
-        }
-        for other in others
-    }  # fmt: skip
+    lead: dict[str, dict[str, Any]] = {}
+    for budget_ms in budgets_ms:
+        name = budget_name(budget_ms)
+        own = (arm for arm in figures if getattr(parse_policy(arm), "budget_ms", None) == budget_ms)
+        first = next(own, next(iter(figures)))
+        ours = figures[first][name]["effective_quality"]
+        lead[name] = {"arm": first} | {
+            other: _interval([a - b for a, b in zip(ours, theirs[name]["effective_quality"], strict=False)])
+            for other, theirs in figures.items() if other != first
+        }  # fmt: skip
     return {"arms": figures, "lead": lead}
 
 

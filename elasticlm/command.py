@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -61,6 +62,13 @@ def progress(iterable: Iterable | None = None, *, total: int | None = None, desc
 def say(text: str) -> None:
     """One status line on stderr."""
     tqdm.write(text, file=sys.stderr)
+
+
+def above_zero(text: str) -> float:
+    """An option's number above 0; argparse says what else was given."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    return float(text)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

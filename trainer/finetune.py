@@ -41,7 +41,6 @@ SETTINGS = {  # what a resumed run must agree on, besides the loop's options
         "queries",
         "passages",
         "query_tokens",
-        "query_noise",
         "passage_tokens",
         "passages_per_step",
         "temperature",
@@ -70,9 +69,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         f"(default {DATA_PASSAGES})")  # fmt: skip
     parser.add_argument("--query-tokens", type=int, metavar="N", help="length limit of the queries trained with, in "
                         "tokens (default: the model's)")  # fmt: skip
-    parser.add_argument("--query-noise", type=float, default=0.0, metavar="SHARE", help="align: share of the queries "
-                        "in which one word piece of five is replaced by any of the vocabulary, so that levels learn "
-                        "words that the data does not hold (default 0)")  # fmt: skip
     parser.add_argument("--passage-tokens", type=int, metavar="N", help="length limit of the passages trained "
                         "with, in tokens (default: align 64, denser 128)")  # fmt: skip
     parser.add_argument("--passages-per-step", type=int, default=4096, metavar="N", help="align: passages that a step "
@@ -87,8 +83,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     at_least(args, 1, "queries", "passages", "passages_per_step", "negatives")
     at_least(args, 3, "query_tokens", "passage_tokens")
     check_temperature(args)
-    if not 0 <= args.query_noise <= 1:
-        raise InputError(f"--query-noise: expected a share from 0 to 1, not {args.query_noise}")
     return args
 
 
@@ -128,7 +122,7 @@ def align(
     """The alignment objective over the data's queries, and the index's passages or a sample of the data's."""
     wanted = min(options.max_steps * options.batch_size + options.dev_examples, args.queries or sys.maxsize)
     drawn = mixture.queries(args.data, args.split, wanted, DRAWN, exclusion)
-    queries = TokenizedTexts.of(model, drawn, "query", args.query_tokens, noise=args.query_noise, seed=DRAWN)
+    queries = TokenizedTexts.of(model, drawn, "query", args.query_tokens)
     teacher.to(processes.device)
     if args.index:
         index = PassageIndex.load(args.index, args.ids)

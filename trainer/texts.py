@@ -9,13 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from elasticlm.model import ElasticModel
 from trainer.processes import Processes
 
 TOKENIZE_AT_ONCE = 1024
-NOISE = 0.2  # of a noisy text's word pieces are others
 BUCKETS = 32  # batches that are sorted by length together
 
 
@@ -37,18 +35,9 @@ class TokenizedTexts:
         texts: Iterable[str],
         kind: str,
         max_tokens: int | None = None,
-        *,
-        noise: float = 0.0,
-        seed: int = 0,
     ) -> "TokenizedTexts":
-        """Tokenise ``texts`` as the model does for queries or passages, cut to ``max_tokens`` where given.
-
-        Args:
-            noise: share of the texts in which one word piece of five is replaced by any of the vocabulary.
-            seed: of what is replaced.
-        """
+        """Tokenise ``texts`` as the model does for queries or passages, cut to ``max_tokens`` where given."""
         waiting, lengths = iter(texts), array("q")
-        random, pieces = np.random.default_rng(seed), _word_pieces(model.tokenizer)
         dtype = np.min_scalar_type(model.config.vocab_size)
         with tempfile.TemporaryFile() as file:
             while some := list(islice(waiting, TOKENIZE_AT_ONCE)):
@@ -56,8 +45,6 @@ class TokenizedTexts:
                 counts = inputs["attention_mask"].sum(1).tolist()
                 for ids, length in zip(inputs["input_ids"].numpy(), counts, strict=True):
                     row = _cut(ids[:length], max_tokens)
-                    if random.random() < noise:
-                        row = _with_noise(row, pieces, random)
                     file.write(row.astype(dtype).tobytes())
                     lengths.append(len(row))
             file.flush()
@@ -119,19 +106,6 @@ def _cut(ids: np.ndarray, max_tokens: int | None) -> np.ndarray:
     if max_tokens is None or len(ids) <= max_tokens:
         return ids
     return np.append(ids[: max_tokens - 1], ids[-1])
-
-
-def _word_pieces(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Token ids that text is made of, in order: neither special nor unused ones."""
-    special = set(tokenizer.all_special_ids)
-    return np.sort([i for piece, i in tokenizer.get_vocab().items() if i not in special and "[unused" not in piece])
-
-
-def _with_noise(ids: np.ndarray, pieces: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A copy of a text's tokens, [CLS] and [SEP] as they are, each of the others replaced with chance .2."""
-    replaced = random.random(len(ids)) < NOISE
-    replaced[[0, -1]] = False
-    return np.where(replaced, random.choice(pieces, len(ids)), ids)
 
 
 @torch.no_grad()

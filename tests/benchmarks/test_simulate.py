@@ -12,9 +12,9 @@ import psutil
 import pytest
 from archives import archive, servable
 
-from benchmarks import calibrate
+from benchmarks import calibrate, simulate
 from benchmarks.calibrate import rush_users
-from benchmarks.drive import read_rows
+from benchmarks.drive import DriverError, drive, read_rows
 from benchmarks.simulate import main
 from benchmarks.summary import COLUMNS, summarise
 from elasticlm.errors import InputError
@@ -72,14 +72,14 @@ def test_a_rush_of_two_arms(command, index, tmp_path, monkeypatch, capsys):
 
     rush = tmp_path / "rush"
     summary, trace = json.loads((rush / "summary.json").read_text()), read_rows(rush / "trace.csv")
-    assert list(summary["arms"]) == ["slack:t=400,alpha=.6", "fixed:10"]
+    assert list(summary["arms"]) == ["slack:t=400,alpha=.6", "slack:t=600,alpha=.6", "fixed:10"]
     assert list(trace) == COLUMNS
     assert summary["measure"] == "RR@10"
     assert summary["arms"] == summarise(trace, [400, 600])
     load = summary["load"]
     assert load["users"] == rush_users(load["capacity_rps"]["100"], load["capacity_rps"]["10"], (0.1, 0.3))
     assert load["spawn_rate"] == pytest.approx(load["users"] / (4 * 50 / 120), abs=1e-3)
-    fixed, slack = trace[trace["arm"] == "fixed:10"], trace[trace["arm"] != "fixed:10"]
+    fixed, slack = trace[trace["arm"] == "fixed:10"], trace[trace["arm"] == "slack:t=400,alpha=.6"]
     assert set(fixed["level"].dropna()) == {"10"}
     assert "100" in set(slack["level"])
     for rows in (fixed, slack):
@@ -91,6 +91,25 @@ def test_a_rush_of_two_arms(command, index, tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["arms"] == summary["arms"]
     assert not psutil.Process().children()
     assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("own_signals")
+def test_an_arm_that_fails_ends_the_run_and_what_was_finished_is_written(command, tmp_path, monkeypatch, capsys):
+    def fails_later(*arguments, **options):
+        if calls:
+            raise DriverError("the driver died")
+        calls.append(1)
+        return drive(*arguments, **options)
+
+    calls: list[int] = []
+    monkeypatch.setattr(simulate, "drive", fails_later)
+    arms = ["--arms", "fixed:10", "fixed:50", "--budgets", "400", "--users", "2", "--duration", "2"]
+    assert main([*command, *arms]) == 1
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(summary["arms"]) == ["fixed:10"]
+    assert summary["unfinished"] == "[2/2] fixed:50: the driver died"
+    assert (tmp_path / "rush" / "index.html").stat().st_size > 100
 
 
 @pytest.mark.end_to_end

@@ -69,7 +69,7 @@ def test_an_arm_works_towards_its_policys_budget_else_the_tightest(trace):
     assert arm_budget_ms("fixed:100", summary) == 80
 
 
-def test_rounds_tell_the_first_arms_lead_with_an_interval():
+def test_rounds_tell_the_lead_with_an_interval():
     rows = []
     for repeat, right in enumerate((8, 9, 10)):
         for arm, quality in (("slack:t=100,alpha=.6", 1.0), ("fixed:5", 0.5)):
@@ -79,6 +79,16 @@ def test_rounds_tell_the_first_arms_lead_with_an_interval():
                 rows.append(dict(zip(COLUMNS, row, strict=True)) | {"repeat": repeat})
     found = rounds(pd.DataFrame(rows), [100])
     assert found["arms"]["slack:t=100,alpha=.6"]["100"]["within_budget"] == [0.8, 0.9, 1.0]
-    mean, low, high = found["lead"]["fixed:5"]["100"]
+    assert found["lead"]["100"]["arm"] == "slack:t=100,alpha=.6"
+    mean, low, high = found["lead"]["100"]["fixed:5"]
     assert mean == pytest.approx(0.4)
     assert (low, high) == pytest.approx((0.4 - 4.303 * 0.1 / 3**0.5, 0.4 + 4.303 * 0.1 / 3**0.5), abs=1e-3)
+
+
+def test_at_each_budget_the_arm_that_works_towards_it_leads(trace):
+    slower = trace.iloc[:4].assign(arm="slack:t=200,alpha=.6")
+    lead = rounds(pd.concat([trace, slower]).assign(repeat=0), [100, 200, 300])["lead"]
+    assert [lead[budget]["arm"] for budget in ("100", "200", "300")] == [
+        "slack:t=100,alpha=.6", "slack:t=200,alpha=.6", "slack:t=100,alpha=.6"
+    ]  # fmt: skip
+    assert lead["200"]["fixed:100"] == [0.575, None, None]

@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -180,4 +181,13 @@ def test_a_truncated_archive_is_refused_at_start_with_the_reason(mini, folder):
     broken = folder / "broken.mar"
     broken.write_bytes(mini.read_bytes()[:-4000])
     with pytest.raises((ServerError, OSError, ValueError)), TorchServe({"broken": broken}, ready_timeout_s=60):
+        pass
+
+
+def test_an_archive_of_a_model_that_is_not_elastic_is_refused_at_start_with_the_reason(mini, folder):
+    foreign = folder / "foreign"
+    with zipfile.ZipFile(mini) as packed:
+        packed.extractall(foreign)
+    (foreign / "artifact/config.json").write_text('{"model_type": "bert", "hidden_size": 32}')
+    with pytest.raises(ServerError, match=r"config\.json"), TorchServe({"mini": foreign}, ready_timeout_s=60):
         pass

@@ -28,20 +28,6 @@ def test_texts_are_cut_to_a_limit_and_keep_their_separator(tiny_bert):
     assert ids[5] == teacher.tokenizer.sep_token_id
 
 
-def test_noise_replaces_a_fifth_of_the_pieces_of_its_share_of_the_texts(tiny_bert):
-    teacher = load_teacher(str(tiny_bert))
-    texts = make_texts(400, seed=7, shortest=10, longest=30)
-    clean, noisy, again = (TokenizedTexts.of(teacher, texts, "query", noise=n, seed=1) for n in (0, 0.5, 0.5))
-    assert (noisy.lengths == clean.lengths).all()
-    assert (noisy.token_ids == again.token_ids).all()
-    changed = [a != b for a, b in zip(_rows(clean), _rows(noisy), strict=True)]
-    assert 0.4 < np.mean([row.any() for row in changed]) < 0.6
-    assert 0.15 < np.mean(np.concatenate([row[1:-1] for row in changed if row.any()])) < 0.25
-    assert not any(row[0] or row[-1] for row in changed)
-    put_in = set(noisy.token_ids.tolist()) - set(clean.token_ids.tolist())
-    assert not put_in & set(teacher.tokenizer.all_special_ids)
-
-
 def _rows(texts):
     return np.split(np.asarray(texts.token_ids), np.cumsum(texts.lengths)[:-1])
 

@@ -1,0 +1,82 @@
+"""The simulator held against a server: here one whose behaviour is known."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.queueing import OpenLoop, Server, simulate
+from benchmarks.summary import COLUMNS, summarise
+from benchmarks.validate import calibrate, main
+from elasticlm.errors import InputError
+from elasticlm.latency import LatencyTable
+from elasticlm.schedule import parse_policy
+
+MEANS_MS = {100: 40.0, 50: 20.0, 10: 4.0}
+ARM, BUDGET_MS = "slack:t=150,alpha=.6", 150.0
+
+
+def test_two_capacities_give_the_factor_and_the_overhead():
+    table, overhead_ms = calibrate(LatencyTable.from_means(MEANS_MS), 128, {"100": 1000 / 23, "10": 1000 / 5})
+    assert overhead_ms == pytest.approx(3)
+    assert [table.mean_ms(level, 1, 128) for level in table.levels] == pytest.approx([20, 10, 2])
+
+
+@pytest.mark.parametrize("capacity_rps", [{"100": 20.0}, {"100": 100.0, "10": 50.0}, {"100": 20.0, "10": 900.0}])
+def test_capacities_that_no_such_server_has_are_refused(capacity_rps):
+    with pytest.raises(InputError, match=r"--load|not this server's"):
+        calibrate(LatencyTable.from_means(MEANS_MS), 128, capacity_rps)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """What a server that is exactly the simulator's would have written."""
+    model, folder = tmp_path / "model", tmp_path / "gamma"
+    model.mkdir()
+    folder.mkdir()
+    table = LatencyTable.from_means(MEANS_MS)
+    table.write(model / "latency.csv")
+    times, overhead_ms = calibrate(table, 128, {"100": 1000 / 42, "10": 1000 / 6})
+    arrivals_ms = np.cumsum(np.random.default_rng(0).gamma(1 / 16, 16 * 60, 800))
+    served = simulate(parse_policy(ARM), times, Server(overhead_ms=overhead_ms, tokens=128),
+                      OpenLoop(arrival_ms=arrivals_ms))  # fmt: skip
+    trace = pd.DataFrame({
+        "arm": ARM, "t_s": served.arrival_ms / 1000, "users": 1, "queue_depth": served.queue_depth,
+        "level": [("100", "50", "10")[place] for place in served.level], "latency_ms": served.latency_ms,
+        "status": 200, "query_id": "q", "quality": 1.0,
+    })[COLUMNS]  # fmt: skip
+    trace.to_csv(folder / "trace.csv", index=False)
+    load = {"arrivals": "gamma:20,4", "capacity_rps": {"100": 1000 / 42, "10": 1000 / 6}}
+    write_summary(folder, {"load": load, "arms": summarise(trace, [BUDGET_MS])})
+    return ["--model", str(model), "--runs", str(folder), "--output", str(tmp_path / "validation.json")]
+
+
+def write_summary(folder, summary):
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def test_a_server_that_does_as_simulated_agrees(run, tmp_path):
+    assert main(run) == 0
+    (compared,) = json.loads((tmp_path / "validation.json").read_text())["compared"]
+    assert compared["requests"] == 800
+    served, simulated = compared["within_budget"]
+    assert served == simulated
+    assert 0 < served <= 1
+    assert sum(share for share, _ in compared["level_shares"].values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_server_that_does_otherwise_is_told_by_the_exit_code(run, tmp_path):
+    file = tmp_path / "gamma" / "trace.csv"
+    trace = pd.read_csv(file).assign(level="10")
+    trace.to_csv(file, index=False)
+    assert main(run) == 1
+    (compared,) = json.loads((tmp_path / "validation.json").read_text())["compared"]
+    assert compared["holds"] is False
+
+
+def test_a_closed_loop_is_refused(run, tmp_path):
+    summary = json.loads((tmp_path / "gamma" / "summary.json").read_text())
+    write_summary(tmp_path / "gamma", summary | {"load": {"arrivals": None}})
+    with pytest.raises(InputError, match="closed loop"):
+        main(run)
