@@ -266,7 +266,8 @@ def simulate(policy: Policy, table: ServiceTimes, server: Server, traffic: Traff
         rows = server.rows * len(batch)
         level = policy.choose(table, Load(
             queue_depth=depth, rows=rows, tokens=server.tokens, batch=len(batch), batch_size=server.batch_size,
-            workers=server.workers, overhead_ms=server.overhead_ms, ages_ms=ages_ms,
+            workers=server.workers, overhead_ms=server.overhead_ms,
+            turnaround_ms=server.overhead_ms, ages_ms=ages_ms,
         ))  # fmt: skip
         service_ms = table.draw_ms(level, rows, server.tokens, shares[batch[0]])
         answered_ms = now_ms + service_ms + server.overhead_ms

@@ -28,6 +28,7 @@ class Load:
         batch_size: requests that the server puts into a batch at most (B).
         workers: workers that share the queue (W).
         overhead_ms: the server's own time a request (r).
+        turnaround_ms: what a worker needs from one batch to the next beyond its service time; 0 where unknown.
         ages_ms: how long each request of the batch has waited already; empty where unknown.
         budgets_ms: each request's own budget T_i; empty where they have none.
     """
@@ -39,6 +40,7 @@ class Load:
     batch_size: int = 1
     workers: int = 1
     overhead_ms: float = 0.0
+    turnaround_ms: float = 0.0
     ages_ms: tuple[float, ...] = ()
     budgets_ms: tuple[float, ...] = ()
 
@@ -85,7 +87,7 @@ class Slack:
     """The default: the law with a share ``alpha`` of the budget, and no request in the batch made late.
 
     The law alone steers the last request in the queue to finish at the budget, so that under a lasting rush the whole
-    queue lives on the edge. Requests that even the smallest level would answer late are beyond saving and do not count.
+    queue lives on the edge; and it leaves out that every waiting batch costs the worker its turnaround too. Requests that even the smallest level would answer late are beyond saving and do not count.
     """
 
     budget_ms: float
@@ -97,26 +99,30 @@ class Slack:
                  for own, age in zip(budgets, load.ages_ms, strict=True)]  # fmt: skip
         fastest = table.p95_ms(table.levels[-1], load.rows, load.tokens)
         tightest = min((ms for ms in spare if ms >= fastest), default=math.inf)
-        return largest_within(table, load, self.alpha * self.budget_ms, tightest)
+        limit_ms = self.alpha * self.budget_ms
+        return largest_within(table, load, limit_ms, tightest_ms=tightest, turnaround_ms=load.turnaround_ms)
 
     def __str__(self) -> str:
         alpha = f"{self.alpha:g}".removeprefix("0")
         return f"slack:t={self.budget_ms:g},alpha={alpha}"
 
 
-def largest_within(table: LatencyTable, load: Load, limit_ms: float, tightest_ms: float = math.inf) -> Level:
+def largest_within(
+    table: LatencyTable, load: Load, limit_ms: float, *, tightest_ms: float = math.inf, turnaround_ms: float = 0.0
+) -> Level:
     """Return the largest level for which the last request in the queue, and the batch in hand, are in time.
 
-        t_k(rows, tokens) + ceil(g / (B W)) t_k(rows B / b, tokens) + r <= limit  and  t_k^p95(rows, tokens) <= tightest
+        t_k(rows, tokens) + ceil(g / (B W)) (t_k(rows B / b, tokens) + turnaround) + r <= limit
+        and  t_k^p95(rows, tokens) <= tightest
 
-    With B = W = b = 1 and r = 0 this is the paper's (g + 1) t_k <= T. Where no level fits, the smallest: a late answer
+    With B = W = b = 1 and r = turnaround = 0 this is the paper's (g + 1) t_k <= T. Where no level fits, the smallest: a late answer
     beats none.
     """
     rounds = math.ceil(load.queue_depth / (load.batch_size * load.workers))
     full_rows = load.rows * load.batch_size / load.batch
     for level in table.levels[:-1]:
         in_hand = table.mean_ms(level, load.rows, load.tokens)
-        behind = rounds * table.mean_ms(level, full_rows, load.tokens)
+        behind = rounds * (table.mean_ms(level, full_rows, load.tokens) + turnaround_ms)
         in_time = table.p95_ms(level, load.rows, load.tokens) <= tightest_ms
         if in_time and in_hand + behind + load.overhead_ms <= limit_ms:
             return level

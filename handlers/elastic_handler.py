@@ -73,6 +73,7 @@ class ElasticHandler:
             batch_size=self.batch_size,
             workers=backlog.workers,
             overhead_ms=self.settings.overhead_ms,
+            turnaround_ms=backlog.turnaround_ms,
             ages_ms=tuple(one.age_ms for one in asked),
             budgets_ms=tuple(one.budget_ms for one in asked),
         )
@@ -94,7 +95,7 @@ class ElasticHandler:
         report = self._report(read, outcomes, backlog.queue_depth, service_ms, ignored_starts)
         emit(context.metrics, report)
         logger.debug("batch of %d: %s, %s", len(data), report, timing)
-        self.queue.batch_done()
+        self.queue.batch_done(stages.ms.get("forward", 0.0))
         return bodies
 
     def _report(

@@ -7,6 +7,8 @@ TorchServe gives a worker neither the queue's depth nor a request's arrival time
    batch came full; its last answer holds for a second.
 3. Age: the server's clock less the header X-Request-Start; without it, from the probes (see `Arrivals`).
 
+Besides, what a batch costs the worker beyond the model is measured as it runs (see `Turnaround`).
+
 Nothing here knows TorchServe's Python side; clocks and the probe go in as arguments.
 """
 
@@ -15,6 +17,7 @@ import logging
 import math
 import os
 import re
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -190,6 +193,38 @@ class Arrivals:
         return max(0.0, now_s - self._points[0][0]) * 1e3
 
 
+# -- What a batch costs beyond the model --------------------------------------------------------------------------------
+
+
+class Turnaround:
+    """A worker's time from one batch to the next, less the model's: TorchServe, parsing, tokenising, JSON.
+
+    Only batches behind which others waited count: between them the worker is never idle. The median of the last few
+    follows the machine and shrugs off a pause.
+    """
+
+    KEPT = 31
+
+    def __init__(self) -> None:
+        self._known_ms: deque[float] = deque(maxlen=self.KEPT)
+        self._started_s: float | None = None
+        self._forward_ms = 0.0
+
+    def batch_came(self, now_s: float, others_wait: bool) -> None:
+        """Note a batch; `others_wait` where the next one will be handed over without delay."""
+        if self._started_s is not None:
+            self._known_ms.append(max(0.0, (now_s - self._started_s) * 1e3 - self._forward_ms))
+        self._started_s = now_s if others_wait else None
+
+    def batch_done(self, forward_ms: float) -> None:
+        self._forward_ms = forward_ms
+
+    @property
+    def ms(self) -> float:
+        """0 where nothing is known yet."""
+        return statistics.median(self._known_ms) if self._known_ms else 0.0
+
+
 # -- All of them -------------------------------------------------------------------------------------------------------
 
 
@@ -201,11 +236,13 @@ class Backlog:
         queue_depth: g, requests behind the batch in hand.
         workers: W, workers that share the queue.
         ages_ms: age of each request in the batch so far as probes tell; 0 where nothing is known.
+        turnaround_ms: the worker's time from one batch to the next, less the model's; 0 where nothing is known.
     """
 
     queue_depth: int
     workers: int
     ages_ms: tuple[float, ...]
+    turnaround_ms: float = 0.0
 
 
 class QueueSignal:
@@ -231,6 +268,7 @@ class QueueSignal:
         self._batch_size, self._workers, self._batch_delay_s = batch_size, workers, batch_delay_s
         self._last: tuple[float, int] | None = None
         self._arrivals = Arrivals()
+        self._turnaround = Turnaround()
         self._handed_over = 0
         self._idle_since: float | None = None
 
@@ -247,11 +285,13 @@ class QueueSignal:
         if self._workers > 1:
             self._arrivals.forget()
         ages_ms = tuple(self._arrivals.age_ms(number, now_s) for number in range(first, first + count))
-        return Backlog(self._depth(count, now_s), self._workers, ages_ms)
+        self._turnaround.batch_came(now_s, (pending or 0) >= self._batch_size * self._workers)
+        return Backlog(self._depth(count, now_s), self._workers, ages_ms, self._turnaround.ms)
 
-    def batch_done(self) -> None:
-        """Note that the answers go out: from now on the worker waits."""
+    def batch_done(self, forward_ms: float) -> None:
+        """Note that the answers go out, `forward_ms` of it the model's time: from now on the worker waits."""
         self._idle_since = self._clock()
+        self._turnaround.batch_done(forward_ms)
 
     def _pending(self, count: int, now_s: float) -> int | None:
         if count < self._batch_size:

@@ -39,6 +39,13 @@ def test_overhead_counts_once():
     assert Queue(50).choose(TABLE, Load(overhead_ms=1)) == 50
 
 
+def test_the_turnaround_counts_once_for_every_batch_that_waits_and_only_for_slack():
+    load = Load(queue_depth=4, turnaround_ms=5)
+    assert Slack(5 * 50 + 4 * 5, alpha=1).choose(TABLE, load) == 100
+    assert Slack(5 * 50 + 4 * 5 - 1, alpha=1).choose(TABLE, load) == 50
+    assert Queue(5 * 50).choose(TABLE, load) == 100  # the paper's law as printed
+
+
 def test_policies_are_monotone_in_depth_and_budget():
     for make in (Queue, Slack):
         for budget in (20, 60, 125, 250, 500):

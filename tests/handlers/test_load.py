@@ -116,7 +116,7 @@ def test_ages_grow_with_the_queue_and_fall_when_it_drains():
         clock.now = now
         ages.append(queue.batch_came(1).ages_ms[0])
         clock.now += 0.099
-        queue.batch_done()
+        queue.batch_done(0.0)
     # Request 2 came between the first two probes; 3 to 5 did too, and waited; nothing is known of request 1.
     assert ages == pytest.approx([0, 100, 200, 300, 400])
     clock.now = 30.0  # the worker waited long: the queue was empty, so this one has just come
@@ -128,13 +128,13 @@ def test_a_pause_between_batches_is_no_idleness_while_others_are_known_to_wait()
     for now, age_ms in ((0.0, 0), (0.1, 0), (0.5, 400)):  # the third came by 0.1, whatever kept it so long
         clock.now = now
         assert queue.batch_came(1).ages_ms == pytest.approx((age_ms,))
-        queue.batch_done()
+        queue.batch_done(0.0)
 
 
 def test_after_a_wait_a_request_is_no_older_than_the_batch_delay():
     queue, clock, _ = signal([QueueStatus(0, 1)] * 2, batch_size=1, batch_delay_s=0.05)
     queue.batch_came(1)
-    queue.batch_done()
+    queue.batch_done(0.0)
     clock.now = 0.5
     assert queue.batch_came(1).ages_ms[0] == pytest.approx(50)
 
@@ -144,6 +144,25 @@ def test_with_several_workers_samples_tell_no_age():
     for now in (0.0, 0.1, 0.2):
         clock.now = now
         assert queue.batch_came(1).ages_ms == (0.0,)
+
+
+def test_the_turnaround_is_what_a_cycle_takes_beyond_the_model_while_others_wait():
+    queue, clock, _ = signal([QueueStatus(n, 1) for n in (3, 2, 1, 0, 0)], batch_size=1)
+    found = []
+    for now, forward_ms in ((0.0, 40.0), (0.045, 40.0), (0.091, 20.0), (0.115, 20.0), (5.0, 20.0)):
+        clock.now = now
+        found.append(queue.batch_came(1).turnaround_ms)
+        queue.batch_done(forward_ms)
+    # Cycles of 45, 46 and 24 ms; the last batch came after idleness, which is no turnaround.
+    assert found == pytest.approx([0, 5, 5.5, 5, 5])
+
+
+def test_a_batch_that_waits_to_fill_up_tells_no_turnaround():
+    queue, clock, _ = signal([QueueStatus(7, 1), QueueStatus(15, 2)], batch_size=8)
+    for now in (0.0, 0.1, 0.2):  # 7 are no batch of 8, and 15 no batch of 8 for either worker
+        clock.now = now
+        assert queue.batch_came(8 if now < 0.2 else 1).turnaround_ms == 0
+        queue.batch_done(1.0)
 
 
 # -- the probe, over a real socket -------------------------------------------------------------------------------------
