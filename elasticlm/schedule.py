@@ -87,7 +87,8 @@ class Slack:
     """The default: the law with a share ``alpha`` of the budget, and no request in the batch made late.
 
     The law alone steers the last request in the queue to finish at the budget, so that under a lasting rush the whole
-    queue lives on the edge; and it leaves out that every waiting batch costs the worker its turnaround too. Requests that even the smallest level would answer late are beyond saving and do not count.
+    queue lives on the edge; and it leaves out that every waiting batch costs the worker its turnaround too. Requests
+    that even the smallest level would answer late are beyond saving and do not count.
     """
 
     budget_ms: float
@@ -115,8 +116,8 @@ def largest_within(
         t_k(rows, tokens) + ceil(g / (B W)) (t_k(rows B / b, tokens) + turnaround) + r <= limit
         and  t_k^p95(rows, tokens) <= tightest
 
-    With B = W = b = 1 and r = turnaround = 0 this is the paper's (g + 1) t_k <= T. Where no level fits, the smallest: a late answer
-    beats none.
+    With B = W = b = 1 and r = turnaround = 0 this is the paper's (g + 1) t_k <= T. Where no level fits, the smallest: a
+    late answer beats none.
     """
     rounds = math.ceil(load.queue_depth / (load.batch_size * load.workers))
     full_rows = load.rows * load.batch_size / load.batch

@@ -193,7 +193,7 @@ class Arrivals:
         return max(0.0, now_s - self._points[0][0]) * 1e3
 
 
-# -- What a batch costs beyond the model --------------------------------------------------------------------------------
+# -- What a batch costs beyond the model -------------------------------------------------------------------------------
 
 
 class Turnaround:
