@@ -15,7 +15,7 @@ from elasticlm.structure import Level, level_name
 
 RUSH = 3.0  # offered load of a rush, in capacities of the largest level
 SMALLEST_BEARS = 0.8  # and at most this share of the capacity of the smallest
-CALIBRATION_S, SETTLING_S = 6.0, 1.5
+CALIBRATION_S, SETTLING_S = 12.0, 2.0
 WARM_UP = 20  # requests before an arm, so that none pays for a cold server
 
 
