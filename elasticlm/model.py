@@ -38,7 +38,7 @@ class ElasticModel(nn.Module):
         self.tokenizer = tokenizer
         self.structures = artifact.validate(config)
         self.encoder = ElasticEncoder(config, self.structures[self.structures.largest])
-        outputs = {"embed": 0, "score": 1, "classify": len(config.labels or ())}[config.task]
+        outputs = _outputs(config)
         self.head = nn.Linear(config.hidden_size, outputs) if outputs else None
         self.backend = TorchBackend(self.encoder, self.structures)
         self.eval()
@@ -99,6 +99,22 @@ class ElasticModel(nn.Module):
                     weights[name] = weights[name][:, units[block]]
         model = self.without_weights(config, self.tokenizer)
         model.load_state_dict({name: weight.clone() for name, weight in weights.items()}, assign=True)
+        return model
+
+    def with_head(self, task: str, labels: Sequence[str] | None = None, *, seed: int = 0) -> "ElasticModel":
+        """Return a new model with this one's encoder and a fresh head for a task: "score", or "classify" with labels.
+
+        The head's weights are drawn as BERT's, its bias is 0.
+        """
+        config = copy.deepcopy(self.config)
+        config.task, config.labels, config.passages = task, list(labels) if labels else None, None
+        weights = {name: weight.clone() for name, weight in self.state_dict().items() if not name.startswith("head.")}
+        random = torch.Generator().manual_seed(seed)
+        shape = (_outputs(config), config.hidden_size)
+        weights["head.weight"] = torch.randn(shape, generator=random) * config.initializer_range
+        weights["head.bias"] = torch.zeros(shape[0])
+        model = self.without_weights(config, self.tokenizer)
+        model.load_state_dict(weights, assign=True)
         return model
 
     @property
@@ -211,6 +227,11 @@ class ElasticModel(nn.Module):
     def _require(self, task: str) -> None:
         if self.config.task != task:
             raise InputError(f"this model's task is {self.config.task!r}, not {task!r}")
+
+
+def _outputs(config: ElasticBertConfig) -> int:
+    """Outputs of the head that a task needs; 0: none."""
+    return {"embed": 0, "score": 1, "classify": len(config.labels or ())}[config.task]
 
 
 def download(name: str, *, revision: str | None = None) -> Path:

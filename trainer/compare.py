@@ -10,7 +10,7 @@ from elasticlm import command
 from elasticlm.errors import InputError
 from elasticlm.retrieval.metrics import difference, mean
 
-SHOWN = ("RR@10", "nDCG@10")
+SHOWN = ("RR@10", "nDCG@10", "accuracy", "squared error")
 
 
 def main(argv: list[str] | None = None) -> None:

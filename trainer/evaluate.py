@@ -1,9 +1,11 @@
-"""``python -m trainer evaluate``: how well every level retrieves, beside the teacher.
+"""``python -m trainer evaluate``: how well every level retrieves, or classifies, beside the teacher.
 
-The passages are encoded once by what encodes the artifact's passages (or come from an index); the queries by every
-level. Retention is a level's metric over that of the teacher with the teacher's own passages.
+Classifiers have their own module, trainer.classification. The passages are encoded once by what encodes the artifact's
+passages (or come from an index); the queries by every level. Retention is a level's metric over that of the teacher
+with the teacher's own passages.
 """
 
+import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -23,12 +25,14 @@ from elasticlm.retrieval.data import RetrievalData, load_corpus, load_retrieval
 from elasticlm.retrieval.index import PassageIndex
 from elasticlm.structure import Level, level_name, parse_levels
 from elasticlm.teacher import load_model, load_teacher, passage_encoder
+from trainer import classification
 from trainer.processes import Processes
 from trainer.texts import TokenizedTexts
 from trainer.vectors import stored_vectors
 
 FORMAT_VERSION = 1
 TEACHER = "teacher"
+SUMMARY = ("data", "split", "split_sha256", "metrics", "retention")
 SHOWN = ("RR@10", "nDCG@10", "R@100", *metrics.CANDIDATE_MEASURES)
 DECIMALS = 6
 
@@ -44,7 +48,8 @@ class Row:
 def main(argv: list[str] | None = None) -> None:
     parser = command.parser("python -m trainer evaluate", "Measure every level on a split, beside the teacher.")
     parser.add_argument("--model", required=True, help="artifact folder, or a teacher's folder or hub name")
-    parser.add_argument("--data", required=True, help="beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")
+    parser.add_argument("--data", required=True, help="beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; of a classifier "
+                        "glue:DIR or hf:NAME[/CONFIG]")  # fmt: skip
     parser.add_argument("--split", default="test", help="split whose queries are judged")
     parser.add_argument("--levels", help="levels to measure, such as 50,10 (all of the artifact's)")
     parser.add_argument("--teacher", help="what retention is measured against (the teacher named in the artifact)")
@@ -66,13 +71,19 @@ def main(argv: list[str] | None = None) -> None:
     if args.ids and not args.index:
         raise InputError("--ids names the passages of an index: give --index FILE.faiss too")
     model = load_model(args.model)
-    if model.config.task != "embed":
-        raise InputError(f"{args.model}: its task is {model.config.task!r}; evaluate measures encoders (task 'embed')")
+    if model.config.task == "score":
+        raise InputError(f"{args.model}: its task is 'score'; evaluate measures encoders and classifiers")
     is_teacher = _is_teacher(model)
     levels = parse_levels(args.levels) if args.levels else () if is_teacher else model.levels
     for level in levels:
         model.structures[level]  # refuses a level that is not there, before any work
     quality = _read_quality(Path(args.model)) if args.save else {}
+    if model.config.task == "classify":
+        result = classification.evaluate(model, args.teacher, args.data, args.split, levels, seed=args.seed)
+        _write(args, result | {"seconds": round(time.perf_counter() - started, 1)}, quality, len(result["query_ids"]))
+        command.print_table(classification.table(result))
+        command.print_result({"output": args.output} | {key: result[key] for key in SUMMARY})
+        return
     data = load_retrieval(args.data, args.split)
     index = PassageIndex.load(args.index, args.ids) if args.index else None
     teacher = _load_teacher(model, args.teacher, is_teacher=is_teacher)
@@ -92,15 +103,18 @@ def main(argv: list[str] | None = None) -> None:
         with new_folder(args.run_dir, overwrite=args.overwrite) as folder:
             for name, row in rows.items():
                 metrics.write_trec_run(folder / f"{name}.run", row.run, tag=f"elasticlm-{name}")
-    write_json(Path(args.output), result, overwrite=args.overwrite)
-    shown = {key: result[key] for key in ("data", "split", "split_sha256", "metrics", "retention", "seconds")}
-    if args.save:
-        quality[f"{args.data}#{args.split}"] = {
-            key: result[key] for key in ("split_sha256", "metrics", "retention")
-        } | {"queries": len(data.query_ids)}
-        write_json(Path(args.model) / QUALITY_FILE, quality, overwrite=True)
+    _write(args, result, quality, len(data.query_ids))
     command.print_table(_table(result))
-    command.print_result({"output": args.output} | shown)
+    command.print_result({"output": args.output, "seconds": result["seconds"]} | {key: result[key] for key in SUMMARY})
+
+
+def _write(args: argparse.Namespace, result: Mapping[str, Any], quality: dict[str, Any], count: int) -> None:
+    """Write the evaluation, and into the artifact's quality where asked."""
+    write_json(Path(args.output), result, overwrite=args.overwrite)
+    if args.save:
+        kept = {key: result[key] for key in ("split_sha256", "metrics", "retention")}
+        quality[f"{args.data}#{args.split}"] = kept | {"queries": count}
+        write_json(Path(args.model) / QUALITY_FILE, quality, overwrite=True)
 
 
 def measure(

@@ -12,7 +12,7 @@ from elasticlm import command
 from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.model import ElasticModel
-from elasticlm.retrieval.data import load_corpus
+from elasticlm.retrieval.data import load_corpus, load_labelled
 from elasticlm.retrieval.index import PassageIndex
 from elasticlm.teacher import load_model, passage_encoder
 from trainer import mixture
@@ -20,16 +20,17 @@ from trainer.checkpoints import Checkpoints
 from trainer.loop import train
 from trainer.mixture import Exclusion
 from trainer.negatives import bm25_negatives
-from trainer.objectives import ALIGN_TEMPERATURE, Align, Denser, contrastive_temperature
+from trainer.objectives import ALIGN_TEMPERATURE, Align, Classify, Denser, contrastive_temperature
 from trainer.options import LoopOptions, add_data_options, add_options, at_least, check_temperature, options_of
 from trainer.pairs import load_pairs
 from trainer.processes import Processes
-from trainer.texts import TokenizedTexts
+from trainer.texts import TokenizedTexts, encode
 from trainer.vectors import stored_vectors
 
 DEFAULTS = {
     "align": LoopOptions(levels_per_step="3", freeze_embeddings=True),
     "denser": LoopOptions(batch_size=32, lr=1e-4),
+    "classify": LoopOptions(batch_size=32, lr=1e-4, dev_examples=1024),
 }
 SETTINGS = {  # what a resumed run must agree on, besides the loop's options
     "align": (
@@ -46,6 +47,7 @@ SETTINGS = {  # what a resumed run must agree on, besides the loop's options
         "temperature",
     ),
     "denser": ("task", "data", "split", "exclude", "query_tokens", "passage_tokens", "negatives", "temperature"),
+    "classify": ("task", "data", "split", "exclude", "teacher"),
 }
 INDEX_PASSAGES, DATA_PASSAGES = 65536, 4096
 DRAWN = 0  # seed of the texts drawn, whatever --seed: their stored vectors are found again
@@ -56,10 +58,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command.parser("python -m trainer finetune", __doc__.partition(": ")[2])
     parser.add_argument("--task", required=True, metavar="|".join(DEFAULTS), help="align: pull queries at every level "
                         "to where the teacher puts them, no labels needed; denser: supervised retrieval with in-batch "
-                        "and BM25 negatives, passages by the largest level")  # fmt: skip
+                        "and BM25 negatives, passages by the largest level; classify: labelled sentences or pairs, "
+                        "classes or values")  # fmt: skip
     parser.add_argument("--model", required=True, metavar="DIR", help="elastic model to start from (see prune)")
-    parser.add_argument("--teacher", help="align: what encodes the passages (default: as named in the model)")
-    add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; align: glue:DIR too, for its sentences")
+    parser.add_argument("--teacher", help="align: what encodes the passages (default: as named in the model); "
+                        "classify: a classifier of the same labels, whose outputs are matched too")  # fmt: skip
+    add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; align: glue:DIR too, for its sentences; "
+                     "classify: glue:DIR or hf:NAME[/CONFIG]")  # fmt: skip
     parser.add_argument("--index", metavar="DIR|FILE.faiss", help="align: an existing index of the teacher's passages")
     parser.add_argument("--ids", metavar="FILE.txt", help="align: passage ids of an index made elsewhere, one a line")
     parser.add_argument("--queries", type=int, metavar="N", help="align: most queries to train on, drawn at random; "
@@ -99,12 +104,15 @@ def main(argv: list[str] | None = None) -> None:
         teacher = teacher_of(args, model)
         objective = align(args, options, model, teacher, exclusion, processes)
         passages = {"encoder": "teacher", "fingerprint": teacher.fingerprint()}
-    else:
+    elif args.task == "denser":
         objective = denser(args, options, model, exclusion, processes)
         passages = None
+    else:
+        objective = classify(args, options, model, exclusion, processes)
 
     def sign(trained: ElasticModel) -> None:
-        trained.config.passages = passages or {"encoder": "largest", "fingerprint": trained.fingerprint()}
+        if trained.config.task == "embed":
+            trained.config.passages = passages or {"encoder": "largest", "fingerprint": trained.fingerprint()}
 
     report = train(objective, options, checkpoints, settings, sign=sign, facts=exclusion.report())
     if processes.is_main:
@@ -173,6 +181,37 @@ def denser(
     return Denser(model, queries, passages, positives, np.searchsorted(used, negatives),
                   temperature=args.temperature or contrastive_temperature(model), negatives_per_query=args.negatives,
                   processes=processes, chunk_size=options.chunk_size, seed=options.seed)  # fmt: skip
+
+
+def classify(
+    args: argparse.Namespace, options: LoopOptions, model: ElasticModel, exclusion: Exclusion, processes: Processes
+) -> Classify:
+    """The objective over labelled sentences; the model gets a fresh head unless it has one for these labels."""
+    if len(args.data) > 1:
+        raise InputError("--task classify takes one data spec: several would need the same labels")
+    known = model.config.labels if model.config.task == "classify" else None
+    data = load_labelled(args.data[0], args.split, known)
+    rows = [i for i, pair in enumerate(data.pairs) if all(exclusion.keeps(text) for text in pair if text)]
+    data = data.kept(rows)
+    texts = TokenizedTexts.of_pairs(model, data.pairs)
+    regression = len(data.labels) == 1
+    targets = torch.from_numpy(data.targets.astype(np.float32) if regression else data.targets)
+    outputs = None
+    if args.teacher:
+        teacher = ElasticModel.from_pretrained(args.teacher)
+        if tuple(teacher.config.labels or ()) != data.labels:
+            known_labels = ", ".join(teacher.config.labels or ()) or "none"
+            raise InputError(f"--teacher knows the labels {known_labels}, the data has {', '.join(data.labels)}")
+        bar = command.progress(total=len(texts), desc="outputs of the teacher", unit="text")
+        theirs = TokenizedTexts.of_pairs(teacher, data.pairs)
+        outputs = encode(teacher.to(processes.device), theirs, processes, bar=bar)
+        bar.close()
+    if known is None:
+        model = model.with_head("classify", data.labels, seed=options.seed)
+        if regression:
+            model.head.bias.data.fill_(float(targets.mean()))
+    say(f"classify: {len(texts):,} examples, labels {', '.join(data.labels)}")
+    return Classify(model, texts, targets, teacher=outputs, processes=processes, chunk_size=options.chunk_size)
 
 
 def print_report(output: str, report: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a step of training minimises: alignment, supervised retrieval, attention relations.
+"""What a step of training minimises: alignment, supervised retrieval, classification, attention relations.
 
 An objective turns rows of its training texts into a batch (with the teacher's targets, computed once and without
 gradients), and gives every example's loss at a level. The loop (trainer.loop) does the rest, the same for all.
@@ -300,6 +300,70 @@ def in_batch(positives: Sequence[Sequence[int]], negatives: Iterable[int] = ()) 
 def contrastive_temperature(model: ElasticModel) -> float:
     """The temperature of in-batch losses: .05 where vectors have length 1, else 1."""
     return CONTRASTIVE_TEMPERATURE if model.config.normalize else 1.0
+
+
+# --- classify --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassifyBatch:
+    """Sentences or pairs, their labels [examples], and the teacher's outputs [examples, labels] where one teaches."""
+
+    inputs: Mapping[str, Tensor]
+    targets: Tensor
+    teacher: Tensor | None
+
+
+class Classify(Objective):
+    """Classification, or regression where the model has a single output; every level by its own pass.
+
+    Args:
+        targets: LongTensor [examples] of classes, or FloatTensor [examples] of values.
+        teacher: FloatTensor [examples, labels], a fine-tuned teacher's outputs; half of the loss is then to match them.
+    """
+
+    def __init__(
+        self,
+        model: ElasticModel,
+        texts: TokenizedTexts,
+        targets: Tensor,
+        *,
+        teacher: Tensor | None,
+        processes: Processes,
+        chunk_size: int,
+    ) -> None:
+        super().__init__(model, texts.lengths, processes, chunk_size)
+        self.texts, self.targets, self.teacher = texts, targets, teacher
+
+    def batches(self, rows: np.ndarray, step: int) -> Iterator[ClassifyBatch]:
+        device = self.processes.device
+        for chunk in self._chunks(rows):
+            teacher = None if self.teacher is None else self.teacher[chunk].to(device)
+            yield ClassifyBatch(self._inputs(self.texts, chunk), self.targets[chunk].to(device), teacher)
+
+    def losses(self, batch: ClassifyBatch, level: Level) -> Tensor:
+        return classify_losses(self._vectors(self.model, batch.inputs, level), batch.targets, batch.teacher)
+
+
+def classify_losses(outputs: Tensor, targets: Tensor, teacher: Tensor | None = None) -> Tensor:
+    """Cross entropy, or the squared error of a single output; with a teacher the mean of that and its match.
+
+    Args:
+        outputs: FloatTensor [examples, labels], logits or a value.
+        targets: LongTensor [examples], or FloatTensor [examples] of values.
+        teacher: FloatTensor [examples, labels], matched by KL(teacher || student), or by squared error.
+
+    Returns:
+        FloatTensor [examples].
+    """
+    if outputs.shape[-1] == 1:
+        losses = (outputs.squeeze(-1) - targets) ** 2
+        return losses if teacher is None else (losses + ((outputs - teacher) ** 2).squeeze(-1)) / 2
+    losses = F.cross_entropy(outputs, targets, reduction="none")
+    if teacher is None:
+        return losses
+    wanted, found = teacher.log_softmax(-1), outputs.log_softmax(-1)
+    return (losses + F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)) / 2
 
 
 # --- relations -------------------------------------------------------------------------------------------------------

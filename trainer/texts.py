@@ -21,11 +21,14 @@ class TokenizedTexts:
     """The token ids of many texts in one flat array, on disk; padding only within a batch.
 
     Two bytes a token (four for very large vocabularies) in an unnamed temporary file that is memory-mapped: the system
-    holds what it has room for. In memory are eight bytes a text.
+    holds what it has room for. In memory are eight bytes a text, sixteen a pair.
+
+    Args:
+        firsts: IntArray [texts], how many tokens of a pair belong to its first text; None where there are no pairs.
     """
 
-    def __init__(self, token_ids: np.ndarray, ends: np.ndarray, pad_id: int) -> None:
-        self.token_ids, self._ends, self._pad_id = token_ids, ends, pad_id
+    def __init__(self, token_ids: np.ndarray, ends: np.ndarray, pad_id: int, firsts: np.ndarray | None = None) -> None:
+        self.token_ids, self._ends, self._pad_id, self._firsts = token_ids, ends, pad_id, firsts
         self.lengths = np.diff(ends, prepend=0)
 
     @classmethod
@@ -51,23 +54,46 @@ class TokenizedTexts:
             token_ids = np.memmap(file, dtype, mode="r") if lengths else np.empty(0, dtype)
         return cls(token_ids, np.cumsum(lengths, dtype=np.int64), model.tokenizer.pad_token_id)
 
+    @classmethod
+    def of_pairs(cls, model: ElasticModel, pairs: Iterable[tuple[str, str | None]]) -> "TokenizedTexts":
+        """Tokenise pairs of texts (all of them, or none, with a second text) as the model does."""
+        ids: list[np.ndarray] = []
+        firsts = array("q")
+        waiting = iter(pairs)
+        while some := list(islice(waiting, TOKENIZE_AT_ONCE)):
+            seconds = [second for _, second in some if second is not None]
+            inputs = model.tokenize_pairs([first for first, _ in some], seconds or None)
+            counts = inputs["attention_mask"].sum(1).tolist()
+            ids += [row[:count] for row, count in zip(inputs["input_ids"].numpy(), counts, strict=True)]
+            firsts.extend((inputs["attention_mask"] * (inputs["token_type_ids"] == 0)).sum(1).tolist())
+        token_ids = np.concatenate(ids).astype(np.min_scalar_type(model.config.vocab_size)) if ids else np.empty(0)
+        ends = np.cumsum([len(row) for row in ids], dtype=np.int64)
+        return cls(token_ids, ends, model.tokenizer.pad_token_id, np.array(firsts))
+
     def part(self, start: int, stop: int) -> "TokenizedTexts":
         """The texts from ``start`` to before ``stop``, on the same file."""
         ends = self._ends[start:stop]
         first = self._ends[start - 1] if start else 0
-        return TokenizedTexts(self.token_ids[first : ends[-1]], ends - first, self._pad_id)
+        firsts = None if self._firsts is None else self._firsts[start:stop]
+        return TokenizedTexts(self.token_ids[first : ends[-1]], ends - first, self._pad_id, firsts)
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def inputs(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Return ``input_ids`` and ``attention_mask`` [rows, tokens], padded to the longest of these rows."""
+        """Return ``input_ids`` and ``attention_mask`` [rows, tokens], padded to the longest of these rows.
+
+        Of pairs, ``token_type_ids`` too.
+        """
         lengths = self.lengths[rows]
         input_ids = np.full((len(rows), lengths.max()), self._pad_id, dtype=np.int64)
         for ids, end, length in zip(input_ids, self._ends[rows], lengths, strict=True):
             ids[:length] = self.token_ids[end - length : end]
-        attention_mask = np.arange(lengths.max()) < lengths[:, None]
-        return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(attention_mask).long()}
+        place = np.arange(lengths.max())
+        inputs = {"input_ids": input_ids, "attention_mask": place < lengths[:, None]}
+        if self._firsts is not None:
+            inputs["token_type_ids"] = (place >= self._firsts[rows][:, None]) & inputs["attention_mask"]
+        return {name: torch.from_numpy(array).long() for name, array in inputs.items()}
 
 
 class BatchOrder:
@@ -126,9 +152,10 @@ def encode(
         batch_tokens: tokens of a batch, padding counted.
 
     Returns:
-        FloatTensor [texts, dim], on the CPU.
+        FloatTensor [texts, dim] on the CPU; of a classifier its outputs, [texts, labels].
     """
-    vectors = torch.empty(len(texts), model.config.hidden_size)
+    width = model.config.hidden_size if model.head is None else model.head.out_features
+    vectors = torch.empty(len(texts), width)
     order = np.argsort(-texts.lengths, kind="stable")
     start = 0
     while start < len(order):

@@ -3,17 +3,20 @@
 What each spec holds stands in its own module; here a spec is told apart and asked.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from elasticlm.errors import InputError
 from elasticlm.retrieval.corpus import Corpus, RetrievalData, split_sha256
+from elasticlm.retrieval.labelled import Labelled
 
 __all__ = [
     "Corpus",
+    "Labelled",
     "RetrievalData",
     "load_corpus",
     "load_everything",
+    "load_labelled",
     "load_queries",
     "load_retrieval",
     "load_texts",
@@ -96,3 +99,15 @@ def load_texts(spec: str, split: str | None = "train", seed: int | None = None) 
 def load_everything(spec: str) -> Iterable[str]:
     """Load every passage, and the queries of every split: what a training that excludes this set must not see."""
     return open_source(spec).everything()
+
+
+def load_labelled(spec: str, split: str, labels: Sequence[str] | None = None) -> Labelled:
+    """Load one split of labelled sentences or pairs, of ``glue:`` or ``hf:``.
+
+    Args:
+        labels: those that a model knows, which others are refused against; None takes the data's.
+    """
+    source = open_source(spec)
+    if not hasattr(source, "labelled"):
+        raise InputError(f"{spec} has no labelled sentences; expected glue:DIR or hf:NAME[/CONFIG]")
+    return source.labelled(split, labels)

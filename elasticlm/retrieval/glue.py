@@ -1,16 +1,17 @@
-"""``glue:DIR``: SPLIT.jsonl with sentence1, sentence2 (or null) and label. As a source of plain sentences for now."""
+"""``glue:DIR``: SPLIT.jsonl with sentence1, sentence2 (or null) and label; labelled, or as plain sentences."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from elasticlm.errors import InputError
 from elasticlm.retrieval.corpus import Corpus
+from elasticlm.retrieval.labelled import Labelled, Row, labelled
 
 
 class GlueFolder:
-    """Sentences and sentence pairs; their labels play no part in training encoders."""
+    """Sentences and sentence pairs; their labels play no part in training encoders (``queries``)."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder, self.spec = Path(folder), f"glue:{folder}"
@@ -22,14 +23,14 @@ class GlueFolder:
 
     def queries(self, split: str) -> tuple[list[str], list[str]]:
         """Ids and texts of a split's sentences, each once."""
-        file = self.folder / f"{split}.jsonl"
-        if not file.is_file():
-            there = ", ".join(sorted(found.stem for found in self.folder.glob("*.jsonl"))) or "none"
-            raise InputError(f"{self.spec}: no split {split!r}, since there is no file {file} (splits there: {there})")
         found: dict[str, str] = {}
-        for row_id, sentence in _sentences(file):
+        for row_id, sentence in _sentences(self._file(split)):
             found.setdefault(sentence, row_id)
         return list(found.values()), list(found)
+
+    def labelled(self, split: str, labels: Sequence[str] | None = None) -> Labelled:
+        """A split with its labels, checked against those that a model knows."""
+        return labelled(self.spec, split, _labelled_rows(self._file(split)), labels=labels, name=self.folder.name)
 
     def retrieval(self, split: str) -> NoReturn:
         raise InputError(f"{self.spec} judges no passages")
@@ -41,6 +42,27 @@ class GlueFolder:
         for file in sorted(self.folder.glob("*.jsonl")):
             for _, sentence in _sentences(file):
                 yield sentence
+
+    def _file(self, split: str) -> Path:
+        file = self.folder / f"{split}.jsonl"
+        if not file.is_file():
+            there = ", ".join(sorted(found.stem for found in self.folder.glob("*.jsonl"))) or "none"
+            raise InputError(f"{self.spec}: no split {split!r}, since there is no file {file} (splits there: {there})")
+        return file
+
+
+def _labelled_rows(file: Path) -> Iterator[tuple[str, Row]]:
+    """Rows with file and line; what they hold is not checked."""
+    with open(file, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            place = f"{file}, line {number}"
+            try:
+                row = json.loads(line)
+                yield place, (row["sentence1"], row.get("sentence2"), row["label"])
+            except (ValueError, TypeError, KeyError, AttributeError):
+                raise InputError(
+                    f'{place}: expected {{"sentence1": "...", "sentence2": "..." or null, "label": ...}}'
+                ) from None
 
 
 def _sentences(file: Path) -> Iterator[tuple[str, str]]:

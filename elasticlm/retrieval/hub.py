@@ -7,10 +7,12 @@ NAME is OWNER/NAME on the hub or a folder (``hf:./folder``). Three layouts are u
 - Tevatron's: a row a query, with ``query_id``, ``query``, ``positive_passages`` and ``negative_passages`` (lists of
   ``docid``, ``title``, ``text``); the corpus is all the passages that the split names;
 - a column of text, a paragraph a row: sentences are queries and halves are pairs, as for ``text:FILE``.
+
+Labelled sentences are read from a column ``label`` and the sentence columns of GLUE's sets.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, islice
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.retrieval.corpus import Corpus, Qrels, RetrievalData, cache_folder, shuffled
+from elasticlm.retrieval.labelled import Labelled, Row, labelled
 from elasticlm.retrieval.text import MIN_QUERY_WORDS, Paragraphs
 
 if TYPE_CHECKING:
@@ -29,7 +32,9 @@ LARGE_BYTES = 1 << 30  # a text set above this is streamed, and only its first r
 STREAMED_ROWS = 200_000
 STRINGS = ("string", "large_string")
 TEVATRON_COLUMNS = {"query_id", "query", "positive_passages", "negative_passages"}
-SPLIT_NAMES = {"dev": ["dev", "validation"], "validation": ["validation", "dev"]}
+SPLIT_NAMES = {"dev": ["dev", "validation", "validation_matched"], "validation": ["validation", "dev"]}
+SENTENCES = (("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"),
+             ("question", "sentence"), ("sentence", None), ("text", None))  # fmt: skip
 
 
 class HubDataset:
@@ -79,6 +84,23 @@ class HubDataset:
         if seed is not None:
             rows = rows.shuffle(seed=seed)  # an order of rows, or of a buffer of a stream; texts stay where they are
         return self._lines(rows, self._text_column(rows))
+
+    def labelled(self, split: str, labels: Sequence[str] | None = None) -> Labelled:
+        """A split with its labels, checked against those that a model knows."""
+        rows = self._open(self.path, self.config, split)
+        there = rows.column_names
+        columns = next((pair for pair in SENTENCES if all(name is None or name in there for name in pair)), None)
+        if columns is None or "label" not in there:
+            raise InputError(f"{self.spec}: no column 'label' with sentences; the columns are {', '.join(there)}")
+        own = getattr(rows.features["label"], "names", None)
+        return labelled(self.spec, split, self._labelled_rows(rows, split, *columns), labels=labels or own)
+
+    def _labelled_rows(
+        self, rows: "datasets.Dataset", split: str, first: str, second: str | None
+    ) -> Iterator[tuple[str, Row]]:
+        for number, row in enumerate(rows):
+            place = f"{self.spec}, split {split}, row {number}"
+            yield place, (row[first], row[second] if second else None, row["label"])
 
     def everything(self) -> Iterable[str]:
         if self._is_beir:

@@ -1,6 +1,6 @@
 """Retrieval metrics per query by ir_measures, and how sure one is of them: the paired bootstrap over queries."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ir_measures
@@ -70,6 +70,28 @@ def retention(
     ratios = tops[bottoms > 0] / bottoms[bottoms > 0]
     low, high = np.percentile(ratios, INTERVAL)
     return [float(values.sum() / teacher.sum()), float(low), float(high)]
+
+
+def resampled_retention(
+    measure: Callable[[np.ndarray], tuple[float, float]], count: int, *, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
+) -> list[float] | None:
+    """Return [value, low, high] of the ratio of a measure that is no mean over examples (F1, a correlation).
+
+    Args:
+        measure: gives a level's and the teacher's value over these examples (rows, IntArray).
+        count: how many examples there are.
+
+    Returns:
+        None where the teacher has 0 or nothing; the interval is that of retention().
+    """
+    rng = np.random.default_rng(seed)
+    found = [measure(rng.integers(0, count, count)) for _ in range(samples)]
+    ratios = [value / teacher for value, teacher in found if teacher > 0 and np.isfinite(value)]
+    value, teacher = measure(np.arange(count))
+    if not teacher > 0 or not ratios:
+        return None
+    low, high = np.percentile(ratios, INTERVAL)
+    return [float(value / teacher), float(low), float(high)]
 
 
 def difference(

@@ -106,7 +106,7 @@ def test_distil_lowers_the_dev_loss_at_every_level_and_drops_its_block(
     ("change", "message"),
     [
         (["--task", "ranker"], "ranker is not available"),
-        (["--task", "classify"], "classify is not available"),
+        (["--task", "classify"], "no labelled sentences"),
         (["--temperature", "-1"], "--temperature"),
         (["--passages", "0"], "--passages"),
         (["--max-steps", "0"], "--max-steps"),
