@@ -9,7 +9,7 @@ from elasticlm.errors import InputError
 COMMANDS = {
     "prune": "rank a teacher's heads and neurons, nest the levels in it and write the artifact",
     "distil": "train every level on plain text to keep the teacher's attention relations",
-    "finetune": "train every level for a task (align, denser, classify)",
+    "finetune": "train every level for a task (align, denser, ranker, classify)",
     "index": "encode a corpus into a passage index",
     "evaluate": "measure every level on a split, beside the teacher",
     "compare": "test whether two evaluations differ",

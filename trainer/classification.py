@@ -89,16 +89,21 @@ def evaluate(
 
 def predictions(model: ElasticModel, level: Level, data: Labelled) -> np.ndarray:
     """Each example's class, IntArray [examples], or value, FloatArray [examples], at a level."""
-    texts = TokenizedTexts.of_pairs(model, data.pairs)
+    found = outputs(model, level, TokenizedTexts.of_pairs(model, data.pairs), desc="classify")
+    return found.squeeze(-1).double().numpy() if len(data.labels) == 1 else found.argmax(-1).numpy()
+
+
+def outputs(model: ElasticModel, level: Level, texts: TokenizedTexts, *, desc: str) -> torch.Tensor:
+    """What the head answers to texts or pairs at a level, as served (fp32): FloatTensor [texts, labels or 1]."""
     order = np.argsort(-texts.lengths, kind="stable")
-    outputs = torch.empty(len(texts), len(data.labels))
-    bar = progress(total=len(texts), desc=f"classify at {level_name(level)}", unit="text")
+    found = torch.empty(len(texts), model.head.out_features if model.head else 0)
+    bar = progress(total=len(texts), desc=f"{desc} at {level_name(level)}", unit="text")
     for start in range(0, len(order), BATCH_SIZE):
         rows = order[start : start + BATCH_SIZE]
-        outputs[rows] = model.encode(texts.inputs(rows), level).float().cpu()
+        found[rows] = model.encode(texts.inputs(rows), level).float().cpu().view(len(rows), -1)
         bar.update(len(rows))
     bar.close()
-    return outputs.squeeze(-1).double().numpy() if len(data.labels) == 1 else outputs.argmax(-1).numpy()
+    return found
 
 
 def table(result: Mapping[str, Any]) -> list[dict[str, str]]:

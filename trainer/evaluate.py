@@ -1,8 +1,8 @@
-"""``python -m trainer evaluate``: how well every level retrieves, or classifies, beside the teacher.
+"""``python -m trainer evaluate``: how well every level retrieves, reranks or classifies, beside the teacher.
 
-Classifiers have their own module, trainer.classification. The passages are encoded once by what encodes the artifact's
-passages (or come from an index); the queries by every level. Retention is a level's metric over that of the teacher
-with the teacher's own passages.
+Rerankers and classifiers have their own modules (trainer.reranking, trainer.classification). Of encoders: the passages
+are encoded once by what encodes the artifact's passages (or come from an index); the queries by every level. Retention
+is a level's metric over that of the teacher with the teacher's own passages.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from elasticlm.retrieval.data import RetrievalData, load_corpus, load_retrieval
 from elasticlm.retrieval.index import PassageIndex
 from elasticlm.structure import Level, level_name, parse_levels
 from elasticlm.teacher import load_model, load_teacher, passage_encoder
-from trainer import classification
+from trainer import classification, reranking
 from trainer.processes import Processes
 from trainer.texts import TokenizedTexts
 from trainer.vectors import stored_vectors
@@ -56,6 +56,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--index", help="index folder, or a FAISS file made elsewhere; else passages are encoded now")
     parser.add_argument("--ids", help="passage ids of a FAISS file made elsewhere, one a line, in row order")
     parser.add_argument("--output", required=True, help="JSON file to write")
+    parser.add_argument("--run", metavar="FILE", help="reranker: a retriever's run in TREC form to rerank (the set's "
+                        "judged candidates, else BM25's)")  # fmt: skip
+    parser.add_argument("--depth", type=int, default=20, help="reranker: passages of the run, or of BM25, to rerank")
+    parser.add_argument("--max-queries", type=int, metavar="N", help="reranker: at most so many, drawn at random")
     parser.add_argument("--run-dir", help="folder for the TREC runs, one a level")
     parser.add_argument("--save", action="store_true", help=f"also write the result into the artifact's {QUALITY_FILE}")
     parser.add_argument("--batch-size", type=int, default=32, help="queries encoded at once")
@@ -66,13 +70,13 @@ def main(argv: list[str] | None = None) -> None:
     started = time.perf_counter()
     for output in filter(None, (args.output, args.run_dir)):
         refuse_existing(output, overwrite=args.overwrite)
+    if args.depth < 1 or (args.max_queries or 1) < 1:
+        raise InputError("--depth and --max-queries: expected 1 or more")
     if args.batch_size < 1:
         raise InputError(f"--batch-size {args.batch_size}: expected 1 or more texts")
     if args.ids and not args.index:
         raise InputError("--ids names the passages of an index: give --index FILE.faiss too")
     model = load_model(args.model)
-    if model.config.task == "score":
-        raise InputError(f"{args.model}: its task is 'score'; evaluate measures encoders and classifiers")
     is_teacher = _is_teacher(model)
     levels = parse_levels(args.levels) if args.levels else () if is_teacher else model.levels
     for level in levels:
@@ -85,6 +89,19 @@ def main(argv: list[str] | None = None) -> None:
         command.print_result({"output": args.output} | {key: result[key] for key in SUMMARY})
         return
     data = load_retrieval(args.data, args.split)
+    if model.config.task == "score":
+        teacher = ElasticModel.from_pretrained(args.teacher) if args.teacher else None
+        if teacher is not None and teacher.config.task != "score":
+            raise InputError(f"--teacher {args.teacher}: its task is {teacher.config.task!r}, not ranking ('score')")
+        run = metrics.read_trec_run(Path(args.run)) if args.run else None
+        result, runs = reranking.evaluate(model, teacher, data, levels, run=run, depth=args.depth,
+                                          max_queries=args.max_queries, seed=args.seed)  # fmt: skip
+        result |= {"model": args.model, "seconds": round(time.perf_counter() - started, 1)}
+        _write_runs(args, runs)
+        _write(args, result, quality, len(result["query_ids"]))
+        command.print_table(reranking.table(result))
+        command.print_result({"output": args.output} | {k: result[k] for k in (*SUMMARY, "above_first_stage")})
+        return
     index = PassageIndex.load(args.index, args.ids) if args.index else None
     teacher = _load_teacher(model, args.teacher, is_teacher=is_teacher)
     command.say(f"{args.data}, {args.split}: {len(data.query_ids):,} queries, {len(data.passage_ids):,} passages")
@@ -99,13 +116,17 @@ def main(argv: list[str] | None = None) -> None:
         },
         "seconds": round(time.perf_counter() - started, 1),
     }
-    if args.run_dir:
-        with new_folder(args.run_dir, overwrite=args.overwrite) as folder:
-            for name, row in rows.items():
-                metrics.write_trec_run(folder / f"{name}.run", row.run, tag=f"elasticlm-{name}")
+    _write_runs(args, {name: row.run for name, row in rows.items()})
     _write(args, result, quality, len(data.query_ids))
     command.print_table(_table(result))
     command.print_result({"output": args.output, "seconds": result["seconds"]} | {key: result[key] for key in SUMMARY})
+
+
+def _write_runs(args: argparse.Namespace, runs: Mapping[str, metrics.Run]) -> None:
+    if args.run_dir:
+        with new_folder(args.run_dir, overwrite=args.overwrite) as folder:
+            for name, run in runs.items():
+                metrics.write_trec_run(folder / f"{name}.run", run, tag=f"elasticlm-{name}")
 
 
 def _write(args: argparse.Namespace, result: Mapping[str, Any], quality: dict[str, Any], count: int) -> None:

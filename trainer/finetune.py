@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from elasticlm.errors import InputError
 from elasticlm.model import ElasticModel
 from elasticlm.retrieval.data import load_corpus, load_labelled
 from elasticlm.retrieval.index import PassageIndex
+from elasticlm.retrieval.metrics import read_trec_run
 from elasticlm.teacher import load_model, passage_encoder
 from trainer import mixture
 from trainer.checkpoints import Checkpoints
 from trainer.loop import train
 from trainer.mixture import Exclusion
-from trainer.negatives import bm25_negatives
-from trainer.objectives import ALIGN_TEMPERATURE, Align, Classify, Denser, contrastive_temperature
+from trainer.negatives import bm25_negatives, run_negatives
+from trainer.objectives import ALIGN_TEMPERATURE, Align, Classify, Denser, Ranker, contrastive_temperature
 from trainer.options import LoopOptions, add_data_options, add_options, at_least, check_temperature, options_of
 from trainer.pairs import load_pairs
 from trainer.processes import Processes
@@ -30,6 +32,7 @@ from trainer.vectors import stored_vectors
 DEFAULTS = {
     "align": LoopOptions(levels_per_step="3", freeze_embeddings=True),
     "denser": LoopOptions(batch_size=32, lr=1e-4),
+    "ranker": LoopOptions(batch_size=16, chunk_size=16, lr=1e-4),
     "classify": LoopOptions(batch_size=32, lr=1e-4, dev_examples=1024),
 }
 SETTINGS = {  # what a resumed run must agree on, besides the loop's options
@@ -47,6 +50,7 @@ SETTINGS = {  # what a resumed run must agree on, besides the loop's options
         "temperature",
     ),
     "denser": ("task", "data", "split", "exclude", "query_tokens", "passage_tokens", "negatives", "temperature"),
+    "ranker": ("task", "data", "split", "exclude", "query_tokens", "passage_tokens", "negatives", "run", "teacher"),
     "classify": ("task", "data", "split", "exclude", "teacher"),
 }
 INDEX_PASSAGES, DATA_PASSAGES = 65536, 4096
@@ -58,11 +62,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command.parser("python -m trainer finetune", __doc__.partition(": ")[2])
     parser.add_argument("--task", required=True, metavar="|".join(DEFAULTS), help="align: pull queries at every level "
                         "to where the teacher puts them, no labels needed; denser: supervised retrieval with in-batch "
-                        "and BM25 negatives, passages by the largest level; classify: labelled sentences or pairs, "
+                        "and BM25 negatives, passages by the largest level; ranker: score a query with each of its "
+                        "passages against those that a retriever ranks high; classify: labelled sentences or pairs, "
                         "classes or values")  # fmt: skip
     parser.add_argument("--model", required=True, metavar="DIR", help="elastic model to start from (see prune)")
     parser.add_argument("--teacher", help="align: what encodes the passages (default: as named in the model); "
-                        "classify: a classifier of the same labels, whose outputs are matched too")  # fmt: skip
+                        "ranker, classify: a fine-tuned one of that task, whose outputs are matched too")  # fmt: skip
     add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; align: glue:DIR too, for its sentences; "
                      "classify: glue:DIR or hf:NAME[/CONFIG]")  # fmt: skip
     parser.add_argument("--index", metavar="DIR|FILE.faiss", help="align: an existing index of the teacher's passages")
@@ -75,16 +80,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--query-tokens", type=int, metavar="N", help="length limit of the queries trained with, in "
                         "tokens (default: the model's)")  # fmt: skip
     parser.add_argument("--passage-tokens", type=int, metavar="N", help="length limit of the passages trained "
-                        "with, in tokens (default: align 64, denser 128)")  # fmt: skip
+                        "with, in tokens (default: align 64, else 128)")  # fmt: skip
     parser.add_argument("--passages-per-step", type=int, default=4096, metavar="N", help="align: passages that a step "
                         "compares with: the best of each query by the teacher, others at random")  # fmt: skip
-    parser.add_argument("--negatives", type=int, default=1, metavar="M", help="denser: BM25 negatives a query")
+    parser.add_argument("--negatives", type=int, metavar="M", help="hard negatives a query and step (default: denser "
+                        "1, ranker 7)")  # fmt: skip
+    parser.add_argument("--run", metavar="FILE", help="ranker: a retriever's run over the training queries, in TREC "
+                        "form, whose best are the negatives (default: BM25, made on the spot)")  # fmt: skip
     parser.add_argument("--temperature", type=float, help="of the distribution over passages (default: align .02, "
                         "denser .05; 1 where vectors do not have length 1)")  # fmt: skip
     add_options(parser, DEFAULTS)
     args = parser.parse_args(argv)
     if args.task not in DEFAULTS:
         raise InputError(f"--task {args.task} is not available yet; available: {', '.join(DEFAULTS)}")
+    args.negatives = args.negatives or {"denser": 1, "ranker": 7}.get(args.task) if args.negatives != 0 else 0
     at_least(args, 1, "queries", "passages", "passages_per_step", "negatives")
     at_least(args, 3, "query_tokens", "passage_tokens")
     check_temperature(args)
@@ -107,6 +116,8 @@ def main(argv: list[str] | None = None) -> None:
     elif args.task == "denser":
         objective = denser(args, options, model, exclusion, processes)
         passages = None
+    elif args.task == "ranker":
+        objective = ranker(args, options, model, exclusion, processes)
     else:
         objective = classify(args, options, model, exclusion, processes)
 
@@ -181,6 +192,39 @@ def denser(
     return Denser(model, queries, passages, positives, np.searchsorted(used, negatives),
                   temperature=args.temperature or contrastive_temperature(model), negatives_per_query=args.negatives,
                   processes=processes, chunk_size=options.chunk_size, seed=options.seed)  # fmt: skip
+
+
+def ranker(
+    args: argparse.Namespace, options: LoopOptions, model: ElasticModel, exclusion: Exclusion, processes: Processes
+) -> Ranker:
+    """The reranking objective over the split's pairs; the model gets a fresh head unless it ranks already."""
+    wanted = options.max_steps * options.batch_size + options.dev_examples
+    pairs = load_pairs(args.data, args.split, exclusion).sample(wanted, options.seed)
+    if args.run:
+        negatives = run_negatives(pairs, read_trec_run(Path(args.run)), args.negatives, args.run)
+    else:
+        most = len(pairs.passages) - max(map(len, pairs.positives))
+        negatives = bm25_negatives(pairs, max(args.negatives, min(NEGATIVE_CANDIDATES, most)))
+    if model.config.task != "score":
+        model = model.with_head("score", seed=options.seed)
+    teacher = None
+    if args.teacher:
+        teacher = ElasticModel.from_pretrained(args.teacher).to(processes.device)
+        if teacher.config.task != "score":
+            raise InputError(f"--teacher {args.teacher}: its task is {teacher.config.task!r}, not ranking ('score')")
+        if teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+            raise InputError(f"--teacher {args.teacher}: has another vocabulary than the model")
+    used = np.unique(np.concatenate([negatives.ravel(), *map(np.asarray, pairs.positives)]))
+    limit = dict(model.config.max_tokens or {})["pair"]
+    query_tokens = min(args.query_tokens or limit // 2, limit - 3)
+    queries = TokenizedTexts.of_pairs(model, ((text, None) for text in pairs.queries), query_tokens)
+    texts = ((pairs.passages[i], None) for i in used)
+    passages = TokenizedTexts.of_pairs(model, texts, args.passage_tokens or 128)
+    positives = [np.searchsorted(used, rows).tolist() for rows in pairs.positives]
+    say(f"ranker: {len(queries):,} queries, {len(passages):,} passages among their positives and negatives")
+    return Ranker(model, queries, passages, positives, np.searchsorted(used, negatives),
+                  negatives_per_query=args.negatives, teacher=teacher, max_tokens=limit, processes=processes,
+                  chunk_size=options.chunk_size, seed=options.seed)  # fmt: skip
 
 
 def classify(

@@ -1,13 +1,10 @@
-"""Hard negatives for supervised retrieval: what BM25 ranks high and nobody judged relevant."""
+"""Hard negatives: what a first stage ranks high and nobody judged relevant."""
 
-import bm25s
 import numpy as np
 
-from elasticlm.command import progress
 from elasticlm.errors import InputError
+from elasticlm.retrieval.bm25 import bm25_top
 from trainer.pairs import TrainingPairs
-
-AT_ONCE = 512  # queries searched at once
 
 
 def bm25_negatives(pairs: TrainingPairs, count: int) -> np.ndarray:
@@ -21,17 +18,30 @@ def bm25_negatives(pairs: TrainingPairs, count: int) -> np.ndarray:
     most = max(map(len, pairs.positives))
     if len(pairs.passages) < count + most:
         raise InputError(f"{count} negatives a query: the data has only {len(pairs.passages)} passages")
-    retriever = bm25s.BM25()
-    retriever.index(bm25s.tokenize(pairs.passages, stopwords="en", show_progress=False), show_progress=False)
+    hits, _ = bm25_top(pairs.queries, pairs.passages, count + most, desc="BM25 negatives")
+    return np.array([
+        [row for row in ranked if row not in relevant][:count]
+        for ranked, relevant in zip(hits.tolist(), map(set, pairs.positives), strict=True)
+    ])  # fmt: skip
+
+
+def run_negatives(pairs: TrainingPairs, run: dict[str, dict[str, float]], count: int, where: str) -> np.ndarray:
+    """Return, likewise, the best passages of a retriever's run that are not relevant.
+
+    Args:
+        run: ``run[query_id][passage_id]`` is the score.
+        where: the run's file, for what is said of it.
+
+    Raises InputError where a query has too few.
+    """
+    place = {pid: row for row, pid in enumerate(pairs.passage_ids)}
     negatives = np.empty((len(pairs.queries), count), dtype=np.int64)
-    bar = progress(total=len(pairs.queries), desc="BM25 negatives", unit="query")
-    for start in range(0, len(pairs.queries), AT_ONCE):
-        queries = pairs.queries[start : start + AT_ONCE]
-        tokens = bm25s.tokenize(queries, stopwords="en", return_ids=False, show_progress=False)
-        hits, _ = retriever.retrieve(tokens, k=count + most, show_progress=False)
-        for i, ranked in enumerate(hits.tolist(), start):
-            relevant = set(pairs.positives[i])
-            negatives[i] = [row for row in ranked if row not in relevant][:count]
-        bar.update(len(queries))
-    bar.close()
+    for i, (qid, relevant) in enumerate(zip(pairs.query_ids, map(set, pairs.positives), strict=True)):
+        ranked = sorted(run.get(qid, {}).items(), key=lambda hit: -hit[1])
+        rows = [place[pid] for pid, _ in ranked if pid in place and place[pid] not in relevant][:count]
+        if len(rows) < count:
+            raise InputError(
+                f"{where}: query {qid!r} has {len(rows)} passages that are not relevant, {count} are needed"
+            )
+        negatives[i] = rows
     return negatives

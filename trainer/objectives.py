@@ -1,4 +1,4 @@
-"""What a step of training minimises: alignment, supervised retrieval, classification, attention relations.
+"""What a step of training minimises: alignment, supervised retrieval, reranking, classification, relations.
 
 An objective turns rows of its training texts into a batch (with the teacher's targets, computed once and without
 gradients), and gives every example's loss at a level. The loop (trainer.loop) does the rest, the same for all.
@@ -18,7 +18,7 @@ from elasticlm.model import ElasticModel
 from elasticlm.structure import Level
 from trainer.processes import Processes
 from trainer.representations import Representations
-from trainer.texts import TokenizedTexts
+from trainer.texts import TokenizedTexts, joined
 
 ALIGN_TEMPERATURE = 0.02
 COSINE_WEIGHT = 3.0
@@ -300,6 +300,93 @@ def in_batch(positives: Sequence[Sequence[int]], negatives: Iterable[int] = ()) 
 def contrastive_temperature(model: ElasticModel) -> float:
     """The temperature of in-batch losses: .05 where vectors have length 1, else 1."""
     return CONTRASTIVE_TEMPERATURE if model.config.normalize else 1.0
+
+
+# --- ranker ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RankerBatch:
+    """Pairs of each query with its list of passages, the relevant one first; the teacher's scores [queries, list]."""
+
+    inputs: Mapping[str, Tensor]
+    queries: int
+    teacher: Tensor | None
+
+
+class Ranker(Objective):
+    """Localized contrastive estimation (Gao et al. 2021): a query's passage against those that a retriever ranks high.
+
+    Args:
+        queries, passages: training texts, tokenised alone; ``positives[i]`` are the rows of ``passages`` relevant to
+            query i, the first of them the one to find.
+        negatives: IntArray [queries, candidates], rows of ``passages`` that are hard negatives of query i.
+        negatives_per_query: how many of them a step takes, drawn anew each step.
+        teacher: a ranker whose scores over the list are matched too, half of the loss; None: labels alone.
+    """
+
+    def __init__(
+        self,
+        model: ElasticModel,
+        queries: TokenizedTexts,
+        passages: TokenizedTexts,
+        positives: Sequence[Sequence[int]],
+        negatives: np.ndarray,
+        *,
+        negatives_per_query: int,
+        teacher: ElasticModel | None,
+        max_tokens: int,
+        processes: Processes,
+        chunk_size: int,
+        seed: int,
+    ) -> None:
+        first = np.array([found[0] for found in positives])
+        super().__init__(model, queries.lengths + passages.lengths[first], processes, chunk_size)
+        self.queries, self.passages, self.first, self.negatives = queries, passages, first, negatives
+        self.negatives_per_query, self.teacher, self.max_tokens = negatives_per_query, teacher, max_tokens
+        self._seed = seed
+
+    def batches(self, rows: np.ndarray, step: int) -> Iterator[RankerBatch]:
+        random = np.random.default_rng([self._seed, 2, step])
+        drawn = random.permuted(self.negatives[rows], axis=1)[:, : self.negatives_per_query]
+        lists = dict(zip(rows.tolist(), np.column_stack([self.first[rows], drawn]), strict=True))
+        for chunk in self._chunks(rows):
+            passages = np.stack([lists[row] for row in chunk.tolist()])
+            pairs = joined(self.queries, self.passages, chunk.repeat(passages.shape[1]), passages.ravel(),
+                           self.max_tokens)  # fmt: skip
+            inputs = {name: tensor.to(self.processes.device) for name, tensor in pairs.items()}
+            yield RankerBatch(inputs, len(chunk), self._teach(inputs, len(chunk)))
+
+    @torch.no_grad()
+    def _teach(self, inputs: Mapping[str, Tensor], queries: int) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        return self._vectors(self.teacher, inputs, self.teacher.structures.largest).view(queries, -1)
+
+    def losses(self, batch: RankerBatch, level: Level) -> Tensor:
+        return ranker_losses(self._scores(batch, level), batch.teacher)
+
+    def measure(self, batch: RankerBatch, level: Level) -> tuple[Tensor, Tensor]:
+        """RR@10 is that of the relevant passage in its list."""
+        scores = self._scores(batch, level)
+        first = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+        return ranker_losses(scores, batch.teacher), reciprocal_ranks(scores, first)
+
+    def _scores(self, batch: RankerBatch, level: Level) -> Tensor:
+        return self._vectors(self.model, batch.inputs, level).view(batch.queries, -1)
+
+
+def ranker_losses(scores: Tensor, teacher: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood of each list's first passage; with a teacher the mean of that and KL(teacher || student).
+
+    Args:
+        scores, teacher: FloatTensor [queries, list].
+
+    Returns:
+        FloatTensor [queries].
+    """
+    first = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+    return classify_losses(scores, first, teacher)
 
 
 # --- classify --------------------------------------------------------------------------------------------------------

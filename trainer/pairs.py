@@ -1,7 +1,7 @@
 """Training pairs: queries and their relevant passages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from trainer.mixture import Exclusion
 class TrainingPairs:
     """Queries of a split, and rows of ``passages`` relevant to each, the best grade first."""
 
+    query_ids: list[str]
     queries: list[str]
+    passage_ids: list[str]
     passages: list[str]
     positives: list[list[int]]
 
@@ -23,7 +25,12 @@ class TrainingPairs:
         if len(self.queries) <= count:
             return self
         rows = np.sort(np.random.default_rng(seed).choice(len(self.queries), count, replace=False)).tolist()
-        return TrainingPairs([self.queries[i] for i in rows], self.passages, [self.positives[i] for i in rows])
+        return replace(
+            self,
+            query_ids=[self.query_ids[i] for i in rows],
+            queries=[self.queries[i] for i in rows],
+            positives=[self.positives[i] for i in rows],
+        )
 
 
 def load_pairs(specs: Sequence[str], split: str, exclusion: Exclusion) -> TrainingPairs:
@@ -31,19 +38,23 @@ def load_pairs(specs: Sequence[str], split: str, exclusion: Exclusion) -> Traini
 
     What an excluded set shares is left out: queries, and passages, be they relevant or not.
     """
+    query_ids: list[str] = []
     queries: list[str] = []
+    passage_ids: list[str] = []
     passages: list[str] = []
     positives: list[list[int]] = []
     for spec in specs:
         data = load_retrieval(spec, split)
         kept = [(pid, text) for pid, text in zip(data.passage_ids, data.passages, strict=True) if exclusion.keeps(text)]
         row = {pid: len(passages) + i for i, (pid, _) in enumerate(kept)}
+        passage_ids += [pid for pid, _ in kept]
         passages += [text for _, text in kept]
         for qid, query in zip(data.query_ids, data.queries, strict=True):
             grades = [(grade, row[pid]) for pid, grade in data.qrels[qid].items() if grade > 0 and pid in row]
             if grades and exclusion.keeps(query):
+                query_ids.append(qid)
                 queries.append(query)
                 positives.append([i for _, i in sorted(grades, key=lambda pair: -pair[0])])
     if not queries:
         raise InputError(f"{', '.join(specs)}: no query is left that shares nothing with an excluded set")
-    return TrainingPairs(queries, passages, positives)
+    return TrainingPairs(query_ids, queries, passage_ids, passages, positives)

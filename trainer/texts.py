@@ -28,7 +28,7 @@ class TokenizedTexts:
     """
 
     def __init__(self, token_ids: np.ndarray, ends: np.ndarray, pad_id: int, firsts: np.ndarray | None = None) -> None:
-        self.token_ids, self._ends, self._pad_id, self._firsts = token_ids, ends, pad_id, firsts
+        self.token_ids, self._ends, self.pad_id, self._firsts = token_ids, ends, pad_id, firsts
         self.lengths = np.diff(ends, prepend=0)
 
     @classmethod
@@ -55,8 +55,13 @@ class TokenizedTexts:
         return cls(token_ids, np.cumsum(lengths, dtype=np.int64), model.tokenizer.pad_token_id)
 
     @classmethod
-    def of_pairs(cls, model: ElasticModel, pairs: Iterable[tuple[str, str | None]]) -> "TokenizedTexts":
-        """Tokenise pairs of texts (all of them, or none, with a second text) as the model does."""
+    def of_pairs(
+        cls, model: ElasticModel, pairs: Iterable[tuple[str, str | None]], max_tokens: int | None = None
+    ) -> "TokenizedTexts":
+        """Tokenise pairs of texts (all of them, or none, with a second text) as the model does: without prompts.
+
+        Single texts are cut to ``max_tokens`` where given.
+        """
         ids: list[np.ndarray] = []
         firsts = array("q")
         waiting = iter(pairs)
@@ -64,7 +69,8 @@ class TokenizedTexts:
             seconds = [second for _, second in some if second is not None]
             inputs = model.tokenize_pairs([first for first, _ in some], seconds or None)
             counts = inputs["attention_mask"].sum(1).tolist()
-            ids += [row[:count] for row, count in zip(inputs["input_ids"].numpy(), counts, strict=True)]
+            rows = zip(inputs["input_ids"].numpy(), counts, strict=True)
+            ids += [_cut(row[:count], None if seconds else max_tokens) for row, count in rows]
             firsts.extend((inputs["attention_mask"] * (inputs["token_type_ids"] == 0)).sum(1).tolist())
         token_ids = np.concatenate(ids).astype(np.min_scalar_type(model.config.vocab_size)) if ids else np.empty(0)
         ends = np.cumsum([len(row) for row in ids], dtype=np.int64)
@@ -75,10 +81,14 @@ class TokenizedTexts:
         ends = self._ends[start:stop]
         first = self._ends[start - 1] if start else 0
         firsts = None if self._firsts is None else self._firsts[start:stop]
-        return TokenizedTexts(self.token_ids[first : ends[-1]], ends - first, self._pad_id, firsts)
+        return TokenizedTexts(self.token_ids[first : ends[-1]], ends - first, self.pad_id, firsts)
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def ids(self, row: int) -> np.ndarray:
+        """The token ids of one text."""
+        return self.token_ids[self._ends[row] - self.lengths[row] : self._ends[row]]
 
     def inputs(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Return ``input_ids`` and ``attention_mask`` [rows, tokens], padded to the longest of these rows.
@@ -86,7 +96,7 @@ class TokenizedTexts:
         Of pairs, ``token_type_ids`` too.
         """
         lengths = self.lengths[rows]
-        input_ids = np.full((len(rows), lengths.max()), self._pad_id, dtype=np.int64)
+        input_ids = np.full((len(rows), lengths.max()), self.pad_id, dtype=np.int64)
         for ids, end, length in zip(input_ids, self._ends[rows], lengths, strict=True):
             ids[:length] = self.token_ids[end - length : end]
         place = np.arange(lengths.max())
@@ -94,6 +104,25 @@ class TokenizedTexts:
         if self._firsts is not None:
             inputs["token_type_ids"] = (place >= self._firsts[rows][:, None]) & inputs["attention_mask"]
         return {name: torch.from_numpy(array).long() for name, array in inputs.items()}
+
+
+def joined(
+    firsts: TokenizedTexts, seconds: TokenizedTexts, rows: np.ndarray, others: np.ndarray, max_tokens: int
+) -> dict[str, Tensor]:
+    """The inputs of pairs whose texts were tokenised alone: [CLS] first [SEP] second [SEP], as of_pairs() has them.
+
+    Args:
+        rows, others: IntArray [pairs], rows of ``firsts`` and of ``seconds``.
+        max_tokens: of a pair; the second text is cut.
+    """
+    pairs = []
+    for row, other in zip(rows, others, strict=True):
+        first = firsts.ids(row)
+        pairs.append((first, _cut(seconds.ids(other)[1:], max_tokens - len(first))))
+    ends = np.cumsum([len(first) + len(second) for first, second in pairs], dtype=np.int64)
+    ids = np.concatenate([ids for pair in pairs for ids in pair])
+    lengths = np.array([len(first) for first, _ in pairs])
+    return TokenizedTexts(ids, ends, firsts.pad_id, lengths).inputs(np.arange(len(pairs)))
 
 
 class BatchOrder:

@@ -118,6 +118,21 @@ def write_trec_run(path: Path, run: Run, tag: str) -> None:
                 file.write(f"{qid} Q0 {pid} {rank} {scores[pid]:.9g} {tag}\n")
 
 
+def read_trec_run(path: Path) -> dict[str, dict[str, float]]:
+    """Read a run in TREC form: ``run[query_id][passage_id]`` is the score. Raises InputError with file and line."""
+    if not path.is_file():
+        raise InputError(f"no such file {path}")
+    run: dict[str, dict[str, float]] = {}
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                qid, _, pid, _, score, _ = line.split()
+                run.setdefault(qid, {})[pid] = float(score)
+            except ValueError:
+                raise InputError(f"{path}, line {number}: expected: query Q0 passage rank score tag") from None
+    return run
+
+
 def _paired(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both without the queries that the measure does not apply to."""
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)

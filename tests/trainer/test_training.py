@@ -105,7 +105,6 @@ def test_distil_lowers_the_dev_loss_at_every_level_and_drops_its_block(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--task", "ranker"], "ranker is not available"),
         (["--task", "classify"], "no labelled sentences"),
         (["--temperature", "-1"], "--temperature"),
         (["--passages", "0"], "--passages"),

@@ -1,0 +1,152 @@
+"""How well every level reranks: judged candidates, or the top of a first stage, for ``trainer evaluate``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from elasticlm.command import say
+from elasticlm.errors import InputError
+from elasticlm.model import ElasticModel
+from elasticlm.retrieval import metrics
+from elasticlm.retrieval.bm25 import bm25_scores, bm25_top
+from elasticlm.retrieval.data import RetrievalData
+from elasticlm.structure import Level, level_name
+from trainer.classification import outputs
+from trainer.texts import TokenizedTexts
+
+FIRST_STAGE, TEACHER = "first_stage", "teacher"
+MEASURES = ("RR@10", "nDCG@10")
+DECIMALS = 6
+
+Lists = dict[str, dict[str, float]]
+"""``lists[query_id][passage_id]`` is the first stage's score."""
+
+
+def evaluate(
+    model: ElasticModel,
+    teacher: ElasticModel | None,
+    data: RetrievalData,
+    levels: Sequence[Level],
+    *,
+    run: metrics.Run | None = None,
+    depth: int = 20,
+    max_queries: int | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, Any], dict[str, metrics.Run]]:
+    """Rerank each query's list at every level.
+
+    Args:
+        teacher: the ranker that retention is measured against; None takes this one's largest level.
+        run: a retriever's run, whose first ``depth`` passages are reranked. None: the set's judged candidates where it
+            has them, else the first ``depth`` by BM25.
+        max_queries: at most so many, drawn at random.
+
+    Returns:
+        The evaluation's JSON, with ``above_first_stage`` (difference, 95 % interval, p: paired bootstrap over queries);
+        and the runs by name.
+    """
+    judged = {qid: grades for qid, grades in (data.candidates or {}).items() if any(g > 0 for g in grades.values())}
+    qrels, measures = (data.qrels, MEASURES) if run is not None or not judged else (judged, metrics.CANDIDATE_MEASURES)
+    kept = sorted(qrels, key=data.query_ids.index) if len(qrels) < len(data.query_ids) else list(data.query_ids)
+    if max_queries is not None and max_queries < len(kept):
+        drawn = np.random.default_rng([seed, 6]).choice(len(kept), max_queries, replace=False)
+        kept = [kept[i] for i in np.sort(drawn)]
+    text = dict(zip(data.query_ids, data.queries, strict=True))
+    lists = _lists(data, kept, text, run=run, candidates=judged if qrels is judged else None, depth=depth)
+    passages = dict(zip(data.passage_ids, data.passages, strict=True))
+    pairs = [(text[qid], passages[pid]) for qid in kept for pid in lists[qid]]
+    say(f"{data.spec}, {data.split}: {len(kept):,} queries, {len(pairs):,} pairs to rerank")
+    runs: dict[str, metrics.Run] = {FIRST_STAGE: lists}
+    runs |= {level_name(level): _rerank(model, level, pairs, lists) for level in levels}
+    largest = model.structures.largest
+    if teacher is not None:
+        runs[TEACHER] = _rerank(teacher, teacher.structures.largest, pairs, lists)
+    elif largest in levels:
+        runs[TEACHER] = runs[level_name(largest)]
+    else:
+        runs[TEACHER] = _rerank(model, largest, pairs, lists)
+    values = {name: metrics.per_query({q: qrels[q] for q in kept}, ranked, measures) for name, ranked in runs.items()}
+    result = {
+        "format_version": 1,
+        "data": data.spec,
+        "split": data.split,
+        "split_sha256": data.split_sha256,
+        "metrics": {
+            name: {kind: round(metrics.mean(found), DECIMALS) for kind, found in row.items()}
+            for name, row in values.items()
+        },
+        "retention": {
+            level_name(level): {
+                kind: _rounded(metrics.retention(found, values[TEACHER][kind], seed=seed))
+                for kind, found in values[level_name(level)].items()
+            }
+            for level in levels
+        },
+        "above_first_stage": {
+            level_name(level): {
+                kind: dict(zip(("difference", "p"), metrics.difference(values[FIRST_STAGE][kind], found, seed=seed),
+                               strict=True))
+                for kind, found in values[level_name(level)].items()
+            }
+            for level in levels
+        },
+        "query_ids": kept,
+        "per_query": {
+            name: {kind: _rounded(found.tolist()) for kind, found in row.items()} for name, row in values.items()
+        },
+    }  # fmt: skip
+    return result, runs
+
+
+def table(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row a level for people: how far it is above the first stage, and how surely."""
+    rows = []
+    for name, values in result["metrics"].items():
+        first = next(iter(values))
+        above = result["above_first_stage"].get(name, {}).get(first)
+        cells = {kind: f"{value:.4f}" for kind, value in values.items()}
+        told = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*above["difference"]) if above else "-"
+        p = f"{above['p']:.3f}" if above else "-"
+        rows.append({"level": name} | cells | {f"{first} above the first stage": told, "p": p})
+    return rows
+
+
+def _lists(
+    data: RetrievalData,
+    kept: Sequence[str],
+    text: Mapping[str, str],
+    *,
+    run: metrics.Run | None,
+    candidates: Mapping[str, Mapping[str, int]] | None,
+    depth: int,
+) -> Lists:
+    """What is reranked for each query, with the first stage's scores."""
+    row = {pid: i for i, pid in enumerate(data.passage_ids)}
+    queries = [text[qid] for qid in kept]
+    if candidates is not None:
+        own = [list(candidates[qid]) for qid in kept]
+        scores = bm25_scores(queries, data.passages, [[row[pid] for pid in pids] for pids in own])
+        return {qid: dict(zip(p, s.tolist(), strict=True)) for qid, p, s in zip(kept, own, scores, strict=True)}
+    if run is None:
+        rows, found = bm25_top(queries, data.passages, min(depth, len(data.passages)))
+        ids = [[data.passage_ids[i] for i in some] for some in rows.tolist()]
+        return {qid: dict(zip(p, s, strict=True)) for qid, p, s in zip(kept, ids, found.tolist(), strict=True)}
+    lists: Lists = {}
+    for qid in kept:
+        best = metrics.ranking(run.get(qid, {}))[:depth]
+        if unknown := next((pid for pid in best if pid not in row), None):
+            raise InputError(f"the run ranks passage {unknown!r} for query {qid!r}, which {data.spec} does not have")
+        lists[qid] = {pid: run[qid][pid] for pid in best}
+    if not any(lists.values()):
+        raise InputError(f"the run ranks nothing for any query of {data.spec}, split {data.split}")
+    return lists
+
+
+def _rerank(model: ElasticModel, level: Level, pairs: list[tuple[str, str | None]], lists: Lists) -> Lists:
+    scores = iter(outputs(model, level, TokenizedTexts.of_pairs(model, pairs), desc="rerank").squeeze(-1).tolist())
+    return {qid: {pid: next(scores) for pid in own} for qid, own in lists.items()}
+
+
+def _rounded(values: Sequence[float] | None) -> list[float] | None:
+    return values and [round(value, DECIMALS) for value in values]
