@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, BertConfig, PreTrainedTokenizerBase
 
 from elasticlm.errors import InputError
-from elasticlm.structure import ElasticStructure
+from elasticlm.structure import ElasticStructure, parse_level
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE, LATENCY_FILE, QUALITY_FILE = (
@@ -49,6 +49,7 @@ class ElasticBertConfig(BertConfig):
         teacher: ``{"name", "sha256"}`` of what was pruned.
         labels: label names of a classifier.
         passages: ``{"encoder": "teacher"|"largest", "fingerprint"}``: which index the queries go with.
+        calibration: of a ranker, ``{"50": [a, b], ...}``, a > 0: a passage is relevant with sigmoid(a score + b).
     """
 
     model_type = "elastic_bert"
@@ -63,6 +64,7 @@ class ElasticBertConfig(BertConfig):
     teacher: dict[str, str | None] | None = None
     labels: list[str] | None = None
     passages: dict[str, str | None] | None = None
+    calibration: dict[str, list[float]] | None = None
 
     @property
     def head_size(self) -> int:
@@ -108,6 +110,9 @@ def validate(config: ElasticBertConfig) -> ElasticStructure:
         raise InputError(f"pooling is {config.pooling!r}, expected one of {', '.join(POOLINGS)}")
     if config.task == "classify" and not config.labels:
         raise InputError("labels: a classifier needs its label names")
+    for name, fitted in (config.calibration or {}).items():
+        if parse_level(name) not in structures or len(fitted) != 2 or not fitted[0] > 0:
+            raise InputError(f"calibration.{name}: expected [a, b] of a level, a > 0")
     limits = config.max_tokens or {}
     for kind in ("query", "passage", "pair"):
         if not 2 < limits.get(kind, 0) <= config.max_position_embeddings:

@@ -19,7 +19,7 @@ from elasticlm.command import progress
 from elasticlm.encoder import ElasticEncoder
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
-from elasticlm.structure import ElasticStructure, Level
+from elasticlm.structure import ElasticStructure, Level, level_name
 
 Kind = Literal["query", "passage"]
 
@@ -215,6 +215,14 @@ class ElasticModel(nn.Module):
         self._require("score")
         inputs = self.tokenize_pairs([query] * len(passages), passages)
         return self.encode(inputs, self.structures.largest if level is None else level).float().cpu()
+
+    def probabilities(self, scores: Tensor, level: Level) -> Tensor | None:
+        """How likely passages with these scores at this level are relevant; None where the level is not calibrated.
+
+        sigmoid(a score + b), the same scale at every level (see ``trainer evaluate --calibrate``).
+        """
+        fitted = (self.config.calibration or {}).get(level_name(level))
+        return None if fitted is None else torch.sigmoid(fitted[0] * scores + fitted[1])
 
     def classify(
         self, sentences: Sequence[str], seconds: Sequence[str] | None = None, *, level: Level | None = None

@@ -138,20 +138,23 @@ class Answerer:
         row = 0
         for request in requests:
             rows = len(request.passages) if isinstance(request, Score) else 1
-            body = self._body(request, outputs[row : row + rows], hits) | {"level": level}
+            body = self._body(request, outputs[row : row + rows], hits, level) | {"level": level}
             if any(truncated[row : row + rows]):
                 body["truncated"] = True
             yield Answer(body, level, largest_ms)
             row += rows
 
-    def _body(self, request: Request, outputs: Tensor, hits: Iterator[list[dict[str, Any]]]) -> dict[str, Any]:
+    def _body(
+        self, request: Request, outputs: Tensor, hits: Iterator[list[dict[str, Any]]], level: Level
+    ) -> dict[str, Any]:
         match request:
             case Embed():
                 return {"embedding": outputs[0].tolist()}
             case Search(k=k):
                 return {"hits": next(hits)[:k]}
             case Score():
-                return {"scores": outputs.tolist()}
+                likely = self.model.probabilities(outputs, level)
+                return {"scores": outputs.tolist()} | ({} if likely is None else {"probabilities": likely.tolist()})
             case Classify():
                 labels = self.model.config.labels or []
                 scores = outputs[0].softmax(-1) if len(labels) > 1 else outputs[0]  # one label: a regression

@@ -25,7 +25,7 @@ from elasticlm.retrieval.data import RetrievalData, load_corpus, load_retrieval
 from elasticlm.retrieval.index import PassageIndex
 from elasticlm.structure import Level, level_name, parse_levels
 from elasticlm.teacher import load_model, load_teacher, passage_encoder
-from trainer import classification, reranking
+from trainer import calibration, classification, reranking
 from trainer.processes import Processes
 from trainer.texts import TokenizedTexts
 from trainer.vectors import stored_vectors
@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
                         "judged candidates, else BM25's)")  # fmt: skip
     parser.add_argument("--depth", type=int, default=20, help="reranker: passages of the run, or of BM25, to rerank")
     parser.add_argument("--max-queries", type=int, metavar="N", help="reranker: at most so many, drawn at random")
+    parser.add_argument("--calibrate", action="store_true", help="reranker: fit on this split how likely a score of "
+                        "each level is that of a relevant passage, and write it into the artifact")  # fmt: skip
     parser.add_argument("--run-dir", help="folder for the TREC runs, one a level")
     parser.add_argument("--save", action="store_true", help=f"also write the result into the artifact's {QUALITY_FILE}")
     parser.add_argument("--batch-size", type=int, default=32, help="queries encoded at once")
@@ -70,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     started = time.perf_counter()
     for output in filter(None, (args.output, args.run_dir)):
         refuse_existing(output, overwrite=args.overwrite)
+    if args.calibrate and args.split == "test":
+        raise InputError("--calibrate fits on the split that is measured: choose another than test, such as dev")
     if args.depth < 1 or (args.max_queries or 1) < 1:
         raise InputError("--depth and --max-queries: expected 1 or more")
     if args.batch_size < 1:
@@ -77,6 +81,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.ids and not args.index:
         raise InputError("--ids names the passages of an index: give --index FILE.faiss too")
     model = load_model(args.model)
+    if args.calibrate and model.config.task != "score":
+        raise InputError(
+            f"--calibrate is for rerankers (task 'score'); the task of {args.model} is {model.config.task!r}"
+        )
     is_teacher = _is_teacher(model)
     levels = parse_levels(args.levels) if args.levels else () if is_teacher else model.levels
     for level in levels:
@@ -96,11 +104,25 @@ def main(argv: list[str] | None = None) -> None:
         run = metrics.read_trec_run(Path(args.run)) if args.run else None
         result, runs = reranking.evaluate(model, teacher, data, levels, run=run, depth=args.depth,
                                           max_queries=args.max_queries, seed=args.seed)  # fmt: skip
-        result |= {"model": args.model, "seconds": round(time.perf_counter() - started, 1)}
+        result |= {"model": args.model}
+        fitted = model.config.calibration
+        if args.calibrate or fitted:
+            names = [level_name(level) for level in levels]
+            scores, relevant = reranking.pairs_of(runs, names, data)
+            if args.calibrate:
+                fitted = {name: list(calibration.fit(scores[name], relevant)) for name in names}
+                model.config.calibration = fitted
+                model.config.save_pretrained(args.model)
+            known = {name: found for name, found in scores.items() if name in fitted}
+            result |= {"calibration": calibration.report(known, relevant, fitted)}
+        result |= {"seconds": round(time.perf_counter() - started, 1)}
         _write_runs(args, runs)
         _write(args, result, quality, len(result["query_ids"]))
         command.print_table(reranking.table(result))
-        command.print_result({"output": args.output} | {k: result[k] for k in (*SUMMARY, "above_first_stage")})
+        if "calibration" in result:
+            command.print_table(reranking.calibration_table(result["calibration"]))
+        shown = [key for key in (*SUMMARY, "above_first_stage", "calibration") if key in result]
+        command.print_result({"output": args.output} | {key: result[key] for key in shown})
         return
     index = PassageIndex.load(args.index, args.ids) if args.index else None
     teacher = _load_teacher(model, args.teacher, is_teacher=is_teacher)

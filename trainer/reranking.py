@@ -112,6 +112,30 @@ def table(result: Mapping[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
+def pairs_of(
+    runs: Mapping[str, metrics.Run], names: Sequence[str], data: RetrievalData
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return every reranked pair's score in these runs, FloatArrays [pairs], and whether it is relevant, BoolArray."""
+    grades = data.candidates or {}
+    judged = {qid: grades.get(qid, {}) | own for qid, own in data.qrels.items()}
+    scores = {
+        name: np.array([score for found in runs[name].values() for score in found.values()], dtype=float)
+        for name in names
+    }
+    relevant = [judged[qid].get(pid, 0) > 0 for qid, found in runs[names[0]].items() for pid in found]
+    return scores, np.array(relevant)
+
+
+def calibration_table(report: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, str]]:
+    """A row a level: expected calibration error, and decisions that change with the level, before and after."""
+    return [
+        {"level": name, "ECE, raw": f"{kinds['raw']['ece']:.3f}", "calibrated": f"{kinds['calibrated']['ece']:.3f}",
+         "decisions changed, raw": f"{kinds['raw']['decisions_changed']:.1%}",
+         "as calibrated": f"{kinds['calibrated']['decisions_changed']:.1%}"}
+        for name, kinds in report.items()
+    ]  # fmt: skip
+
+
 def _lists(
     data: RetrievalData,
     kept: Sequence[str],

@@ -124,6 +124,17 @@ def test_scores_are_those_of_each_query_with_its_own_passages(tiny_artifact, tmp
         assert max_diff(answer.body["scores"], expected) < 1e-5
 
 
+def test_a_calibrated_level_tells_probabilities_beside_its_scores(tiny_artifact, tmp_path):
+    folder = with_head(tiny_artifact, tmp_path, "score")
+    config = json.loads((folder / "config.json").read_text()) | {"calibration": {"100": [2.0, -1.0]}}
+    (folder / "config.json").write_text(json.dumps(config))
+    served = answerer(folder)
+    body = served.answer([Score("ice", ("snow", "rain"))], IDLE)[0].body
+    expected = torch.sigmoid(2 * torch.tensor(body["scores"]) - 1)
+    assert body["probabilities"] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert "probabilities" not in served.answer([Score("ice", ("snow",) * 20)], IDLE)[0].body  # level 10 is not
+
+
 def test_a_rerank_of_many_passages_weighs_more_than_one(tiny_artifact, tmp_path):
     served = answerer(with_head(tiny_artifact, tmp_path, "score"))
     levels = [served.answer([Score("ice", ("snow",) * rows)], IDLE)[0].level for rows in (1, 5, 20)]
