@@ -20,6 +20,7 @@ class Archive:
 
     folder: Path
     name: str
+    task: str
     levels: tuple[Level, ...]
     batch_size: int
     workers: int
@@ -38,7 +39,7 @@ class Archive:
             raise InputError(f"{archive}: not an archive made by `python -m handlers.archive` ({error})") from None
         levels = ElasticStructure.from_json(config["levels"]).levels
         delays = settings["batchSize"], settings["minWorkers"], settings["maxBatchDelay"]
-        return cls(folder, manifest["modelName"], levels, *delays)
+        return cls(folder, manifest["modelName"], config.get("task", "embed"), levels, *delays)
 
     @property
     def artifact(self) -> Path:

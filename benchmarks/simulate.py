@@ -31,7 +31,7 @@ from benchmarks.replay import write_requests
 from benchmarks.report import write_report
 from benchmarks.server import ServerError
 from benchmarks.summary import COLUMNS, budget_name, rounds, summarise
-from benchmarks.workload import RELATED_TOKENS, WORKLOADS, Workload, build_workload
+from benchmarks.workload import RERANK, RELATED_TOKENS, WORKLOADS, Workload, build_workload
 from elasticlm.command import above_zero, parser, print_result, print_table, progress, run, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
@@ -72,10 +72,14 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         raise InputError("--load goes with --arrivals; the load of a closed loop is its --users")
     arrivals = parse_arrivals(options.arrivals) if options.arrivals else None
     _check_arms(names, archive)
+    wanted = "score" if options.workload.startswith(RERANK) else "embed"
+    if archive.task != wanted:
+        raise InputError(f"--workload {options.workload} asks a model of task {wanted!r}; {options.archive} is of task "
+                         f"{archive.task!r}")  # fmt: skip
     data = load_retrieval(options.data, options.split)
     hits = archive.index is not None and options.index is None
     workload = build_workload(options.workload, data, hits=hits, shorten=_shortener(archive.artifact))
-    index = None if hits else _passage_index(options, archive)
+    index = None if hits or workload.lists is not None else _passage_index(options, archive)
     requests_file = folder / "requests.jsonl"
     write_requests(requests_file, workload.requests)
 
@@ -130,7 +134,7 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "arms": summarise(trace, budgets_ms),
         "workload": {
             "name": workload.name, "data": options.data, "split": data.split, "archive": options.archive.name,
-            "answers": "hits" if hits else "embeddings", "different_requests": len(workload.requests),
+            "answers": "scores" if workload.lists is not None else "hits" if hits else "embeddings", "different_requests": len(workload.requests),
         },
         "load": {
             **asdict(traffic), "offered_rps": traffic.offered_rps, "users_auto": options.users is None,
@@ -274,7 +278,8 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--budgets", type=_budgets, default="auto", metavar="MS,..",
                          help="latency budgets T in ms by which every arm is judged; "
                          "auto: 5, 7.5 and 10 service times of the largest level")  # fmt: skip
-    options.add_argument("--workload", default="query", help=f"what users ask: {', '.join(WORKLOADS)}")
+    options.add_argument("--workload", default="query", help=f"what users ask: {', '.join(WORKLOADS)}, or "
+                         "rerank:N, a query with N passages (BM25's best)")  # fmt: skip
     options.add_argument("--users", type=_or_auto(int), default="auto", help="users at the peak; auto: as many as "
                          "offer 3 times the capacity of the largest level, at most .8 of the smallest's")  # fmt: skip
     options.add_argument("--spawn-rate", type=_or_auto(float), default="auto", metavar="PER_S",

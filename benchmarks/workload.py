@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.replay import Request, text_request
 from elasticlm.errors import InputError
-from elasticlm.retrieval.metrics import per_query
+from elasticlm.retrieval.metrics import per_query, ranking
 
 if TYPE_CHECKING:
     from elasticlm.retrieval.data import RetrievalData
@@ -25,7 +25,7 @@ class Workload:
     """Requests with judgements.
 
     `measure` is the quality of one answer (an ir_measures name). `own` says which passage a query is, where it is one:
-    that passage does not count among its hits.
+    that passage does not count among its hits. `lists` are the passages sent with each query, where they are reranked.
     """
 
     name: str
@@ -33,10 +33,11 @@ class Workload:
     requests: list[Request]
     qrels: dict[str, dict[str, int]]
     own: dict[str, str]
+    lists: dict[str, list[str]] | None = None
 
     def quality(self, query_ids: Sequence[str], bodies: Sequence[bytes], index: "PassageIndex | None") -> np.ndarray:
-        """Return the quality [answers] of what the server answered: hits, or embeddings to search the index with."""
-        hits = self._hits([json.loads(body) for body in bodies], index)
+        """Return the quality [answers] of what the server answered: hits, scores, or embeddings to search with."""
+        hits = self._hits(query_ids, [json.loads(body) for body in bodies], index)
         qrels, run = {}, {}
         for number, (query_id, found) in enumerate(zip(query_ids, hits, strict=True)):
             row = str(number)
@@ -45,7 +46,11 @@ class Workload:
             run[row] = {passage_id: float(-rank) for rank, passage_id in enumerate(others)}
         return per_query(qrels, run, [self.measure])[self.measure]
 
-    def _hits(self, answers: list[dict], index: "PassageIndex | None") -> list[list[str]]:
+    def _hits(self, query_ids: Sequence[str], answers: list[dict], index: "PassageIndex | None") -> list[list[str]]:
+        if self.lists is not None:
+            scored = [dict(zip(self.lists[qid], one["scores"], strict=True))
+                      for qid, one in zip(query_ids, answers, strict=True)]  # fmt: skip
+            return [ranking(scores) for scores in scored]
         if not answers or "hits" in answers[0]:
             return [[hit["id"] for hit in answer["hits"]] for answer in answers]
         vectors = np.array([answer["embedding"] for answer in answers], dtype=np.float32)
@@ -87,7 +92,21 @@ def related_workload(data: "RetrievalData", *, hits: bool, shorten: Callable[[st
     return Workload("related", "nDCG@10", requests, qrels, own={own: own for own in qrels})
 
 
+def rerank_workload(data: "RetrievalData", count: int) -> Workload:
+    """Users send the split's queries, each with the best `count` passages by BM25; an answer's quality is RR@10."""
+    from elasticlm.retrieval.bm25 import bm25_top
+
+    rows, _ = bm25_top(data.queries, data.passages, count)
+    requests, lists = [], {}
+    for query_id, text, own in zip(data.query_ids, data.queries, rows.tolist(), strict=True):
+        body = {"query": text, "passages": [data.passages[row] for row in own]}
+        requests.append(Request(query_id, json.dumps(body, ensure_ascii=False)))
+        lists[query_id] = [data.passage_ids[row] for row in own]
+    return Workload(f"rerank:{count}", "RR@10", requests, data.qrels, own={}, lists=lists)
+
+
 WORKLOADS = {"query": query_workload, "related": related_workload}
+RERANK = "rerank:"
 
 
 def build_workload(name: str, data: "RetrievalData", *, hits: bool, shorten: Callable[[str], str]) -> Workload:
@@ -95,6 +114,11 @@ def build_workload(name: str, data: "RetrievalData", *, hits: bool, shorten: Cal
 
     `shorten` cuts a passage to RELATED_TOKENS tokens.
     """
+    if name.startswith(RERANK):
+        count = name.removeprefix(RERANK)
+        if not count.isdigit() or not 0 < int(count) <= len(data.passages):
+            raise InputError(f"workload {name!r}: expected rerank:N with N from 1 to {len(data.passages):,} passages")
+        return rerank_workload(data, int(count))
     if name not in WORKLOADS:
-        raise InputError(f"workload {name!r}: expected one of {', '.join(WORKLOADS)}")
+        raise InputError(f"workload {name!r}: expected one of {', '.join(WORKLOADS)} or rerank:N")
     return WORKLOADS[name](data, hits=hits, shorten=shorten)

@@ -93,6 +93,19 @@ def test_related_needs_a_hundred_passages_that_share_a_title():
         workload("related", retrieval_data(["t"] * 99), hits=True)
 
 
+def test_a_rerank_sends_bm25s_best_and_is_judged_by_the_order_of_the_scores():
+    data = retrieval_data(["ice", "snow", "rain"])
+    data = type(data)(**{**vars(data), "queries": ["ice text", "rain text"]})
+    made = workload("rerank:2", data, hits=False)
+    sent = json.loads(made.requests[1].body)
+    assert sent["query"] == "rain text"
+    assert [len(sent["passages"]), sent["passages"][0]] == [2, "rain text 2"]
+    assert made.lists["b"][0] == "p2"
+    answers = [json.dumps({"scores": scores, "level": 50}).encode() for scores in ([2.0, 1.0], [0.5, 3.0])]
+    assert made.quality(["b", "b"], answers, None).tolist() == [1, 1 / 2]
+
+
 def test_an_unknown_workload_is_refused():
-    with pytest.raises(InputError, match="expected one of query, related"):
-        workload("rerank:8", retrieval_data(["t"]), hits=True)
+    for name in ("queries", "rerank:0", "rerank:x", "rerank:2"):
+        with pytest.raises(InputError, match="expected one of query, related or rerank:N|N from 1 to 1 passages"):
+            workload(name, retrieval_data(["t"]), hits=True)

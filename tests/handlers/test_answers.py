@@ -126,8 +126,8 @@ def test_scores_are_those_of_each_query_with_its_own_passages(tiny_artifact, tmp
 
 def test_a_calibrated_level_tells_probabilities_beside_its_scores(tiny_artifact, tmp_path):
     folder = with_head(tiny_artifact, tmp_path, "score")
-    config = json.loads((folder / "config.json").read_text()) | {"calibration": {"100": [2.0, -1.0]}}
-    (folder / "config.json").write_text(json.dumps(config))
+    file = folder / "artifact/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": {"100": [2.0, -1.0]}}))
     served = answerer(folder)
     body = served.answer([Score("ice", ("snow", "rain"))], IDLE)[0].body
     expected = torch.sigmoid(2 * torch.tensor(body["scores"]) - 1)
