@@ -31,7 +31,7 @@ from benchmarks.replay import write_requests
 from benchmarks.report import write_report
 from benchmarks.server import ServerError
 from benchmarks.summary import COLUMNS, budget_name, rounds, summarise
-from benchmarks.workload import RERANK, RELATED_TOKENS, WORKLOADS, Workload, build_workload
+from benchmarks.workload import RELATED_TOKENS, RERANK, WORKLOADS, Workload, build_workload
 from elasticlm.command import above_zero, parser, print_result, print_table, progress, run, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
@@ -79,7 +79,8 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     data = load_retrieval(options.data, options.split)
     hits = archive.index is not None and options.index is None
     workload = build_workload(options.workload, data, hits=hits, shorten=_shortener(archive.artifact))
-    index = None if hits or workload.lists is not None else _passage_index(options, archive)
+    answers = "scores" if workload.lists is not None else "hits" if hits else "embeddings"
+    index = _passage_index(options, archive) if answers == "embeddings" else None
     requests_file = folder / "requests.jsonl"
     write_requests(requests_file, workload.requests)
 
@@ -134,7 +135,7 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "arms": summarise(trace, budgets_ms),
         "workload": {
             "name": workload.name, "data": options.data, "split": data.split, "archive": options.archive.name,
-            "answers": "scores" if workload.lists is not None else "hits" if hits else "embeddings", "different_requests": len(workload.requests),
+            "answers": answers, "different_requests": len(workload.requests),
         },
         "load": {
             **asdict(traffic), "offered_rps": traffic.offered_rps, "users_auto": options.users is None,

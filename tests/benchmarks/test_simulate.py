@@ -152,7 +152,7 @@ def test_stopped_from_outside_it_stops_its_server(command, tmp_path):
         (["--arms", "slack", "slack"], "each arm may stand once"),
         (["--split", "summer"], "no split 'summer'"),
         (["--workload", "related"], "60 passages share a title .* at least 100"),
-        (["--workload", "rerank:8"], "asks a model of task 'score'"),
+        (["--workload", "rerank:8"], "a model of task 'score'"),
         (["--arrivals", "poisson:x"], "poisson:RATE"),
         (["--archive", __file__], "not an archive made by"),
         (["--output", str(ROOT / "tests")], "exists already"),

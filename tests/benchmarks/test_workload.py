@@ -107,5 +107,5 @@ def test_a_rerank_sends_bm25s_best_and_is_judged_by_the_order_of_the_scores():
 
 def test_an_unknown_workload_is_refused():
     for name in ("queries", "rerank:0", "rerank:x", "rerank:2"):
-        with pytest.raises(InputError, match="expected one of query, related or rerank:N|N from 1 to 1 passages"):
+        with pytest.raises(InputError, match=r"expected one of query, related or rerank:N|N from 1 to 1 passages"):
             workload(name, retrieval_data(["t"]), hits=True)
