@@ -250,8 +250,20 @@ class Served:
         return self.latency_ms <= budget_ms
 
 
-def simulate(policy: Policy, table: ServiceTimes, server: Server, traffic: Traffic, signal: Signal = exact) -> Served:
-    """Serve the traffic under a policy until the last request is answered."""
+def simulate(
+    policy: Policy,
+    table: ServiceTimes,
+    server: Server,
+    traffic: Traffic,
+    signal: Signal = exact,
+    *,
+    told: LatencyTable | None = None,
+) -> Served:
+    """Serve the traffic under a policy until the last request is answered.
+
+    ``told`` is the table that the policy decides by, where it is not the one that service times are drawn from.
+    """
+    told = told or table
     events = traffic.first_arrivals()  # a sorted list is a heap
     shares: list[float] = traffic.shares.tolist()
     arrival_ms = [0.0] * len(shares)
@@ -264,7 +276,7 @@ def simulate(policy: Policy, table: ServiceTimes, server: Server, traffic: Traff
     def start(batch: list[int], now_ms: float) -> None:
         depth, ages_ms = signal(now_ms, [arrival_ms[request] for request in batch], len(waiting))
         rows = server.rows * len(batch)
-        level = policy.choose(table, Load(
+        level = policy.choose(told, Load(
             queue_depth=depth, rows=rows, tokens=server.tokens, batch=len(batch), batch_size=server.batch_size,
             workers=server.workers, overhead_ms=server.overhead_ms,
             turnaround_ms=server.overhead_ms, ages_ms=ages_ms,

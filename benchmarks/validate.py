@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         summary, trace = _read(folder)
         fitted, overhead_ms = calibrate(table, options.tokens, summary["load"]["capacity_rps"])
         server = Server(overhead_ms=overhead_ms, tokens=options.tokens)
-        compared += compare(folder.name, trace, fitted, server, [float(t) for t in _budgets(summary)])
+        compared += compare(folder.name, trace, table, fitted, server, [float(t) for t in _budgets(summary)])
         factor = fitted.mean_ms(table.levels[0], 1, options.tokens) / table.mean_ms(table.levels[0], 1, options.tokens)
         runs[folder.name] = {"load": summary["load"], "overhead_ms": round(overhead_ms, 3), "factor": round(factor, 3)}
     rows = [
@@ -115,15 +115,23 @@ def calibrate(table: LatencyTable, tokens: int, capacity_rps: dict[str, float]) 
 
 
 def compare(
-    run_name: str, trace: pd.DataFrame, table: ServiceTimes, server: Server, budgets_ms: Sequence[float]
+    run_name: str,
+    trace: pd.DataFrame,
+    told: LatencyTable,
+    table: ServiceTimes,
+    server: Server,
+    budgets_ms: Sequence[float],
 ) -> list[Comparison]:
-    """Simulate every arm of a trace at the arrivals that it met; judge both by the arm's own budget or the first."""
+    """Simulate every arm of a trace at the arrivals that it met; judge both by the arm's own budget or the first.
+
+    The policy decides by the artifact's table (``told``), as it does in the server, whatever the server's own speed was.
+    """
     compared = []
     for arm, rows in trace.groupby("arm", sort=False):
         policy = parse_policy(str(arm))
         budget_ms = getattr(policy, "budget_ms", budgets_ms[0])
         times_ms = 1000 * np.sort(rows["t_s"].to_numpy())
-        found = simulate(policy, table, server, OpenLoop(arrival_ms=times_ms))
+        found = simulate(policy, table, server, OpenLoop(arrival_ms=times_ms), told=told)
         answered = rows[rows["status"] == 200]
         served = answered["level"].astype(str).value_counts(normalize=True)
         shares = {
