@@ -124,7 +124,7 @@ def compare(
 ) -> list[Comparison]:
     """Simulate every arm of a trace at the arrivals that it met; judge both by the arm's own budget or the first.
 
-    The policy decides by the artifact's table (``told``), as it does in the server, whatever the server's own speed was.
+    The policy decides by the artifact's table (``told``), as in the server, whatever the server's own speed was.
     """
     compared = []
     for arm, rows in trace.groupby("arm", sort=False):
