@@ -85,6 +85,8 @@ class ElasticModel(nn.Module):
         """
         config = copy.deepcopy(self.config)
         config.levels = structures.to_json()
+        if config.calibration:
+            config.calibration = {name: fit for name, fit in config.calibration.items() if name in config.levels}
         largest, weights = structures[structures.largest], self.state_dict()
         for i in range(largest.layers):
             heads = np.arange(largest.heads[i]) if head_order is None else head_order[i, : largest.heads[i]]
@@ -107,7 +109,8 @@ class ElasticModel(nn.Module):
         The head's weights are drawn as BERT's, its bias is 0.
         """
         config = copy.deepcopy(self.config)
-        config.task, config.labels, config.passages = task, list(labels) if labels else None, None
+        config.task, config.labels = task, list(labels) if labels else None
+        config.passages = config.calibration = None
         weights = {name: weight.clone() for name, weight in self.state_dict().items() if not name.startswith("head.")}
         random = torch.Generator().manual_seed(seed)
         shape = (_outputs(config), config.hidden_size)

@@ -10,6 +10,7 @@ from scipy.special import expit
 from elasticlm.artifact import read_config
 from elasticlm.errors import InputError
 from elasticlm.model import ElasticModel
+from elasticlm.structure import ElasticStructure
 from trainer import evaluate
 from trainer.calibration import expected_calibration_error, fit, report
 
@@ -73,6 +74,10 @@ def test_it_is_fitted_on_dev_written_into_the_artifact_and_measured_on_test(tiny
     scores = torch.tensor([0.5, 2.0])
     assert torch.allclose(loaded.probabilities(scores, 100), torch.sigmoid(a * scores + b))
     assert loaded.probabilities(scores, 10) is None
+    assert loaded.with_head("score").config.calibration is None
+    small = loaded.cut(ElasticStructure({50: loaded.structures[50]}))
+    small.save_pretrained(tmp_path / "small")
+    assert ElasticModel.from_pretrained(tmp_path / "small").probabilities(scores, 50) is None
     with pytest.raises(InputError, match="another than test"):
         evaluate.main([*command, "--split", "test", "--calibrate", "--output", str(tmp_path / "other.json")])
     with pytest.raises(InputError, match="'embed'"):
