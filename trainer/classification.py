@@ -12,15 +12,14 @@ from sklearn.metrics import f1_score
 from elasticlm.command import progress, say
 from elasticlm.errors import InputError
 from elasticlm.model import ElasticModel
-from elasticlm.retrieval.data import Labelled, load_labelled
-from elasticlm.retrieval.metrics import resampled_retention
+from elasticlm.retrieval.data import load_labelled
+from elasticlm.retrieval.metrics import resampled_retention, rounded
 from elasticlm.structure import Level, level_name
 from trainer.texts import TokenizedTexts
 
 FORMAT_VERSION = 1
 TEACHER, MAJORITY = "teacher", "majority"
 BATCH_SIZE = 32
-DECIMALS = 6
 
 Measure = Callable[[np.ndarray, np.ndarray], float]
 """A measure of (predictions, targets), [examples] both."""
@@ -50,17 +49,19 @@ def evaluate(
     labels = model.config.labels or []
     data = load_labelled(spec, split, labels)
     say(f"{spec}, {split}: {len(data.firsts):,} examples, labels {', '.join(labels)}")
-    found = {level_name(level): predictions(model, level, data) for level in levels}
+    texts = TokenizedTexts.of_pairs(model, data.pairs)
+    found = {level_name(level): predictions(model, level, texts) for level in levels}
     if teacher is not None:
         whole = ElasticModel.from_pretrained(teacher)
         if whole.config.labels != labels:
             theirs = ", ".join(whole.config.labels or ()) or "none"
             raise InputError(f"--teacher {teacher}: knows other labels ({theirs})")
-        reference = predictions(whole, whole.structures.largest, data)
+        theirs = TokenizedTexts.of_pairs(whole, data.pairs)
+        reference = predictions(whole, whole.structures.largest, theirs)
     else:
         largest = model.structures.largest
         known = found.get(level_name(largest))
-        reference = predictions(model, largest, data) if known is None else known
+        reference = predictions(model, largest, texts) if known is None else known
     measures, targets = measures_of(labels), data.targets
     rows = {TEACHER: reference} | found
     if len(labels) > 1:
@@ -72,7 +73,7 @@ def evaluate(
         "split": split,
         "split_sha256": data.split_sha256,
         "metrics": {
-            name: {kind: _rounded(measure(row, targets)) for kind, measure in measures.items()}
+            name: dict(zip(measures, rounded([kind(row, targets) for kind in measures.values()]), strict=True))
             for name, row in rows.items()
         },
         "retention": {
@@ -81,16 +82,16 @@ def evaluate(
         },
         "query_ids": [str(i) for i in range(len(targets))],
         "per_query": {
-            name: {error: [round(float(v), DECIMALS) for v in _each(row, targets, regression=len(labels) == 1)]}
+            name: {error: rounded(_each(row, targets, regression=len(labels) == 1))}
             for name, row in rows.items()
         },
     }  # fmt: skip
 
 
-def predictions(model: ElasticModel, level: Level, data: Labelled) -> np.ndarray:
+def predictions(model: ElasticModel, level: Level, texts: TokenizedTexts) -> np.ndarray:
     """Each example's class, IntArray [examples], or value, FloatArray [examples], at a level."""
-    found = outputs(model, level, TokenizedTexts.of_pairs(model, data.pairs), desc="classify")
-    return found.squeeze(-1).double().numpy() if len(data.labels) == 1 else found.argmax(-1).numpy()
+    found = outputs(model, level, texts, desc="classify")
+    return found.squeeze(-1).double().numpy() if found.shape[-1] == 1 else found.argmax(-1).numpy()
 
 
 def outputs(model: ElasticModel, level: Level, texts: TokenizedTexts, *, desc: str) -> torch.Tensor:
@@ -121,12 +122,13 @@ def table(result: Mapping[str, Any]) -> list[dict[str, str]]:
 def _retention(
     measure: Measure, row: np.ndarray, reference: np.ndarray, targets: np.ndarray, seed: int
 ) -> list[float] | None:
-    kept = resampled_retention(
-        lambda some: (measure(row[some], targets[some]), measure(reference[some], targets[some])),
-        len(targets),
-        seed=seed,
+    return rounded(
+        resampled_retention(
+            lambda some: (measure(row[some], targets[some]), measure(reference[some], targets[some])),
+            len(targets),
+            seed=seed,
+        )
     )
-    return kept and [round(value, DECIMALS) for value in kept]
 
 
 def _each(found: np.ndarray, targets: np.ndarray, *, regression: bool) -> np.ndarray:
@@ -140,7 +142,3 @@ def _correlation(kind: Callable[..., Any]) -> Measure:
             return float(kind(found, targets).statistic)
 
     return measure
-
-
-def _rounded(value: float) -> float | None:
-    return None if np.isnan(value) else round(value, DECIMALS)

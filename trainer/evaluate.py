@@ -34,7 +34,6 @@ FORMAT_VERSION = 1
 TEACHER = "teacher"
 SUMMARY = ("data", "split", "split_sha256", "metrics", "retention")
 SHOWN = ("RR@10", "nDCG@10", "R@100", *metrics.CANDIDATE_MEASURES)
-DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -196,17 +195,18 @@ def report(rows: Mapping[str, Row], data: RetrievalData, *, seed: int = 0) -> di
         "split": data.split,
         "split_sha256": data.split_sha256,
         "metrics": {
-            name: {measure: round(metrics.mean(values), DECIMALS) for measure, values in row.values.items()}
+            name: {measure: round(metrics.mean(values), metrics.DECIMALS) for measure, values in row.values.items()}
             for name, row in rows.items()
         },
         "retention": {
-            name: {measure: _rounded(metrics.retention(values, teacher[measure], seed=seed))
+            name: {measure: metrics.rounded(metrics.retention(values, teacher[measure], seed=seed))
                    for measure, values in row.values.items()}
             for name, row in rows.items() if name != TEACHER
         },
         "query_ids": data.query_ids,
         "per_query": {
-            name: {measure: _rounded(values) for measure, values in row.values.items()} for name, row in rows.items()
+            name: {measure: metrics.rounded(values) for measure, values in row.values.items()}
+            for name, row in rows.items()
         },
     }  # fmt: skip
 
@@ -296,13 +296,6 @@ def _read_quality(folder: Path) -> dict[str, Any]:
         return json.loads(file.read_text("utf-8")) if file.exists() else {}
     except ValueError as error:
         raise InputError(f"{file}: not JSON ({error})") from None
-
-
-def _rounded(values: Sequence[float] | np.ndarray | None) -> list[float | None] | None:
-    """Six decimals; JSON has no NaN, so what does not apply is null."""
-    if values is None:
-        return None
-    return [None if np.isnan(value) else round(float(value), DECIMALS) for value in values]
 
 
 def _table(result: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -24,7 +24,7 @@ from trainer.mixture import Exclusion
 from trainer.negatives import bm25_negatives, run_negatives
 from trainer.objectives import ALIGN_TEMPERATURE, Align, Classify, Denser, Ranker, contrastive_temperature
 from trainer.options import LoopOptions, add_data_options, add_options, at_least, check_temperature, options_of
-from trainer.pairs import load_pairs
+from trainer.pairs import TrainingPairs, load_pairs
 from trainer.processes import Processes
 from trainer.texts import TokenizedTexts, encode
 from trainer.vectors import stored_vectors
@@ -55,6 +55,7 @@ SETTINGS = {  # what a resumed run must agree on, besides the loop's options
 }
 INDEX_PASSAGES, DATA_PASSAGES = 65536, 4096
 DRAWN = 0  # seed of the texts drawn, whatever --seed: their stored vectors are found again
+NEGATIVES = {"denser": 1, "ranker": 7}
 NEGATIVE_CANDIDATES = 30  # best BM25 passages that a step's negatives are drawn from
 
 
@@ -93,7 +94,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.task not in DEFAULTS:
         raise InputError(f"--task {args.task} is not available yet; available: {', '.join(DEFAULTS)}")
-    args.negatives = args.negatives or {"denser": 1, "ranker": 7}.get(args.task) if args.negatives != 0 else 0
+    if args.negatives is None:
+        args.negatives = NEGATIVES.get(args.task)
     at_least(args, 1, "queries", "passages", "passages_per_step", "negatives")
     at_least(args, 3, "query_tokens", "passage_tokens")
     check_temperature(args)
@@ -181,31 +183,39 @@ def denser(
     args: argparse.Namespace, options: LoopOptions, model: ElasticModel, exclusion: Exclusion, processes: Processes
 ) -> Denser:
     """The supervised objective over the split's pairs, with BM25 negatives for the queries that training will see."""
-    wanted = options.max_steps * options.batch_size + options.dev_examples
-    pairs = load_pairs(args.data, args.split, exclusion).sample(wanted, options.seed)
-    most = len(pairs.passages) - max(map(len, pairs.positives))
-    negatives = bm25_negatives(pairs, max(args.negatives, min(NEGATIVE_CANDIDATES, most)))
-    used = np.unique(np.concatenate([negatives.ravel(), *map(np.asarray, pairs.positives)]))
-    passages = TokenizedTexts.of(model, [pairs.passages[i] for i in used], "passage", args.passage_tokens or 128)
+    pairs, negatives = pairs_and_negatives(args, options, exclusion)
+    passages = TokenizedTexts.of(model, pairs.passages, "passage", args.passage_tokens or 128)
     queries = TokenizedTexts.of(model, pairs.queries, "query", args.query_tokens)
-    positives = [np.searchsorted(used, rows).tolist() for rows in pairs.positives]
     say(f"denser: {len(queries)} queries, {len(passages)} passages among their positives and negatives")
-    return Denser(model, queries, passages, positives, np.searchsorted(used, negatives),
+    return Denser(model, queries, passages, pairs.positives, negatives,
                   temperature=args.temperature or contrastive_temperature(model), negatives_per_query=args.negatives,
                   processes=processes, chunk_size=options.chunk_size, seed=options.seed)  # fmt: skip
+
+
+def pairs_and_negatives(
+    args: argparse.Namespace, options: LoopOptions, exclusion: Exclusion, *, run: str | None = None
+) -> tuple[TrainingPairs, np.ndarray]:
+    """The pairs that training will see, with the passages that they or their hard negatives need, and no others.
+
+    Returns:
+        The pairs, and rows of their passages, IntArray [queries, candidates]: of the ``run`` where given, else BM25's.
+    """
+    wanted = options.max_steps * options.batch_size + options.dev_examples
+    pairs = load_pairs(args.data, args.split, exclusion).sample(wanted, options.seed)
+    if run:
+        negatives = run_negatives(pairs, read_trec_run(Path(run)), args.negatives, run)
+    else:
+        most = len(pairs.passages) - max(map(len, pairs.positives))
+        negatives = bm25_negatives(pairs, max(args.negatives, min(NEGATIVE_CANDIDATES, most)))
+    used = np.unique(np.concatenate([negatives.ravel(), *map(np.asarray, pairs.positives)]))
+    return pairs.with_passages(used), np.searchsorted(used, negatives)
 
 
 def ranker(
     args: argparse.Namespace, options: LoopOptions, model: ElasticModel, exclusion: Exclusion, processes: Processes
 ) -> Ranker:
     """The reranking objective over the split's pairs; the model gets a fresh head unless it ranks already."""
-    wanted = options.max_steps * options.batch_size + options.dev_examples
-    pairs = load_pairs(args.data, args.split, exclusion).sample(wanted, options.seed)
-    if args.run:
-        negatives = run_negatives(pairs, read_trec_run(Path(args.run)), args.negatives, args.run)
-    else:
-        most = len(pairs.passages) - max(map(len, pairs.positives))
-        negatives = bm25_negatives(pairs, max(args.negatives, min(NEGATIVE_CANDIDATES, most)))
+    pairs, negatives = pairs_and_negatives(args, options, exclusion, run=args.run)
     if model.config.task != "score":
         model = model.with_head("score", seed=options.seed)
     teacher = None
@@ -215,15 +225,12 @@ def ranker(
             raise InputError(f"--teacher {args.teacher}: its task is {teacher.config.task!r}, not ranking ('score')")
         if teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
             raise InputError(f"--teacher {args.teacher}: has another vocabulary than the model")
-    used = np.unique(np.concatenate([negatives.ravel(), *map(np.asarray, pairs.positives)]))
     limit = dict(model.config.max_tokens or {})["pair"]
     query_tokens = min(args.query_tokens or limit // 2, limit - 3)
     queries = TokenizedTexts.of_pairs(model, ((text, None) for text in pairs.queries), query_tokens)
-    texts = ((pairs.passages[i], None) for i in used)
-    passages = TokenizedTexts.of_pairs(model, texts, args.passage_tokens or 128)
-    positives = [np.searchsorted(used, rows).tolist() for rows in pairs.positives]
+    passages = TokenizedTexts.of_pairs(model, ((text, None) for text in pairs.passages), args.passage_tokens or 128)
     say(f"ranker: {len(queries):,} queries, {len(passages):,} passages among their positives and negatives")
-    return Ranker(model, queries, passages, positives, np.searchsorted(used, negatives),
+    return Ranker(model, queries, passages, pairs.positives, negatives,
                   negatives_per_query=args.negatives, teacher=teacher, max_tokens=limit, processes=processes,
                   chunk_size=options.chunk_size, seed=options.seed)  # fmt: skip
 

@@ -32,6 +32,15 @@ class TrainingPairs:
             positives=[self.positives[i] for i in rows],
         )
 
+    def with_passages(self, rows: np.ndarray) -> "TrainingPairs":
+        """Only these passages (rows, ascending), all positives among them."""
+        return replace(
+            self,
+            passage_ids=[self.passage_ids[i] for i in rows],
+            passages=[self.passages[i] for i in rows],
+            positives=[np.searchsorted(rows, found).tolist() for found in self.positives],
+        )
+
 
 def load_pairs(specs: Sequence[str], split: str, exclusion: Exclusion) -> TrainingPairs:
     """Load the queries of a split that have a relevant passage (grade above 0), of one or several data specs.

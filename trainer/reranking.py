@@ -17,7 +17,6 @@ from trainer.texts import TokenizedTexts
 
 FIRST_STAGE, TEACHER = "first_stage", "teacher"
 MEASURES = ("RR@10", "nDCG@10")
-DECIMALS = 6
 
 Lists = dict[str, dict[str, float]]
 """``lists[query_id][passage_id]`` is the first stage's score."""
@@ -58,14 +57,15 @@ def evaluate(
     pairs = [(text[qid], passages[pid]) for qid in kept for pid in lists[qid]]
     say(f"{data.spec}, {data.split}: {len(kept):,} queries, {len(pairs):,} pairs to rerank")
     runs: dict[str, metrics.Run] = {FIRST_STAGE: lists}
-    runs |= {level_name(level): _rerank(model, level, pairs, lists) for level in levels}
+    texts = TokenizedTexts.of_pairs(model, pairs)
+    runs |= {level_name(level): _rerank(model, level, texts, lists) for level in levels}
     largest = model.structures.largest
     if teacher is not None:
-        runs[TEACHER] = _rerank(teacher, teacher.structures.largest, pairs, lists)
+        runs[TEACHER] = _rerank(teacher, teacher.structures.largest, TokenizedTexts.of_pairs(teacher, pairs), lists)
     elif largest in levels:
         runs[TEACHER] = runs[level_name(largest)]
     else:
-        runs[TEACHER] = _rerank(model, largest, pairs, lists)
+        runs[TEACHER] = _rerank(model, largest, texts, lists)
     values = {name: metrics.per_query({q: qrels[q] for q in kept}, ranked, measures) for name, ranked in runs.items()}
     result = {
         "format_version": 1,
@@ -73,12 +73,12 @@ def evaluate(
         "split": data.split,
         "split_sha256": data.split_sha256,
         "metrics": {
-            name: {kind: round(metrics.mean(found), DECIMALS) for kind, found in row.items()}
+            name: {kind: round(metrics.mean(found), metrics.DECIMALS) for kind, found in row.items()}
             for name, row in values.items()
         },
         "retention": {
             level_name(level): {
-                kind: _rounded(metrics.retention(found, values[TEACHER][kind], seed=seed))
+                kind: metrics.rounded(metrics.retention(found, values[TEACHER][kind], seed=seed))
                 for kind, found in values[level_name(level)].items()
             }
             for level in levels
@@ -93,7 +93,7 @@ def evaluate(
         },
         "query_ids": kept,
         "per_query": {
-            name: {kind: _rounded(found.tolist()) for kind, found in row.items()} for name, row in values.items()
+            name: {kind: metrics.rounded(found) for kind, found in row.items()} for name, row in values.items()
         },
     }  # fmt: skip
     return result, runs
@@ -167,10 +167,6 @@ def _lists(
     return lists
 
 
-def _rerank(model: ElasticModel, level: Level, pairs: list[tuple[str, str | None]], lists: Lists) -> Lists:
-    scores = iter(outputs(model, level, TokenizedTexts.of_pairs(model, pairs), desc="rerank").squeeze(-1).tolist())
+def _rerank(model: ElasticModel, level: Level, texts: TokenizedTexts, lists: Lists) -> Lists:
+    scores = iter(outputs(model, level, texts, desc="rerank").squeeze(-1).tolist())
     return {qid: {pid: next(scores) for pid in own} for qid, own in lists.items()}
-
-
-def _rounded(values: Sequence[float] | None) -> list[float] | None:
-    return values and [round(value, DECIMALS) for value in values]

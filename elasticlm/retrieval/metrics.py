@@ -14,6 +14,7 @@ RETRIEVAL_MEASURES = ("RR@10", "nDCG@10", "R@5", "R@20", "R@100")
 CANDIDATE_MEASURES = ("RR", "AP")
 DEPTH = 100  # passages a query that are retrieved and measured
 BOOTSTRAP_SAMPLES = 1_000
+DECIMALS = 6
 INTERVAL = (2.5, 97.5)  # percentiles: 95 % in between
 
 
@@ -54,6 +55,13 @@ def per_query(
 def mean(values: np.ndarray) -> float:
     """Mean over queries; those that a measure does not apply to are NaN and left out."""
     return float(np.nanmean(values))
+
+
+def rounded(values: Sequence[float] | np.ndarray | None) -> list[float | None] | None:
+    """Values for a JSON file: six decimals; JSON has no NaN, so what does not apply is null."""
+    if values is None:
+        return None
+    return [None if np.isnan(value) else round(float(value), DECIMALS) for value in values]
 
 
 def retention(
