@@ -63,18 +63,23 @@ class Checkpoints:
             shutil.rmtree(older)
 
     def load(
-        self, modules: nn.Module, optimizers: Sequence[Optimizer], log: "TrainingLog", settings: Mapping[str, Any]
+        self,
+        modules: nn.Module,
+        optimizers: Sequence[Optimizer],
+        log: "TrainingLog",
+        settings: Mapping[str, Any],
+        free: Sequence[str] = (),
     ) -> tuple[int, float]:
         """Restore the last state, if there is one; return the steps done and the seconds that they took.
 
-        Raises InputError where the run was started with other settings.
+        Raises InputError where the run was started with other settings than these, the free ones left aside.
         """
         if not (states := self._states()):
             return 0, 0.0
         folder = states[-1]
         state = json.loads((folder / STATE_FILE).read_text())
         for name, value in state["settings"].items():
-            if settings[name] != value:
+            if settings[name] != value and name not in free:
                 raise InputError(
                     f"{self.folder} was started with {flag(name)} {value}, not {settings[name]}: "
                     "resume with the same options, or start anew with --overwrite"

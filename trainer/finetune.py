@@ -1,7 +1,6 @@
 """``python -m trainer finetune``: train every level of an elastic model for a task."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -142,7 +141,7 @@ def align(
     processes: Processes,
 ) -> Align:
     """The alignment objective over the data's queries, and the index's passages or a sample of the data's."""
-    wanted = min(options.max_steps * options.batch_size + options.dev_examples, args.queries or sys.maxsize)
+    wanted = args.queries or options.max_steps * options.batch_size + options.dev_examples
     drawn = mixture.queries(args.data, args.split, wanted, DRAWN, exclusion)
     queries = TokenizedTexts.of(model, drawn, "query", args.query_tokens)
     teacher.to(processes.device)

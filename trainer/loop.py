@@ -31,6 +31,7 @@ from trainer.texts import BatchOrder
 DEV_SHARE = 0.1  # at most this much of the examples is held out for the dev loss
 DEV_STEP = 2**31  # what dev batches draw: nothing that a training step draws
 WEIGHT_DECAY = 0.01
+FALLING = 0.4  # share of the steps in which the learning rate falls, with --decay trapezoid
 
 
 def train(
@@ -57,8 +58,8 @@ def train(
     """
     processes, model = objective.processes, objective.model
     settings = dict(settings) | asdict(options) | {"precision": processes.precision}
-    for free in ("threads", "checkpoint_every", "chunk_size", "dev_every"):
-        settings.pop(free)
+    for changes_nothing in ("threads", "checkpoint_every", "chunk_size", "dev_every"):
+        settings.pop(changes_nothing)
     rows = np.random.default_rng([options.seed, 3]).permutation(len(objective.lengths))
     held_out = min(options.dev_examples, int(DEV_SHARE * len(rows)))
     if held_out == 0 or len(rows) - held_out < processes.count:
@@ -72,9 +73,13 @@ def train(
     modules = nn.ModuleDict({"model": model, "extra": objective.extra})
     parameters = [p for p in modules.parameters() if p.requires_grad and p.numel()]
     optimizers = make_optimizers(modules, options)
+    weight_of = level_weights(model.levels, options.level_weights)
     dev_every = options.dev_every or max(1, options.max_steps // 10)
     log, watch = TrainingLog(), Stopwatch()
-    first, earlier_s = checkpoints.load(modules, optimizers, log, settings)
+    free = ("max_steps",) if options.decay == "trapezoid" else ()
+    first, earlier_s = checkpoints.load(modules, optimizers, log, settings, free)
+    if first >= options.max_steps:
+        raise InputError(f"--max-steps {options.max_steps}: {checkpoints.folder} has done {first} already")
     start = time.monotonic()
 
     def measure(step: int) -> None:
@@ -101,7 +106,7 @@ def train(
             batch_rows = train_rows[order.rows(step)]
             levels = levels_of_step(model.levels, options.levels_per_step, options.seed, step)
             started = time.perf_counter()
-            weights = {level: options.largest_weight if level == model.levels[0] else 1.0 for level in levels}
+            weights = {level: weight_of[level] for level in levels}
             sums = accumulate_gradients(objective, batch_rows, step, weights, watch)
             with watch("optimizer"):
                 _sum_over_processes(parameters, processes)
@@ -215,27 +220,32 @@ def evaluate(objective: Objective, rows: np.ndarray, batch_size: int) -> dict[Le
 def levels_of_step(levels: Sequence[Level], per_step: str, seed: int, step: int) -> tuple[Level, ...]:
     """The levels that a step trains, largest first.
 
-    "all": Algorithm 1 as printed. "largest": that alone. 2: the smallest and another at random. 3 or more: the largest,
-    the smallest, and others at random between them (the sandwich rule of Yu and Huang 2019).
+    "all": Algorithm 1 as printed. "largest": that alone. 2: the smallest and another at random. 3 or more: the largest
+    and others at random; the smallest need not be among them, since whatever trains a level trains all inside it.
     """
     if per_step == "largest":
         return (levels[0],)
     if per_step == "all" or int(per_step) >= len(levels):
         return tuple(levels)
-    always = levels[:1] if int(per_step) > 2 else ()
-    others = levels[len(always) : -1]
-    count = int(per_step) - len(always) - 1
-    drawn = np.random.default_rng([seed, 0, step]).choice(len(others), count, replace=False)
-    return (*always, *(others[i] for i in sorted(drawn)), levels[-1])
+    always = levels[-1:] if int(per_step) < 3 else levels[:1]
+    others = [level for level in levels if level not in always]
+    drawn = np.random.default_rng([seed, 0, step]).choice(len(others), int(per_step) - 1, replace=False)
+    return tuple(sorted({*always, *(others[i] for i in drawn)}, reverse=True))
+
+
+def level_weights(levels: Sequence[Level], weights: str) -> dict[Level, float]:
+    """The weight of every level's loss from "6,2,1": largest level first, the last for all that follow."""
+    given = [float(weight) for weight in weights.split(",")]
+    return dict(zip(levels, given + given[-1:] * len(levels), strict=False))
 
 
 def learning_rate_factor(step: int, max_steps: int, warmup: float, decay: str) -> float:
-    """Share of the peak learning rate at a step: up in a line, then down to 0 (or, with "constant", not at all)."""
+    """Share of the peak learning rate at a step: up in a line, then down to 0 ("trapezoid": in the last part only)."""
     rising = max(1, round(warmup * max_steps))
     if step < rising:
         return (step + 1) / rising
-    if decay == "constant":
-        return 1.0
+    if decay == "trapezoid":
+        return min(1.0, (max_steps - step) / (FALLING * max_steps))
     left = (max_steps - step) / (max_steps - rising + 1)
     return left if decay == "linear" else 0.5 * (1 - math.cos(math.pi * left))
 

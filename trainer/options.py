@@ -11,7 +11,7 @@ from typing import Any
 from elasticlm.errors import InputError
 from trainer.processes import PRECISIONS
 
-OPTIMIZERS, DECAYS = ("adamw", "muon"), ("linear", "cosine", "constant")
+OPTIMIZERS, DECAYS = ("adamw", "muon"), ("linear", "cosine", "trapezoid")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +31,15 @@ class LoopOptions:
     optimizer: str = "adamw"
     """adamw, or muon: Muon for the matrices of the layers, AdamW for the rest"""
     levels_per_step: str = "all"
-    """all (Algorithm 1 as printed); 2: the smallest level and another at random; a larger number: the largest, the
-    smallest and others at random; largest: that level alone, which ruins the others (a baseline)"""
-    largest_weight: float = 1.0
-    """weight of the largest level's loss; the others' is 1"""
+    """all (Algorithm 1 as printed); 2: the smallest level and another at random; a larger number: the largest and
+    others at random; largest: that level alone, which ruins the others (a baseline)"""
+    level_weights: str = "1"
+    """weights of the levels' losses, largest level first, the last for all that follow: 6,2,1"""
     warmup: float = 0.05
     """share of the steps in which the learning rate rises"""
     decay: str = "linear"
-    """how the learning rate falls to 0 afterwards: linear or cosine; or constant, to go on from later"""
+    """how the learning rate falls to 0 afterwards: linear, cosine, or trapezoid: in the last two fifths of the steps;
+    until then a run that was stopped may be resumed with another --max-steps"""
     clip: float = 1.0
     """largest norm of the gradient"""
     freeze_embeddings: bool = False
@@ -64,7 +65,6 @@ class LoopOptions:
             "lr",
             "muon_lr",
             "clip",
-            "largest_weight",
             "dev_examples",
             "checkpoint_every",
         ):
@@ -76,6 +76,8 @@ class LoopOptions:
         number = self.levels_per_step.isdigit() and int(self.levels_per_step) > 0
         if self.levels_per_step not in ("all", "largest") and not number:
             raise InputError(f"--levels-per-step {self.levels_per_step}: expected all, largest or a number of levels")
+        if not all(_positive(weight) for weight in self.level_weights.split(",")):
+            raise InputError(f"--level-weights {self.level_weights}: expected numbers above 0, such as 6,2,1")
         if not 0 <= self.warmup < 1:
             raise InputError(f"--warmup {self.warmup}: expected a share from 0 to below 1")
 
@@ -131,6 +133,13 @@ def check_temperature(args: argparse.Namespace) -> None:
 def flag(name: str) -> str:
     """The option of a setting: ``max_steps`` -> ``--max-steps``."""
     return "--" + name.replace("_", "-")
+
+
+def _positive(number: str) -> bool:
+    try:
+        return 0 < float(number) < float("inf")
+    except ValueError:
+        return False
 
 
 def _docstrings(kind: type) -> dict[str, str]:

@@ -11,7 +11,15 @@ from elasticlm.errors import InputError
 from elasticlm.model import ElasticModel
 from elasticlm.teacher import load_teacher
 from trainer.checkpoints import Checkpoints, TrainingLog
-from trainer.loop import accumulate_gradients, evaluate, learning_rate_factor, levels_of_step, make_optimizers, train
+from trainer.loop import (
+    accumulate_gradients,
+    evaluate,
+    learning_rate_factor,
+    level_weights,
+    levels_of_step,
+    make_optimizers,
+    train,
+)
 from trainer.objectives import Align
 from trainer.options import LoopOptions
 from trainer.texts import TokenizedTexts
@@ -59,12 +67,18 @@ def test_two_levels_a_step_are_the_smallest_and_another_drawn_alike():
     assert 90 < min(counts) <= max(counts) < 150  # 120 each on average
 
 
-def test_more_levels_a_step_are_the_largest_the_smallest_and_others_between():
+def test_more_levels_a_step_are_the_largest_and_others():
     seen = [levels_of_step(LEVELS, "4", seed=0, step=step) for step in range(600)]
     assert all(list(levels) == sorted(set(levels), reverse=True) and len(levels) == 4 for levels in seen)
-    assert all((levels[0], levels[-1]) == (100, 5) for levels in seen)
-    counts = [sum(level in levels for levels in seen) for level in LEVELS[1:-1]]
-    assert 260 < min(counts) <= max(counts) < 340  # 300 each on average
+    assert all(levels[0] == 100 for levels in seen)
+    counts = [sum(level in levels for levels in seen) for level in LEVELS[1:]]
+    assert 320 < min(counts) <= max(counts) < 400  # 360 each on average
+
+
+def test_level_weights_go_from_the_largest_down():
+    assert level_weights(LEVELS, "6,2,1") == {100: 6, 50: 2, 30: 1, 20: 1, 10: 1, 5: 1}
+    assert level_weights((50,), "6,2,1") == {50: 6}
+    assert set(level_weights(LEVELS, "1").values()) == {1}
 
 
 def test_all_levels_or_one_alone():
@@ -80,8 +94,44 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_nearly_nothing(decay):
     assert all(later <= earlier for earlier, later in pairwise(factors[9:]))
     assert 0 < factors[-1] < 0.02
     assert factors[55] == pytest.approx(0.5, abs=0.02)
-    assert learning_rate_factor(4, 100, 0.1, "constant") == 0.5
-    assert learning_rate_factor(99, 100, 0.1, "constant") == 1
+
+
+def test_a_trapezoid_holds_its_peak_and_then_falls_in_a_line():
+    factors = [learning_rate_factor(step, 100, 0.1, "trapezoid") for step in range(100)]
+    assert factors[4] == 0.5
+    assert set(factors[9:61]) == {1.0}
+    assert factors[80] == pytest.approx(0.5)
+    assert factors[99] == pytest.approx(0.025)
+
+
+def test_a_trapezoid_may_end_sooner_or_later_than_it_was_started_for(make_objective, tmp_path, monkeypatch):
+    def stopped_at_step_6(max_steps, output):
+        objective = make_objective()
+        batches = objective.batches
+
+        def crash(rows, step):
+            if step == 6:
+                raise MemoryError
+            return batches(rows, step)
+
+        monkeypatch.setattr(objective, "batches", crash)
+        with pytest.raises(MemoryError):
+            train(objective, options(decay="trapezoid", warmup=0.001, max_steps=max_steps), fresh(output), {})
+
+    def fresh(output):
+        return Checkpoints(tmp_path / output, resume=False, overwrite=False)
+
+    train(make_objective(), options(decay="trapezoid", warmup=0.001), fresh("whole"), {})
+    stopped_at_step_6(200, "shortened")
+    resumed = Checkpoints(tmp_path / "shortened", resume=True, overwrite=False)
+    train(make_objective(), options(decay="trapezoid", warmup=0.001), resumed, {})
+    weights = [(tmp_path / output / "model.safetensors").read_bytes() for output in ("whole", "shortened")]
+    assert weights[0] == weights[1]
+
+    stopped_at_step_6(200, "over")
+    with pytest.raises(InputError, match=r"--max-steps 4: .* has done 5 already"):
+        train(make_objective(), options(decay="trapezoid", warmup=0.001, max_steps=4),
+              Checkpoints(tmp_path / "over", resume=True, overwrite=False), {})  # fmt: skip
 
 
 def test_muon_takes_the_layers_matrices_and_adamw_the_rest(make_objective):
@@ -167,7 +217,8 @@ def test_frozen_embeddings_stay(make_objective, tmp_path, tiny_artifact):
 
 
 @pytest.mark.parametrize("change", [{"max_steps": 0}, {"lr": -1.0}, {"optimizer": "sgd"}, {"levels_per_step": "some"},
-                                    {"warmup": 1.0}, {"precision": "int8"}])  # fmt: skip
+                                    {"warmup": 1.0}, {"precision": "int8"}, {"level_weights": "3,0"},
+                                    {"level_weights": "3,much"}])  # fmt: skip
 def test_options_out_of_range_are_refused(change):
     with pytest.raises(InputError, match=next(iter(change)).replace("_", "-")):
         options(**change)
