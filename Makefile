@@ -7,7 +7,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PY := $(VENV)/bin/python
-EXTRAS := retrieval,train,serve,bench,demo,dev
+EXTRAS := retrieval,train,serve,bench,onnx,demo,dev
 DEMO ?= full
 ENV := . ./env.sh &&
 .DEFAULT_GOAL := help

@@ -5,6 +5,7 @@
     tokenizer.json ...  as saved by the Hugging Face tokenizer
     latency.csv         service times a level (see elasticlm.latency), written by ``trainer profile``
     quality.json        measured quality a level, written by ``trainer evaluate --save``
+    onnx/               graphs a level, written by ``trainer export --onnx`` (see elasticlm.backend.onnx)
 
 Nothing in it is a pickle: an artifact from a stranger is safe to load.
 """
@@ -122,13 +123,19 @@ def validate(config: ElasticBertConfig) -> ElasticStructure:
     return structures
 
 
-def read_weights(folder: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read model.safetensors and check names and shapes against ``expected``; raises InputError."""
+def read_weights(folder: str | Path, expected: Mapping[str, Tensor], *, others: bool = False) -> dict[str, Tensor]:
+    """Read model.safetensors and check names and shapes against ``expected``; raises InputError.
+
+    Args:
+        others: the file may hold other tensors too, which are left where they are.
+    """
     file = Path(folder) / WEIGHTS_FILE
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     try:
-        weights = safetensors.torch.load_file(file)
+        with safetensors.safe_open(file, framework="pt") as tensors:
+            names = set(tensors.keys())
+            weights = {name: tensors.get_tensor(name) for name in names if name in expected or not others}
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{file}: truncated or not a safetensors file ({error})") from None
     if missing := sorted(set(expected) - set(weights)):

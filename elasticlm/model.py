@@ -14,6 +14,8 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from elasticlm import artifact
 from elasticlm.artifact import ElasticBertConfig
+from elasticlm.backend import BACKENDS, Backend
+from elasticlm.backend.onnx import OnnxBackend, check_export, graphs_folder
 from elasticlm.backend.pytorch import TorchBackend
 from elasticlm.command import progress
 from elasticlm.encoder import ElasticEncoder
@@ -40,21 +42,50 @@ class ElasticModel(nn.Module):
         self.encoder = ElasticEncoder(config, self.structures[self.structures.largest])
         outputs = _outputs(config)
         self.head = nn.Linear(config.hidden_size, outputs) if outputs else None
-        self.backend = TorchBackend(self.encoder, self.structures)
+        self.backend: Backend = TorchBackend(self.encoder, self.structures)
         self.eval()
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, *, revision: str | None = None) -> "ElasticModel":
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        backend: str = "torch",
+        precision: str = "fp32",
+        threads: int = 1,
+    ) -> "ElasticModel":
         """Load an artifact from a folder, or by its name from the Hugging Face hub.
+
+        Args:
+            backend: "torch", or "onnx" for graphs that ``trainer export --onnx`` made: the layers' weights are then in
+                the graphs alone, and the model can neither be trained nor cut.
+            precision: of the graphs, "fp32" or "int8".
+            threads: of ONNX Runtime.
 
         Raises InputError, in one line, on whatever is wrong with it.
         """
+        if backend not in BACKENDS:
+            raise InputError(f"backend {backend!r}: expected {' or '.join(BACKENDS)}")
         folder = download(str(name_or_path), revision=revision)
         config = artifact.read_config(folder)
         model = cls.without_weights(config, artifact.read_tokenizer(folder))
-        weights = artifact.read_weights(folder, model.state_dict())
+        if backend == "onnx":
+            model.encoder.layers = nn.ModuleList()
+        weights = artifact.read_weights(folder, model.state_dict(), others=backend == "onnx")
         model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
+        if backend == "onnx":
+            model.run_onnx(folder, precision=precision, threads=threads)
         return model
+
+    def run_onnx(self, folder: str | Path, *, precision: str = "fp32", threads: int = 1) -> None:
+        """Let ONNX Runtime run the levels from now on, by the graphs in this artifact folder.
+
+        Raises InputError where onnxruntime or the graphs are missing, or the graphs are those of other weights.
+        """
+        check_export(folder, precision)
+        self.backend = OnnxBackend(graphs_folder(folder, precision), self.encoder.embeddings, self.levels,
+                                   precision=precision, threads=threads)  # fmt: skip
 
     @classmethod
     def without_weights(cls, config: ElasticBertConfig, tokenizer: PreTrainedTokenizerBase) -> "ElasticModel":
@@ -129,7 +160,8 @@ class ElasticModel(nn.Module):
         return self.encoder.embeddings.norm.weight.device
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the vectors of the largest level."""
+        """SHA-256 of all that decides the vectors of the largest level (in PyTorch)."""
+        assert len(self.encoder.layers) == self.config.num_hidden_layers, "loaded for ONNX Runtime, without its layers"
         return artifact.fingerprint(self.config, self.state_dict(), self.tokenizer)
 
     def tokenize(self, texts: Sequence[str], kind: Kind = "query") -> BatchEncoding:
@@ -255,7 +287,7 @@ def download(name: str, *, revision: str | None = None) -> Path:
 
     if Path(name).is_dir():
         return Path(name)
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.csv", "*.model", "pytorch_model.bin"]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.csv", "*.model", "*.onnx", "pytorch_model.bin"]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except HFValidationError:

@@ -1,0 +1,116 @@
+"""ONNX Runtime: a graph a level, sessions side by side, word embeddings held once. Needs onnxruntime to run.
+
+    onnx/PRECISION/LEVEL.onnx   in the artifact folder, see elasticlm.backend.onnx_graph
+    onnx/PRECISION/export.json  SHA-256 of the weights that they were made from, and how near they come to PyTorch
+
+Weights of the layers are repeated in every level (of seven levels from 100 to 5 %, 2.3 times those of the largest
+alone); in int8 all of them are smaller than the largest level in fp32.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elasticlm.artifact import WEIGHTS_FILE
+from elasticlm.backend import PRECISIONS
+from elasticlm.encoder import Embeddings
+from elasticlm.errors import InputError
+from elasticlm.files import sha256_file
+from elasticlm.structure import Level, level_name
+
+FOLDER, EXPORT_FILE = "onnx", "export.json"
+EMBEDDINGS, MASK, HIDDEN = "embeddings", "attention_mask", "hidden"
+
+
+def installed() -> bool:
+    """Whether ONNX Runtime is there."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def graphs_folder(artifact: str | Path, precision: str) -> Path:
+    """Where an artifact keeps the graphs of a precision."""
+    return Path(artifact) / FOLDER / precision
+
+
+def check_export(artifact: str | Path, precision: str) -> None:
+    """Raise InputError unless the artifact holds graphs of this precision, made from the weights that it has now."""
+    if precision not in PRECISIONS["onnx"]:
+        raise InputError(f"backend onnx: precision {precision!r}, expected {' or '.join(PRECISIONS['onnx'])}")
+    file = graphs_folder(artifact, precision) / EXPORT_FILE
+    how = f"make them with `python -m trainer export --model {artifact} --onnx {precision}`"
+    if not file.is_file():
+        raise InputError(f"{artifact}: has no ONNX graphs in {precision}; {how}")
+    if json.loads(file.read_text("utf-8"))["weights_sha256"] != sha256_file(Path(artifact) / WEIGHTS_FILE):
+        raise InputError(f"{file.parent}: made from other weights than {WEIGHTS_FILE} holds now; {how}")
+
+
+class OnnxBackend:
+    """Runs exported graphs on the CPU.
+
+    Args:
+        folder: holds a graph LEVEL.onnx for each level.
+        embeddings: the model's word, position and token type embeddings; shared by all levels, not copied.
+        levels: which to load.
+        threads: of each session. They share one pool of memory, and sleep while another works.
+
+    Raises InputError where onnxruntime is missing or a graph cannot be read.
+    """
+
+    name = "onnx"
+    device = "cpu"
+
+    def __init__(
+        self, folder: Path, embeddings: Embeddings, levels: Sequence[Level], *, precision: str, threads: int
+    ) -> None:
+        if not installed():
+            raise InputError("backend onnx needs onnxruntime: pip install 'elasticlm[onnx]'")
+        import onnxruntime
+
+        self.precision = precision
+        self._word, self._position, self._token_type = (
+            table.weight.detach().numpy() for table in (embeddings.word, embeddings.position, embeddings.token_type)
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        _share_memory(onnxruntime)
+        self._sessions = {}
+        for level in levels:
+            file = folder / f"{level_name(level)}.onnx"
+            try:
+                self._sessions[level] = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # onnxruntime raises kinds of its own
+                raise InputError(f"{file}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from None
+
+    @torch.inference_mode()
+    def hidden(self, inputs: Mapping[str, Tensor], level: Level) -> Tensor:
+        """Hidden states [batch, tokens, dim] of a tokenised batch at a level."""
+        ids, types = inputs["input_ids"].numpy(), inputs.get("token_type_ids")
+        summed = np.take(self._word, ids, axis=0)
+        summed += self._position[: ids.shape[1]]
+        summed += self._token_type[0] if types is None else np.take(self._token_type, types.numpy(), axis=0)
+        mask = inputs["attention_mask"].numpy().astype(np.int32)
+        (hidden,) = self._sessions[level].run([HIDDEN], {EMBEDDINGS: summed, MASK: mask})
+        return torch.from_numpy(hidden)
+
+
+_shared: list[object] = []
+
+
+def _share_memory(onnxruntime) -> None:
+    """Let all sessions of this process take their activations from one arena: only one level runs at a time."""
+    if not _shared:
+        memory = onnxruntime.OrtMemoryInfo(
+            "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+        )
+        onnxruntime.create_and_register_allocator(memory, None)
+        _shared.append(memory)

@@ -1,0 +1,103 @@
+"""Export the levels of an artifact as ONNX graphs, and hold each against PyTorch before it stands. Needs onnx."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from elasticlm.artifact import WEIGHTS_FILE
+from elasticlm.backend import PRECISIONS
+from elasticlm.backend.onnx import EXPORT_FILE, OnnxBackend, graphs_folder, installed
+from elasticlm.errors import InputError
+from elasticlm.files import new_folder, sha256_file
+from elasticlm.machine import machine
+from elasticlm.model import ElasticModel
+from elasticlm.structure import Level, level_name
+
+MOST_DIFFERENCE = 1e-4  # of fp32 vectors, element by element
+LEAST_COSINE = 0.99  # of int8 vectors, in the mean
+TEXTS_AT_ONCE = 16
+
+
+def export(
+    model: ElasticModel,
+    artifact: str | Path,
+    precision: str,
+    texts: Sequence[str],
+    *,
+    on_level: Callable[[], object] = lambda: None,
+) -> dict[str, dict[str, float]]:
+    """Write a graph for every level of the model into its artifact folder, replacing what stood there.
+
+    Args:
+        artifact: the folder that the model was loaded from.
+        precision: "fp32" or "int8".
+        texts: real ones, by which each graph is compared with PyTorch.
+        on_level: called after each level, for progress.
+
+    Returns:
+        For each level ``max_diff`` and mean ``cosine`` of the vectors that its graph and PyTorch give (of models with a
+        head: of what the head sees).
+
+    Raises InputError where onnx is missing, the model is of a kind that has no graph, or a graph is not close enough:
+    1e-4 in fp32, a mean cosine of .99 in int8. Nothing is written then.
+    """
+    if precision not in PRECISIONS["onnx"]:
+        raise InputError(f"backend onnx: precision {precision!r}, expected {' or '.join(PRECISIONS['onnx'])}")
+    try:
+        import onnx  # noqa: F401
+    except ImportError:
+        raise InputError("exporting ONNX graphs needs onnx: pip install 'elasticlm[onnx]'") from None
+    if not installed():
+        raise InputError("exporting ONNX graphs needs onnxruntime: pip install 'elasticlm[onnx]'")
+    from elasticlm.backend.onnx_graph import build_graph
+
+    found = {}
+    with new_folder(graphs_folder(artifact, precision), overwrite=True) as folder:
+        for level in model.levels:
+            graph = build_graph(model.encoder, model.structures[level], model.config.hidden_act, precision=precision)
+            (folder / f"{level_name(level)}.onnx").write_bytes(graph.SerializeToString())
+            on_level()
+        backend = OnnxBackend(folder, model.encoder.embeddings, model.levels, precision=precision, threads=1)
+        for level in model.levels:
+            found[level_name(level)] = _compared(model, backend, level, texts)
+        _refuse(found, precision)
+        report = {
+            "weights_sha256": sha256_file(Path(artifact) / WEIGHTS_FILE),
+            "precision": precision,
+            "texts": len(texts),
+            "levels": found,
+            "machine": machine(("torch", "onnx", "onnxruntime")),
+        }
+        (folder / EXPORT_FILE).write_text(json.dumps(report, indent=1), "utf-8")
+    return found
+
+
+def _compared(model: ElasticModel, backend: OnnxBackend, level: Level, texts: Sequence[str]) -> dict[str, float]:
+    theirs: list[Tensor] = []
+    ours: list[Tensor] = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        inputs = model.tokenize(texts[start : start + TEXTS_AT_ONCE])
+        for vectors, runs in ((theirs, model.backend), (ours, backend)):
+            vectors.append(_seen(model, runs.hidden(inputs, level), inputs["attention_mask"]))
+    wanted, found = torch.cat(theirs), torch.cat(ours)
+    cosines = F.cosine_similarity(wanted, found, dim=-1)
+    return {"max_diff": float((wanted - found).abs().max()), "cosine": float(cosines.mean())}
+
+
+def _seen(model: ElasticModel, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """The vector that is answered, or that the head sees."""
+    return model.pool(hidden, attention_mask) if model.head is None else hidden[:, 0]
+
+
+def _refuse(found: dict[str, dict[str, float]], precision: str) -> None:
+    for name, level in found.items():
+        if precision == "fp32" and not level["max_diff"] <= MOST_DIFFERENCE:
+            raise InputError(f"level {name}: its ONNX graph differs from PyTorch by {level['max_diff']:.1e}, "
+                             f"more than {MOST_DIFFERENCE:.0e}; nothing was exported")  # fmt: skip
+        if precision == "int8" and not level["cosine"] >= LEAST_COSINE:
+            raise InputError(f"level {name}: its vectors in int8 have a mean cosine of {level['cosine']:.4f} with "
+                             f"PyTorch's, less than {LEAST_COSINE}; nothing was exported")  # fmt: skip

@@ -1,0 +1,115 @@
+"""The backend onnx: graphs as near to PyTorch as they claim to be, and refused where they are not."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from elasticlm.backend import onnx_export
+from elasticlm.backend.onnx import EXPORT_FILE, graphs_folder
+from elasticlm.backend.onnx_export import export
+from elasticlm.errors import InputError
+from elasticlm.model import ElasticModel
+
+TEXTS = ["how does ice form", "glacier", "the sun and the moon and the sea", "rain in the cave " * 8]
+
+
+@pytest.fixture
+def artifact(tiny_artifact, tmp_path):
+    return shutil.copytree(tiny_artifact, tmp_path / "artifact")
+
+
+@pytest.fixture
+def exported(artifact):
+    export(ElasticModel.from_pretrained(artifact), artifact, "fp32", TEXTS)
+    return artifact
+
+
+def test_every_level_answers_as_in_pytorch_padding_included(exported):
+    ours, theirs = (ElasticModel.from_pretrained(exported, backend=backend) for backend in ("onnx", "torch"))
+    for level in theirs.levels:
+        max_diff = (ours.embed(TEXTS, level=level) - theirs.embed(TEXTS, level=level)).abs().max()
+        assert max_diff < 1e-5, (level, max_diff)
+
+
+@pytest.mark.parametrize(("task", "labels"), [("score", None), ("classify", ["no", "yes"])])
+def test_pairs_with_token_types_answer_as_in_pytorch(artifact, task, labels):
+    model = ElasticModel.from_pretrained(artifact).with_head(task, labels)
+    model.save_pretrained(artifact, overwrite=True)
+    export(model, artifact, "fp32", TEXTS)
+    ours = ElasticModel.from_pretrained(artifact, backend="onnx")
+    inputs = model.tokenize_pairs([TEXTS[0]] * 4, TEXTS)
+    for level in model.levels:
+        max_diff = (ours.encode(inputs, level) - model.encode(inputs, level)).abs().max()
+        assert max_diff < 1e-5, (level, max_diff)
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+def test_other_activations(artifact, activation):
+    config = json.loads((artifact / "config.json").read_text())
+    (artifact / "config.json").write_text(json.dumps(config | {"hidden_act": activation}))
+    found = export(ElasticModel.from_pretrained(artifact), artifact, "fp32", TEXTS)
+    assert max(level["max_diff"] for level in found.values()) < 1e-5
+
+
+def test_int8_is_near_and_says_how_near(artifact, monkeypatch):
+    monkeypatch.setattr(onnx_export, "LEAST_COSINE", 0.9)  # a tiny random model is no match for eight bits
+    found = export(ElasticModel.from_pretrained(artifact), artifact, "int8", TEXTS)
+    assert set(found) == {"100", "50", "10"}
+    assert all(0.9 < level["cosine"] < 0.999999 for level in found.values()), found
+    report = json.loads((graphs_folder(artifact, "int8") / EXPORT_FILE).read_text())
+    assert report["levels"] == found
+    ours, theirs = (ElasticModel.from_pretrained(artifact, backend=backend, precision=precision)
+                    for backend, precision in (("onnx", "int8"), ("torch", "fp32")))  # fmt: skip
+    cosines = (ours.embed(TEXTS) * theirs.embed(TEXTS)).sum(-1)
+    assert cosines.mean() > 0.9
+
+
+def test_a_graph_that_is_not_near_enough_is_not_exported(artifact, monkeypatch):
+    model = ElasticModel.from_pretrained(artifact)
+    for precision, name, limit in (("fp32", "MOST_DIFFERENCE", 0.0), ("int8", "LEAST_COSINE", 1.1)):
+        monkeypatch.setattr(onnx_export, name, limit)
+        with pytest.raises(InputError, match=r"level 100: .*nothing was exported"):
+            export(model, artifact, precision, TEXTS)
+        assert not graphs_folder(artifact, precision).exists()
+
+
+def test_layers_stay_on_disk_and_embeddings_are_shared(exported):
+    model = ElasticModel.from_pretrained(exported, backend="onnx")
+    assert not any(name.startswith("encoder.layers") for name in model.state_dict())
+    word = model.encoder.embeddings.word.weight.detach().numpy()
+    assert np.shares_memory(model.backend._word, word)
+
+
+def test_graphs_of_other_weights_are_refused(exported):
+    model = ElasticModel.from_pretrained(exported)
+    with torch.no_grad():
+        model.encoder.embeddings.norm.bias += 1
+    model.save_pretrained(exported.parent / "changed")
+    shutil.copytree(exported / "onnx", exported.parent / "changed" / "onnx")
+    with pytest.raises(InputError, match="made from other weights"):
+        ElasticModel.from_pretrained(exported.parent / "changed", backend="onnx")
+
+
+def test_what_is_not_there_is_refused(exported):
+    with pytest.raises(InputError, match=r"no ONNX graphs in int8; make them with .* --onnx int8"):
+        ElasticModel.from_pretrained(exported, backend="onnx", precision="int8")
+    with pytest.raises(InputError, match="precision 'int4', expected fp32 or int8"):
+        ElasticModel.from_pretrained(exported, backend="onnx", precision="int4")
+    with pytest.raises(InputError, match="backend 'tensorrt': expected torch or onnx"):
+        ElasticModel.from_pretrained(exported, backend="tensorrt")
+    (graphs_folder(exported, "fp32") / "50.onnx").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"50\.onnx: ONNX Runtime cannot load it"):
+        ElasticModel.from_pretrained(exported, backend="onnx")
+
+
+def test_quantised_columns_keep_their_own_scale():
+    from elasticlm.backend.onnx_graph import quantise_columns
+
+    weight = np.array([[1.0, -0.001, 0.0], [-2.0, 0.002, 0.0]], np.float32)
+    quantised, scales = quantise_columns(weight)
+    assert quantised.dtype == np.int8
+    assert np.abs(quantised * scales - weight).max(0) == pytest.approx([0, 0, 0], abs=0.01)
+    assert quantised[:, 1].tolist() == [-64, 127]
