@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from elasticlm import command
 from elasticlm.artifact import QUALITY_FILE
+from elasticlm.backend import BACKENDS, PRECISIONS
 from elasticlm.errors import InputError
 from elasticlm.files import new_file, new_folder, refuse_existing
 from elasticlm.model import ElasticModel
@@ -64,6 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run-dir", help="folder for the TREC runs, one a level")
     parser.add_argument("--save", action="store_true", help=f"also write the result into the artifact's {QUALITY_FILE}")
     parser.add_argument("--batch-size", type=int, default=32, help="queries encoded at once")
+    parser.add_argument("--backend", default="torch", choices=BACKENDS, help="what runs the levels; passages are "
+                        "encoded by PyTorch all the same")  # fmt: skip
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS["onnx"], help="of ONNX graphs")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     args = parser.parse_args(argv)
@@ -79,7 +84,11 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--batch-size {args.batch_size}: expected 1 or more texts")
     if args.ids and not args.index:
         raise InputError("--ids names the passages of an index: give --index FILE.faiss too")
+    if args.precision not in PRECISIONS[args.backend]:
+        raise InputError(f"--precision {args.precision}: the backend {args.backend} runs levels in fp32")
     model = load_model(args.model)
+    if args.backend == "onnx":
+        model.run_onnx(args.model, precision=args.precision, threads=torch.get_num_threads())
     if args.calibrate and model.config.task != "score":
         raise InputError(
             f"--calibrate is for rerankers (task 'score'); the task of {args.model} is {model.config.task!r}"
@@ -152,10 +161,12 @@ def _write_runs(args: argparse.Namespace, runs: Mapping[str, metrics.Run]) -> No
 
 def _write(args: argparse.Namespace, result: Mapping[str, Any], quality: dict[str, Any], count: int) -> None:
     """Write the evaluation, and into the artifact's quality where asked."""
+    result = {**result, "backend": args.backend, "precision": args.precision}
     write_json(Path(args.output), result, overwrite=args.overwrite)
     if args.save:
         kept = {key: result[key] for key in ("split_sha256", "metrics", "retention")}
-        quality[f"{args.data}#{args.split}"] = kept | {"queries": count}
+        variant = "" if args.precision == "fp32" else f"#{args.precision}"
+        quality[f"{args.data}#{args.split}{variant}"] = kept | {"queries": count}
         write_json(Path(args.model) / QUALITY_FILE, quality, overwrite=True)
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from elasticlm import command, latency
 from elasticlm.artifact import LATENCY_FILE
+from elasticlm.backend import BACKENDS, PRECISIONS
+from elasticlm.backend.onnx import check_export, is_exported
 from elasticlm.command import progress
 from elasticlm.errors import InputError
 from elasticlm.model import ElasticModel
 from elasticlm.structure import level_name, parse_levels
-
-BACKENDS = ("torch",)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -20,7 +20,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", default=_listed(latency.ROWS), help="sequences a batch")
     parser.add_argument("--tokens", default=_listed(latency.TOKENS), help="padded lengths in tokens")
     parser.add_argument("--threads", type=int, default=1, help="threads of a server's worker")
-    parser.add_argument("--backend", default=BACKENDS[0], choices=BACKENDS, help="what runs a level")
+    parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="what runs a level; auto: "
+                        "PyTorch, and ONNX Runtime in what was exported (trainer export --onnx)")  # fmt: skip
+    parser.add_argument("--precision", choices=("fp32", "int8"), help="of ONNX graphs (default: every exported one)")
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on a cell, in s")
     parser.add_argument("--min-runs", type=int, default=20, help="runs of a cell, at least")
     args = parser.parse_args(argv)
@@ -32,22 +34,42 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    model = ElasticModel.from_pretrained(args.model)
-    levels = parse_levels(args.levels) if args.levels else model.levels
+    setups = chosen_setups(args.model, args.backend, args.precision)
+    models = [ElasticModel.from_pretrained(args.model, backend=backend, precision=precision, threads=args.threads)
+              for backend, precision in setups]  # fmt: skip
+    levels = parse_levels(args.levels) if args.levels else models[0].levels
     for level in levels:
-        model.structures[level]  # raises InputError for a level that the model does not have
-    file = Path(args.model) / LATENCY_FILE
-    with progress(total=len(levels) * len(args.rows) * len(args.tokens), desc="profile", unit="cell") as bar:
-        table = latency.measure(model, levels=levels, rows=args.rows, tokens=args.tokens, threads=args.threads,
-                                seconds=args.seconds, min_runs=args.min_runs, on_cell=bar.update)  # fmt: skip
-    table.write(file)
-    command.print_table([
-        {"level": level_name(cell.level), "rows": cell.rows, "tokens": cell.tokens, "mean ms": cell.mean_ms,
-         "p95 ms": cell.p95_ms, "runs": cell.runs} for cell in table.cells
-    ])  # fmt: skip
-    means = {level_name(level): round(table.mean_ms(level), 3) for level in table.levels}
-    setup = {"threads": args.threads, "rows": table.rows[0], "tokens": table.tokens[0]}
-    command.print_result({"output": str(file)} | setup | {"mean_ms": means})
+        models[0].structures[level]  # raises InputError for a level that the model does not have
+    file, result, rows = Path(args.model) / LATENCY_FILE, [], []
+    cells = len(models) * len(levels) * len(args.rows) * len(args.tokens)
+    with progress(total=cells, desc="profile", unit="cell") as bar:
+        for model in models:
+            table = latency.measure(model, levels=levels, rows=args.rows, tokens=args.tokens, threads=args.threads,
+                                    seconds=args.seconds, min_runs=args.min_runs, on_cell=bar.update)  # fmt: skip
+            table.write(file)
+            setup = {"backend": table.setup.backend, "precision": table.setup.precision}
+            rows += [setup | {"level": level_name(cell.level), "rows": cell.rows, "tokens": cell.tokens,
+                              "mean ms": cell.mean_ms, "p95 ms": cell.p95_ms, "runs": cell.runs}
+                     for cell in table.cells]  # fmt: skip
+            means = {level_name(level): round(table.mean_ms(level), 3) for level in table.levels}
+            result.append(setup | {"mean_ms": means})
+    command.print_table(rows)
+    grid = {"threads": args.threads, "rows": table.rows[0], "tokens": table.tokens[0]}
+    command.print_result({"output": str(file)} | grid | {"setups": result})
+
+
+def chosen_setups(artifact: str, backend: str, precision: str | None) -> list[tuple[str, str]]:
+    """Return the backends and precisions to measure. Raises InputError for graphs that are asked for and not there."""
+    if backend == "torch" and precision not in (None, "fp32"):
+        raise InputError(f"--backend torch --precision {precision}: PyTorch runs levels in fp32")
+    exported = [name for name in PRECISIONS["onnx"] if precision in (None, name) and is_exported(artifact, name)]
+    if backend == "onnx" and not exported:
+        check_export(artifact, precision or "fp32")
+    with_torch = backend == "torch" or (backend == "auto" and precision in (None, "fp32"))
+    setups = [("torch", "fp32")] * with_torch + [("onnx", name) for name in exported if backend != "torch"]
+    if not setups:
+        check_export(artifact, str(precision))
+    return setups
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

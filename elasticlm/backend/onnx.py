@@ -40,6 +40,11 @@ def graphs_folder(artifact: str | Path, precision: str) -> Path:
     return Path(artifact) / FOLDER / precision
 
 
+def is_exported(artifact: str | Path, precision: str) -> bool:
+    """Whether an artifact has graphs of a precision and ONNX Runtime is there to run them."""
+    return installed() and (graphs_folder(artifact, precision) / EXPORT_FILE).is_file()
+
+
 def check_export(artifact: str | Path, precision: str) -> None:
     """Raise InputError unless the artifact holds graphs of this precision, made from the weights that it has now."""
     if precision not in PRECISIONS["onnx"]:

@@ -1,10 +1,15 @@
+import json
 import shutil
 
 import pytest
 
 from elasticlm import ElasticModel, InputError, LatencyTable
+from elasticlm.backend import onnx_export
+from elasticlm.latency import read_tables
 from elasticlm.teacher import passage_encoder
+from trainer.evaluate import main as evaluate
 from trainer.export import main
+from trainer.profile import main as profile
 
 TEXTS = ["how does ice form", "the river and the rain"]
 
@@ -41,3 +46,60 @@ def test_a_level_that_is_not_there_is_refused_and_nothing_written(artifact, tmp_
     with pytest.raises(InputError, match="level 30 is not among"):
         main(["--model", str(artifact), "--level", "30", "--output", str(tmp_path / "thirty")])
     assert not (tmp_path / "thirty").exists()
+
+
+def test_graphs_stand_in_the_artifact_with_what_they_cost(artifact, tiny_beir, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_export, "LEAST_COSINE", 0.5)  # a tiny random model is no match for eight bits
+    main(["--model", str(artifact), "--onnx", "fp32", "int8", "--data", f"beir:{tiny_beir}"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["onnx"]
+    for name, level in found["fp32"].items():
+        assert level["max_diff"] < 1e-5, name
+        assert level["RR@10"] == level["RR@10 torch"] > 0
+        assert found["int8"][name]["RR@10 torch"] == level["RR@10 torch"]
+        assert found["int8"][name]["cosine"] < level["cosine"]
+    assert {file.name for file in (artifact / "onnx/int8").iterdir()} == {
+        "100.onnx",
+        "50.onnx",
+        "10.onnx",
+        "export.json",
+    }
+    profile(["--model", str(artifact), "--rows", "1", "--tokens", "16", "--seconds", "0", "--min-runs", "2"])
+    setups = {(table.setup.backend, table.setup.precision) for table in read_tables(artifact / "latency.csv")}
+    assert {("torch", "fp32"), ("onnx", "fp32"), ("onnx", "int8")} <= setups
+    evaluate(["--model", str(artifact), "--data", f"beir:{tiny_beir}", "--backend", "onnx", "--precision", "int8",
+              "--output", str(artifact / "int8.json"), "--save"])  # fmt: skip
+    evaluate(
+        ["--model", str(artifact), "--data", f"beir:{tiny_beir}", "--output", str(artifact / "fp32.json"), "--save"]
+    )
+    int8, fp32 = (json.loads((artifact / name).read_text()) for name in ("int8.json", "fp32.json"))
+    assert (int8["backend"], int8["precision"]) == ("onnx", "int8")
+    assert int8["metrics"]["teacher"] == fp32["metrics"]["teacher"]
+    assert set(json.loads((artifact / "quality.json").read_text())) == {
+        f"beir:{tiny_beir}#test", f"beir:{tiny_beir}#test#int8"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--level", "10"], "--output DIR"),
+        (["--level", "10", "--output", "x", "--onnx", "fp32"], "expected --level"),
+        ([], "expected --level"),
+    ],
+)
+def test_one_thing_at_a_time(artifact, options, says):
+    with pytest.raises(InputError, match=says):
+        main(["--model", str(artifact), *options])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--backend", "torch", "--precision", "int8"], "PyTorch runs levels in fp32"),
+        (["--backend", "onnx"], "no ONNX graphs in fp32; make them with"),
+        (["--precision", "int8"], "no ONNX graphs in int8; make them with"),
+    ],
+)
+def test_profile_refuses_what_was_not_exported(artifact, options, says):
+    with pytest.raises(InputError, match=says):
+        profile(["--model", str(artifact), *options])
