@@ -27,6 +27,7 @@ COLUMNS = [
     *("mean_ms", "p50_ms", "p95_ms", "p99_ms", "runs"),
 ]
 ROWS, TOKENS = (1, 8, 32), (16, 64, 128, 256)
+COMPARED = ((1, 16), (8, 128))  # rows and tokens by which setups are compared
 ANY_LENGTH = 512  # tokens of a table that does not depend on length
 P99_RUNS = 1_000  # fewer runs have no 99th percentile
 
@@ -172,6 +173,17 @@ def read_tables(file: str | Path) -> list[LatencyTable]:
         return [LatencyTable(cells, setup, notes) for setup, cells in by_setup.items()]
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+
+
+def fastest(tables: Sequence[LatencyTable]) -> LatencyTable:
+    """Return the table with the shortest times: geometric mean over levels, short single texts and long batches."""
+
+    def typical_ms(table: LatencyTable) -> float:
+        return statistics.geometric_mean(
+            table.mean_ms(level, rows, tokens) for level in table.levels for rows, tokens in COMPARED
+        )
+
+    return min(tables, key=typical_ms)
 
 
 def measure(

@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import BatchEncoding
 
 from elasticlm.artifact import LATENCY_FILE
+from elasticlm.backend.onnx import is_exported
 from elasticlm.errors import InputError
-from elasticlm.latency import Cell, LatencyTable, measure, read_tables
+from elasticlm.latency import Cell, LatencyTable, Setup, fastest, measure, read_tables
 from elasticlm.machine import machine
 from elasticlm.model import ElasticModel
 from elasticlm.schedule import Fixed, Load, Policy
@@ -31,7 +32,10 @@ PROFILE_RUNS = 5
 
 @dataclass(frozen=True)
 class Answer:
-    """The body of one answer, the level that it was made at, and its share of the batch's time at the largest, ms."""
+    """The body of one answer, the level that it was made at, and its share of the batch's time at the largest, ms.
+
+    Vectors and scores in the body are NumPy arrays, see handlers.encoding.
+    """
 
     body: dict[str, Any]
     level: Level
@@ -50,8 +54,12 @@ class Answerer:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
-        self.model = ElasticModel.from_pretrained(folder / "artifact")
-        self.table = _table(folder / "artifact" / LATENCY_FILE, self.model, settings.threads)
+        self.table, setup = choose_setup(folder / "artifact", settings)
+        self.model = ElasticModel.from_pretrained(
+            folder / "artifact", backend=setup.backend, precision=setup.precision, threads=settings.threads
+        )
+        self.table.check_levels(self.model.levels)
+        warn_if_stale(folder / "artifact" / LATENCY_FILE, self.table, setup)
         self.adopt(settings)
         self.index = _load_index(folder / "index", self.model, settings.threads)
         self.service = Service(
@@ -149,12 +157,12 @@ class Answerer:
     ) -> dict[str, Any]:
         match request:
             case Embed():
-                return {"embedding": outputs[0].tolist()}
+                return {"embedding": outputs[0].numpy()}
             case Search(k=k):
                 return {"hits": next(hits)[:k]}
             case Score():
                 likely = self.model.probabilities(outputs, level)
-                return {"scores": outputs.tolist()} | ({} if likely is None else {"probabilities": likely.tolist()})
+                return {"scores": outputs.numpy()} | ({} if likely is None else {"probabilities": likely.numpy()})
             case Classify():
                 labels = self.model.config.labels or []
                 scores = outputs[0].softmax(-1) if len(labels) > 1 else outputs[0]  # one label: a regression
@@ -218,23 +226,41 @@ def _pairs(request: Request) -> list[tuple[str, str | None]]:
             raise TypeError(f"{type(request).__name__} is no pair")
 
 
-def _table(file: Path, model: ElasticModel, threads: int) -> LatencyTable:
-    """Return the artifact's table for what runs here, else its first; warns where that was another set-up."""
-    tables = read_tables(file)
-    here = [t for t in tables if (t.setup.threads, t.setup.backend) == (threads, model.backend.name)]
-    table = (here or tables)[0]
-    table.check_levels(model.levels)
-    setup, backend = table.setup, model.backend
+def choose_setup(artifact: Path, settings: Settings) -> tuple[LatencyTable, Setup]:
+    """Return the latency table to decide by, and what will run.
+
+    Of the setups that were measured with these threads, and that the settings and this machine allow, the fastest;
+    where there is none, PyTorch (or what the settings name) by the first table.
+    """
+    tables = read_tables(artifact / LATENCY_FILE)
+    fitting = [table for table in tables if _runs_here(table.setup, artifact, settings)]
+    if fitting:
+        table = fastest(fitting)
+        return table, table.setup
+    backend = "torch" if settings.backend == "auto" else settings.backend
+    precision = "fp32" if settings.precision == "auto" else settings.precision
+    return tables[0], Setup(threads=settings.threads, backend=backend, precision=precision)
+
+
+def _runs_here(setup: Setup, artifact: Path, settings: Settings) -> bool:
+    wanted = settings.backend in ("auto", setup.backend) and settings.precision in ("auto", setup.precision)
+    there = setup.backend == "torch" or settings.backend == "onnx" or is_exported(artifact, setup.precision)
+    return wanted and there and setup.threads == settings.threads and setup.device == "cpu"
+
+
+def warn_if_stale(file: Path, table: LatencyTable, here: Setup) -> None:
+    """Warn where the table was measured on another machine or in another setup than what runs."""
+    then = table.setup
     differences = [
-        f"{name} {then}, here {now}"
-        for name, then, now in (
+        f"{name} {before}, here {now}"
+        for name, before, now in (
             ("CPU", table.cpu, machine(())["cpu"]),
-            ("threads", setup.threads, threads),
-            ("backend", setup.backend, backend.name),
-            ("precision", setup.precision, backend.precision),
-            ("device", setup.device, backend.device),
+            ("threads", then.threads, here.threads),
+            ("backend", then.backend, here.backend),
+            ("precision", then.precision, here.precision),
+            ("device", then.device, here.device),
         )
-        if then not in (None, now)
+        if before not in (None, now)
     ]
     if differences:
         logger.warning(
@@ -242,7 +268,6 @@ def _table(file: Path, model: ElasticModel, threads: int) -> LatencyTable:
             "`python -m trainer profile` on this machine, or set profile_on_start: true",
             file, "; ".join(differences),
         )  # fmt: skip
-    return table
 
 
 def rescaled(table: LatencyTable, model: ElasticModel, threads: int) -> LatencyTable:

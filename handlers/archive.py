@@ -21,10 +21,13 @@ import yaml
 
 import elasticlm
 from elasticlm.artifact import LATENCY_FILE
+from elasticlm.backend import BACKENDS, PRECISIONS
+from elasticlm.backend.onnx import FOLDER as GRAPHS_FOLDER
+from elasticlm.backend.onnx import check_export
 from elasticlm.command import parser, print_result, print_table, run, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_file, refuse_existing
-from elasticlm.latency import LatencyTable
+from elasticlm.latency import LatencyTable, fastest, read_tables
 from elasticlm.model import ElasticModel
 from elasticlm.schedule import Fixed, parse_policy
 from elasticlm.structure import level_name
@@ -37,6 +40,8 @@ HERE = Path(__file__).resolve().parent
 TEMPLATE = HERE / "model-config.yaml"
 BUDGET_IN_SERVICE_TIMES = 5
 """The default latency budget: so many times the service time of the largest level."""
+TEXTS = 128
+"""Texts by which graphs that are exported here are compared with PyTorch."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,35 +51,61 @@ def main(argv: list[str] | None = None) -> None:
     target = Path(options.output) / f"{options.name}.mar"
     refuse_existing(target, overwrite=options.overwrite)
 
-    model, table = read_artifact(Path(options.model))
+    artifact = Path(options.model)
+    model, table = read_artifact(artifact, options.backend, options.precision)
+    setup = table.setup
+    if setup.backend == "onnx":
+        ensure_exported(model, artifact, setup.precision)
     index = read_index(options, model) if options.index else None
     schedule = schedule_settings(options.policy, model, table, options.batch_size)
     config = fill(TEMPLATE.read_text(encoding="utf-8"), {
         "minWorkers": options.workers, "maxWorkers": options.workers, "batchSize": options.batch_size,
-        "maxBatchDelay": options.max_batch_delay_ms, "threads": table.setup.threads, **schedule,
+        "maxBatchDelay": options.max_batch_delay_ms, "threads": setup.threads, "backend": setup.backend,
+        "precision": setup.precision, **schedule,
     })  # fmt: skip
     Settings.from_section(yaml.safe_load(config)["handler"])
     with new_file(target, overwrite=options.overwrite) as temporary:
-        pack(options.name, Path(options.model), index, config, temporary)
+        pack(options.name, artifact, index, config, temporary)
 
     print_table([{"level": level_name(level), "mean ms": table.mean_ms(level), "p95 ms": table.p95_ms(level)}
                  for level in model.levels])  # fmt: skip
-    print_result({"archive": str(target), "name": options.name, "bytes": target.stat().st_size, **schedule,
-                  "levels": list(model.levels), "index": len(index) if index else 0})  # fmt: skip
+    print_result({"archive": str(target), "name": options.name, "bytes": target.stat().st_size,
+                  "backend": setup.backend, "precision": setup.precision, **schedule, "levels": list(model.levels),
+                  "index": len(index) if index else 0})  # fmt: skip
 
 
-def read_artifact(folder: Path) -> tuple[ElasticModel, LatencyTable]:
-    """Load an artifact and its latency table; raises InputError unless it could be served as it is."""
+def read_artifact(folder: Path, backend: str = "auto", precision: str = "auto") -> tuple[ElasticModel, LatencyTable]:
+    """Load an artifact and its latency table for a backend and precision, "auto": the fastest of those measured.
+
+    Raises InputError unless it could be served as it is.
+    """
     model = ElasticModel.from_pretrained(folder)
     file = folder / LATENCY_FILE
     if not file.is_file():
         raise InputError(f"{file}: no latency table; measure one with `python -m trainer profile --model {folder}`")
-    table = LatencyTable.read(file)
+    tables = [table for table in read_tables(file)
+              if backend in ("auto", table.setup.backend) and precision in ("auto", table.setup.precision)]  # fmt: skip
+    if not tables:
+        asked = " ".join(name for name in (backend, precision) if name != "auto")
+        raise InputError(f"{file}: nothing was measured for {asked}; run `python -m trainer profile --model {folder}`")
+    table = fastest(tables)
     try:
         table.check_levels(model.levels)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     return model, table
+
+
+def ensure_exported(model: ElasticModel, artifact: Path, precision: str) -> None:
+    """Export the graphs of a precision, unless they are there and those of these weights."""
+    try:
+        check_export(artifact, precision)
+    except InputError as reason:
+        from elasticlm.backend.onnx_export import export
+        from elasticlm.retrieval.data import load_queries
+
+        say(f"{reason}; exporting them now")
+        export(model, artifact, precision, load_queries("pydoc", "dev")[1][:TEXTS])
 
 
 def read_index(options: argparse.Namespace, model: ElasticModel) -> "PassageIndex":
@@ -154,7 +185,7 @@ def pack(name: str, artifact: Path, index: "PassageIndex | None", config: str, t
             Path(folder, part).mkdir()
         _copy_code(Path(elasticlm.__file__).parent, staged / "elasticlm")
         _copy_code(HERE, staged / "handlers")
-        shutil.copytree(artifact, staged / "artifact", ignore=shutil.ignore_patterns(".*"))
+        shutil.copytree(artifact, staged / "artifact", ignore=shutil.ignore_patterns(".*", *_graphs_left_out(config)))
         if index is not None:
             index.save(staged / "index")
         config_file = Path(folder, TEMPLATE.name)
@@ -171,6 +202,15 @@ def pack(name: str, artifact: Path, index: "PassageIndex | None", config: str, t
         if finished.returncode:
             raise InputError(f"torch-model-archiver: {(finished.stderr.strip() or 'failed').splitlines()[-1]}")
         shutil.move(packed / f"{name}.mar", target)
+
+
+def _graphs_left_out(config: str) -> list[str]:
+    """Names of the folders of ONNX graphs that these settings do not run; auto may run any."""
+    handler = yaml.safe_load(config)["handler"]
+    backend, precision = handler.get("backend", "auto"), handler.get("precision", "auto")
+    if backend == "torch":
+        return [GRAPHS_FOLDER]
+    return [name for name in PRECISIONS["onnx"] if precision not in ("auto", name)]
 
 
 def _copy_code(package: Path, target: Path) -> None:
@@ -193,6 +233,10 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--teacher", metavar="T", help="the artifact's teacher, where it has moved (for that check)")
     options.add_argument("--policy", metavar="SPEC", help="slack:t=250,alpha=.6, queue:t=250 or fixed:50, t in ms "
                          "(default: slack with 5 times the service time of the largest level)")  # fmt: skip
+    options.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="what runs a level; auto: the "
+                         "fastest of those that `trainer profile` measured")  # fmt: skip
+    options.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS["onnx"]), help="of weights and "
+                         "products, int8 with the backend onnx")  # fmt: skip
     options.add_argument("--batch-size", type=_positive, default=1, help="most requests answered in one forward pass")
     options.add_argument("--workers", type=_positive, default=1, help="processes that share the queue")
     options.add_argument("--max-batch-delay-ms", type=_positive, default=1, metavar="MS",

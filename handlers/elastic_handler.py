@@ -12,7 +12,6 @@ if __name__ == "elastic_handler":  # in an archive: its own packages go before a
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a worker has its model with it
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads are the settings' to give
 
-import json
 import logging
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ from ts.context import Context
 from elasticlm.schedule import Load
 from elasticlm.structure import level_name
 from handlers.answers import Answer, Answerer
+from handlers.encoding import encoded
 from handlers.live import LiveSettings
 from handlers.load import ManagementProbe, QueueSignal, known_ages_ms
 from handlers.metrics import BatchReport, Demand, emit
@@ -79,24 +79,26 @@ class ElasticHandler:
         )
         answers = iter(self.answerer.answer([one.request for one in asked], load, stages))
         outcomes = [next(answers) if isinstance(one, Asked) else one for one in read]
-        bodies = [json.dumps(_body(outcome), separators=(",", ":")).encode() for outcome in outcomes]
-
-        stages.done("json")
+        binary = [isinstance(one, Asked) and one.binary for one in read]
+        bodies = [encoded(outcome, binary=bare) for outcome, bare in zip(outcomes, binary, strict=True)]
+        stages.done("encode")
         service_ms, timing = stages.total_ms, stages.header()
         for i, outcome in enumerate(outcomes):
-            context.set_response_content_type(i, "application/json")
+            context.set_response_content_type(i, bodies[i][1])
             context.set_response_header(i, "X-Elastic-Queue-Depth", str(backlog.queue_depth))
             context.set_response_header(i, "X-Elastic-Service-Ms", f"{service_ms:.3f}")
             context.set_response_header(i, "Server-Timing", f"wait;dur={ages_ms[i]:.3f}, {timing}")
             if isinstance(outcome, Answer):
                 context.set_response_header(i, "X-Elastic-Level", level_name(outcome.level))
+                if binary[i] and "truncated" in outcome.body:
+                    context.set_response_header(i, "X-Elastic-Truncated", "true")
             status = HTTPStatus.OK if isinstance(outcome, Answer) else HTTPStatus(outcome.status)
             context.set_response_status(status.value, status.phrase, i)
         report = self._report(read, outcomes, backlog.queue_depth, service_ms, ignored_starts)
         emit(context.metrics, report)
         logger.debug("batch of %d: %s, %s", len(data), report, timing)
         self.queue.batch_done(stages.ms.get("forward", 0.0))
-        return bodies
+        return [body for body, _ in bodies]
 
     def _report(
         self,
@@ -131,7 +133,3 @@ def _headers(context: Context, i: int) -> dict[str, str]:
     """The request's own headers; TorchServe mixes the content types of its parts in, as dicts."""
     given = context.get_all_request_header(i)
     return {name.lower(): value for name, value in given.items() if isinstance(value, str)}
-
-
-def _body(outcome: Answer | RequestError) -> dict[str, Any]:
-    return outcome.body if isinstance(outcome, Answer) else outcome.answer()

@@ -17,7 +17,8 @@ from typing import Any, Literal
 from handlers.nearest import unknown
 from handlers.settings import Settings
 
-BAD_REQUEST, TOO_LARGE, LATE = 400, 413, 504
+BAD_REQUEST, NOT_ACCEPTABLE, TOO_LARGE, LATE = 400, 406, 413, 504
+JSON, BINARY = "application/json", "application/octet-stream"
 KINDS = ("query", "passage")
 FORMS = (("text", "as"), ("query", "k"), ("query", "passages"), ("sentence1", "sentence2"))
 FIELDS = tuple(dict.fromkeys(field for form in FORMS for field in form))
@@ -71,11 +72,13 @@ class Asked:
     Args:
         age_ms: how long it has waited already; 0 where nothing is known.
         budget_ms: T_i, its own latency budget, counted from its arrival.
+        binary: whether the answer is to be bare numbers.
     """
 
     request: Request
     age_ms: float
     budget_ms: float
+    binary: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,22 @@ def accept(
     budget_ms = latency_budget_ms(headers.get("x-latency-budget-ms"), settings.budget_ms)
     if settings.late == "reject" and age_ms >= budget_ms:
         raise RequestError("late", f"waited {age_ms:.0f} ms, longer than its budget of {budget_ms:g} ms", LATE)
-    return Asked(request, age_ms, budget_ms)
+    return Asked(request, age_ms, budget_ms, wants_binary(headers.get("accept"), request))
+
+
+def wants_binary(accept: str | None, request: Request) -> bool:
+    """Whether a request's Accept header asks for bare numbers; raises RequestError where its answer has others.
+
+    JSON goes first wherever both will do.
+    """
+    types = {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
+    if BINARY not in types or types & {JSON, "application/*", "*/*"}:
+        return False
+    if not isinstance(request, Embed | Score):
+        raise RequestError(
+            "not_acceptable", f"only embeddings and scores come as {BINARY}: accept {JSON}", NOT_ACCEPTABLE
+        )
+    return True
 
 
 def read_body(item: Mapping[str, Any], settings: Settings) -> Any:

@@ -6,13 +6,14 @@ from dataclasses import dataclass, fields
 from types import UnionType
 from typing import Any, get_args, get_type_hints
 
+from elasticlm import backend as backends
 from elasticlm.errors import InputError
 from elasticlm.schedule import Policy, parse_policy
 from handlers.nearest import unknown
 
 LATE = ("answer", "reject")
-BACKENDS = ("auto", "torch")
-PRECISIONS = ("fp32",)
+BACKENDS = ("auto", *backends.BACKENDS)
+PRECISIONS = ("auto", *backends.PRECISIONS["onnx"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,9 @@ class Settings:
     threads: int = 1
     """Threads of PyTorch and of the index, per worker."""
     backend: str = "auto"
-    """What runs a level; `auto` takes the fastest there is."""
-    precision: str = "fp32"
-    """Number format of the weights."""
+    """What runs a level: `torch` or `onnx`; `auto` takes the fastest that was measured and is there."""
+    precision: str = "auto"
+    """Of weights and products: `fp32`, or `int8` where that was exported; `auto` as with the backend."""
     max_tokens: int | None = None
     """Length limit of queries and pairs in tokens, below the artifact's own. Passages keep theirs."""
     max_passages: int = 100
@@ -64,6 +65,8 @@ class Settings:
         for name, allowed in (("late", LATE), ("backend", BACKENDS), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"handler.{name}: {unknown('value', getattr(self, name), allowed)}")
+        if (self.backend, self.precision) == ("torch", "int8"):
+            raise InputError("handler.precision is 'int8', which needs the backend onnx")
         if self.management_url and not self.management_url.startswith("http://"):
             raise InputError(f"handler.management_url is {self.management_url!r}, expected http://HOST:PORT or nothing")
         self.parsed_policy()

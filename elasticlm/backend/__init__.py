@@ -7,11 +7,12 @@ CPU, with the weights of every level held for itself.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from elasticlm.structure import Level
+    from elasticlm.structure import Level
 
 BACKENDS = ("torch", "onnx")
 PRECISIONS = {"torch": ("fp32",), "onnx": ("fp32", "int8")}
@@ -30,5 +31,5 @@ class Backend(Protocol):
     @property
     def device(self) -> str: ...
 
-    def hidden(self, inputs: Mapping[str, Tensor], level: Level) -> Tensor:
+    def hidden(self, inputs: "Mapping[str, Tensor]", level: "Level") -> "Tensor":
         """Hidden states [batch, tokens, dim] of a tokenised batch at a level."""

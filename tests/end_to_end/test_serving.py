@@ -1,16 +1,20 @@
 """The whole path with the real TorchServe: package, start, ask; levels follow the queue; a bad item, a dead worker."""
 
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import requests
 import torch
 from archives import PASSAGES, archive, index_of, servable
 
 from benchmarks.server import TorchServe
+from elasticlm.backend.onnx_export import export
+from elasticlm.latency import LatencyTable, Setup
 from elasticlm.model import ElasticModel
 
 pytestmark = pytest.mark.end_to_end
@@ -52,6 +56,14 @@ def max_diff(left, right):
     return (torch.as_tensor(left) - torch.as_tensor(right)).abs().max().item()
 
 
+def on_onnx(artifact, folder):
+    """The artifact, to be served by ONNX Runtime."""
+    shutil.copytree(artifact, folder)
+    LatencyTable(LatencyTable.read(folder / "latency.csv").cells, Setup(backend="onnx")).write(folder / "latency.csv")
+    export(ElasticModel.from_pretrained(folder), folder, "fp32", QUERIES)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def archives(tiny_artifact, tiny_bert, tmp_path_factory):
     """`search`: passages by the teacher, an index; `both`: passages by its own largest level; `strict`: late is 504."""
@@ -62,6 +74,7 @@ def archives(tiny_artifact, tiny_bert, tmp_path_factory):
         "search": archive("search", query_side, folder, index=index_of(tiny_bert), **SCHEDULE),
         "both": archive("both", both_sides, folder, **SCHEDULE),
         "strict": archive("strict", query_side, folder, **SCHEDULE, late="reject"),
+        "onnx": archive("onnx", on_onnx(query_side, folder / "onnx-side"), folder, **SCHEDULE, backend="onnx"),
     }
 
 
@@ -78,7 +91,7 @@ def server(archives, tmp_path_factory):
         (foreign / package).mkdir()
         (foreign / package / "__init__.py").write_text("raise ImportError('the foreign package was imported')")
     with TorchServe(
-        {"search": archives["search"], "strict": archives["strict"]}, env={"PYTHONPATH": str(foreign)}
+        {name: archives[name] for name in ("search", "strict", "onnx")}, env={"PYTHONPATH": str(foreign)}
     ) as running:
         yield running
 
@@ -215,3 +228,23 @@ def test_a_killed_worker_comes_back_with_the_same_answers(server, model):
     (successor,) = server.workers("search")
     assert successor["pid"] != worker["pid"]
     assert ask(server, "strict", {"text": "ice"}).status_code == 200
+
+
+def test_onnx_runtime_answers_as_pytorch_does_and_its_levels_follow_the_queue(server, model):
+    idle = ask_idle(server, "onnx", {"text": QUERIES[0]})
+    assert max_diff(idle.json()["embedding"], model.embed([QUERIES[0]], level=100)[0]) < 1e-5
+    replies = [reply.json() for reply in rush(server, "onnx", [{"text": query} for query in QUERIES])]
+    assert min(reply["level"] for reply in replies) == 10
+    for query, reply in zip(QUERIES, replies, strict=True):
+        assert max_diff(reply["embedding"], model.embed([query], level=reply["level"])[0]) < 1e-5
+
+
+def test_bare_numbers_for_a_client_that_asks_for_them(server, model):
+    bare = ask(server, "search", {"text": QUERIES[0]}, Accept="application/octet-stream")
+    assert (bare.status_code, bare.headers["Content-Type"]) == (200, "application/octet-stream")
+    level = int(bare.headers["X-Elastic-Level"])
+    assert max_diff(np.frombuffer(bare.content, "<f4").copy(), model.embed([QUERIES[0]], level=level)[0]) < 1e-5
+    long = ask(server, "search", {"text": "ice " * 100}, Accept="application/octet-stream")
+    assert long.headers["X-Elastic-Truncated"] == "true"
+    hits = ask(server, "search", {"query": "ice", "k": 1}, Accept="application/octet-stream")
+    assert (hits.status_code, hits.json()["error"]["code"]) == (406, "not_acceptable")

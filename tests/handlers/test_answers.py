@@ -2,17 +2,23 @@
 
 import json
 import shutil
+import struct
 from dataclasses import replace
 
+import numpy as np
+import orjson
 import pytest
 import torch
 from archives import PASSAGES, index_of, servable
 
 from elasticlm.artifact import write_weights
+from elasticlm.backend.onnx_export import export
 from elasticlm.errors import InputError
+from elasticlm.latency import LatencyTable, Setup
 from elasticlm.model import ElasticModel
 from elasticlm.schedule import Load
 from handlers.answers import Answerer
+from handlers.encoding import encoded
 from handlers.requests import Classify, Embed, Score, Search
 from handlers.settings import Settings
 from handlers.timing import Stages
@@ -57,6 +63,7 @@ def with_head(tiny_artifact, folder, task, labels=None):
 
 
 def max_diff(left, right):
+    left = np.stack(left) if isinstance(left, list) else left
     return (torch.as_tensor(left) - torch.as_tensor(right)).abs().max().item()
 
 
@@ -104,7 +111,7 @@ def test_search_finds_what_the_index_holds_in_its_own_ids(query_side):
     assert [hit["score"] for hit in answers[0].body["hits"]] == pytest.approx(scores[0].tolist(), abs=1e-5)
     assert sorted(hit["id"] for hit in answers[2].body["hits"]) == sorted(PASSAGES)
     assert "embedding" in answers[1].body
-    json.dumps([answer.body for answer in answers])
+    assert all(orjson.loads(encoded(answer)[0])["level"] == 100 for answer in answers)
 
 
 def test_long_texts_say_that_they_were_cut_and_their_neighbours_do_not(query_side):
@@ -213,3 +220,36 @@ def test_settings_adopted_later_decide_from_then_on(query_side):
     with pytest.raises(InputError, match="77"):
         served.adopt(Settings(latency_budget_ms=250, policy="fixed:77"))
     assert served.answer([Embed("ice")], IDLE)[0].level == 10
+
+
+def test_the_fastest_setup_that_was_measured_and_is_there_runs(query_side, tmp_path, caplog):
+    folder = tmp_path / "archive"
+    shutil.copytree(query_side, folder)
+    artifact = folder / "artifact"
+    torch_answers = answerer(folder).answer([Embed(text) for text in TEXTS], IDLE)
+    LatencyTable(LatencyTable.from_means({100: 20.0, 50: 10.0, 10: 2.0}).cells, Setup(backend="onnx")).write(
+        artifact / "latency.csv"
+    )
+    assert answerer(folder).model.backend.name == "torch"  # no graphs
+    with pytest.raises(InputError, match="no ONNX graphs in fp32"):
+        answerer(folder, backend="onnx")
+    export(ElasticModel.from_pretrained(artifact), artifact, "fp32", TEXTS)
+    served = answerer(folder)
+    assert (served.model.backend.name, served.table.mean_ms(100)) == ("onnx", 20.0)
+    answers = served.answer([Embed(text) for text in TEXTS], IDLE)
+    for ours, theirs in zip(answers, torch_answers, strict=True):
+        assert max_diff(ours.body["embedding"], theirs.body["embedding"]) < 1e-5
+    assert answerer(folder, backend="torch").table.mean_ms(100) == 40.0
+    assert "STALE" not in caplog.text
+    answerer(folder, backend="onnx", threads=2)
+    assert "threads 1, here 2" in caplog.text
+
+
+def test_numbers_come_bare_or_as_json(query_side):
+    answer = answerer(query_side).answer([Embed("ice")], IDLE)[0]
+    body, kind = encoded(answer, binary=True)
+    assert kind == "application/octet-stream"
+    assert len(body) == 4 * 32
+    text, kind = encoded(answer)
+    assert kind == "application/json"
+    assert orjson.loads(text)["embedding"] == pytest.approx(list(struct.unpack("<32f", body)))

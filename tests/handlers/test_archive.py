@@ -12,6 +12,7 @@ import yaml
 from archives import PASSAGES, index_of, servable
 
 from elasticlm.errors import InputError
+from elasticlm.latency import LatencyTable, Setup
 from handlers.archive import TEMPLATE, fill, main, round_up
 
 MEANS_MS = {100: 40.0, 50: 20.0, 10: 5.0}
@@ -168,3 +169,19 @@ def test_filling_keeps_the_templates_comments():
 )
 def test_budgets_are_round(ms, rounded):
     assert round_up(ms) == pytest.approx(rounded)
+
+
+def test_the_fastest_setup_that_was_measured_is_served_with_its_graphs_alone(tiny_artifact, tmp_path, capsys):
+    artifact = servable(tiny_artifact, tmp_path / "model", MEANS_MS)
+    faster = LatencyTable.from_means({100: 20.0, 50: 10.0, 10: 2.0})
+    LatencyTable(faster.cells, Setup(backend="onnx")).write(artifact / "latency.csv")
+    archive = pack(artifact, tmp_path / "auto")
+    assert "exporting them now" in capsys.readouterr().err
+    handler = settings_of(archive)["handler"]
+    assert (handler["backend"], handler["precision"], handler["latency_budget_ms"]) == ("onnx", "fp32", 100)
+    assert "artifact/onnx/fp32/50.onnx" in archive.namelist()
+    torch = pack(artifact, tmp_path / "torch", "--backend", "torch")
+    assert settings_of(torch)["handler"]["backend"] == "torch"
+    assert not [name for name in torch.namelist() if "/onnx/" in name.removeprefix("elasticlm")]
+    with pytest.raises(InputError, match="nothing was measured for int8"):
+        pack(artifact, tmp_path / "int8", "--precision", "int8")

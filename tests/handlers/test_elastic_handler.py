@@ -75,7 +75,7 @@ def test_each_item_gets_its_own_answer_status_and_headers():
     assert {one["content-type"] for one in headers} == {"application/json"}
     stages = dict(stage.split(";dur=") for stage in headers[0]["Server-Timing"].split(", "))
     assert float(stages.pop("wait")) == 0  # nothing is known of it here
-    assert list(stages) == ["signal", "parse", "json"]
+    assert list(stages) == ["signal", "parse", "encode"]
     assert sum(map(float, stages.values())) == pytest.approx(float(headers[0]["X-Elastic-Service-Ms"]), abs=0.01)
 
 

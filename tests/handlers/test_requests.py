@@ -18,6 +18,7 @@ from handlers.requests import (
     parse,
     read_body,
     refuse_unserved,
+    wants_binary,
 )
 from handlers.settings import Settings
 
@@ -183,3 +184,27 @@ def test_late_requests_are_rejected_only_where_the_setting_says_so(late, age_ms,
     with pytest.raises(RequestError) as error:
         accept(item, headers, age_ms, settings, Service("embed"))
     assert (error.value.code, error.value.status) == ("late", 504)
+
+
+@pytest.mark.parametrize(
+    ("header", "binary"),
+    [
+        (None, False),
+        ("*/*", False),
+        ("application/json", False),
+        ("application/octet-stream", True),
+        ("Application/Octet-Stream;q=1", True),
+        ("text/html, application/octet-stream", True),
+        ("application/octet-stream, */*;q=.1", False),
+    ],
+)
+def test_bare_numbers_come_only_where_json_will_not_do(header, binary):
+    assert wants_binary(header, Embed("ice")) == binary
+    assert wants_binary(header, Score("ice", ("snow",))) == binary
+
+
+def test_what_has_no_bare_numbers_is_not_acceptable_as_such():
+    for request in (Search("ice", 3), Classify("ice")):
+        with pytest.raises(RequestError) as refused:
+            wants_binary("application/octet-stream", request)
+        assert (refused.value.code, refused.value.status) == ("not_acceptable", 406)

@@ -32,7 +32,7 @@ def test_the_template_documents_every_setting_with_its_default():
         ({"latency_budget_ms": True}, "latency_budget_ms is True, expected float"),
         ({"alpha": 1.5}, "alpha is 1.5, expected above 0 and at most 1"),
         ({"late": "rejct"}, "did you mean 'reject'?"),
-        ({"backend": "cuda"}, "allowed: auto, torch"),
+        ({"backend": "cuda"}, "allowed: auto, onnx, torch"),
         ({"threads": 0}, "threads is 0, expected at least 1"),
         ({"threads": 1.5}, "threads is 1.5, expected int"),
         ({"max_tokens": 2}, "max_tokens"),
