@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     stages.run(
         "Profile: what every level costs on this machine",
-        ["trainer", "profile", "--model", str(model), "--rows", "1", "--tokens", size.profile_tokens],
+        ["trainer", "profile", "--model", str(model), "--backend", "onnx", "--rows", "1", "--tokens", size.profile_tokens],
         model / "latency.csv",
     )
 

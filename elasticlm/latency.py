@@ -123,14 +123,14 @@ class LatencyTable:
 
     @classmethod
     def read(cls, file: str | Path, *, backend: str | None = None, threads: int | None = None) -> "LatencyTable":
-        """Read latency.csv: the first table of this backend and these threads (None: any). Raises InputError."""
-        tables = read_tables(file)
-        for table in tables:
-            if backend in (None, table.setup.backend) and threads in (None, table.setup.threads):
-                return table
-        raise InputError(
-            f"{file}: nothing measured for backend {backend or 'any'}, {threads or 'any number of'} threads"
-        )
+        """Read latency.csv: the fastest table of this backend and these threads (None: any). Raises InputError."""
+        fitting = [table for table in read_tables(file)
+                   if backend in (None, table.setup.backend) and threads in (None, table.setup.threads)]  # fmt: skip
+        if not fitting:
+            raise InputError(
+                f"{file}: nothing measured for backend {backend or 'any'}, {threads or 'any number of'} threads"
+            )
+        return fastest(fitting)
 
     def write(self, file: str | Path) -> None:
         """Write into latency.csv, in place of what it held for the same setup; other setups stay."""
@@ -214,14 +214,14 @@ def measure(
     cells = []
     with _threads(threads):
         for count, length in itertools.product(rows, lengths):
-            batch = [_text_of(model, length)] * count
+            batch = batch_of(model, count, length)
             times: dict[Level, list[float]] = {level: [] for level in levels}
             for level in levels:
-                _answer(model, batch, level)  # warm-up
+                _answer(model, *batch, level)  # warm-up
             while waiting := [k for k in levels if len(times[k]) < min_runs or sum(times[k]) < seconds * 1000]:
                 for level in waiting:
                     start = time.perf_counter()
-                    _answer(model, batch, level)
+                    _answer(model, *batch, level)
                     times[level].append((time.perf_counter() - start) * 1000)
             for level in levels:
                 cells.append(_cell(level, count, length, times[level]))
@@ -235,16 +235,21 @@ def measure(
     return LatencyTable(cells, setup, notes)
 
 
-def _answer(model: "ElasticModel", texts: list[str], level: Level) -> list:
+def _answer(model: "ElasticModel", texts: list[str], seconds: list[str] | None, level: Level) -> list:
     """What the server does between a parsed request and the response object."""
-    if model.config.task == "score":
-        inputs = model.tokenize_pairs([texts[0][: len(texts[0]) // 8]] * len(texts), texts)
-    else:
-        inputs = model.tokenize(texts)
+    inputs = model.tokenize(texts) if seconds is None else model.tokenize_pairs(texts, seconds)
     return model.encode(inputs, level).tolist()
 
 
-def _text_of(model: "ElasticModel", tokens: int) -> str:
+def batch_of(model: "ElasticModel", rows: int, tokens: int) -> tuple[list[str], list[str] | None]:
+    """Texts, or for a reranker one query (an eighth of the tokens) with passages, that make exactly rows x tokens."""
+    if model.config.task != "score":
+        return [text_of(model, tokens)] * rows, None
+    query = max(3, tokens // 8)
+    return [text_of(model, query)] * rows, [text_of(model, tokens - query + 1)] * rows  # they share a [CLS]
+
+
+def text_of(model: "ElasticModel", tokens: int) -> str:
     """A text of words of the model's own vocabulary that makes exactly so many tokens, special ones included."""
     tokenizer = model.tokenizer
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])

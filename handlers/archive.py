@@ -21,9 +21,8 @@ import yaml
 
 import elasticlm
 from elasticlm.artifact import LATENCY_FILE
-from elasticlm.backend import BACKENDS, PRECISIONS
+from elasticlm.backend import BACKENDS, PRECISIONS, onnx_export
 from elasticlm.backend.onnx import FOLDER as GRAPHS_FOLDER
-from elasticlm.backend.onnx import check_export
 from elasticlm.command import parser, print_result, print_table, run, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_file, refuse_existing
@@ -40,8 +39,6 @@ HERE = Path(__file__).resolve().parent
 TEMPLATE = HERE / "model-config.yaml"
 BUDGET_IN_SERVICE_TIMES = 5
 """The default latency budget: so many times the service time of the largest level."""
-TEXTS = 128
-"""Texts by which graphs that are exported here are compared with PyTorch."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     model, table = read_artifact(artifact, options.backend, options.precision)
     setup = table.setup
     if setup.backend == "onnx":
-        ensure_exported(model, artifact, setup.precision)
+        onnx_export.ensure_exported(model, artifact, setup.precision)
     index = read_index(options, model) if options.index else None
     schedule = schedule_settings(options.policy, model, table, options.batch_size)
     config = fill(TEMPLATE.read_text(encoding="utf-8"), {
@@ -94,18 +91,6 @@ def read_artifact(folder: Path, backend: str = "auto", precision: str = "auto") 
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     return model, table
-
-
-def ensure_exported(model: ElasticModel, artifact: Path, precision: str) -> None:
-    """Export the graphs of a precision, unless they are there and those of these weights."""
-    try:
-        check_export(artifact, precision)
-    except InputError as reason:
-        from elasticlm.backend.onnx_export import export
-        from elasticlm.retrieval.data import load_queries
-
-        say(f"{reason}; exporting them now")
-        export(model, artifact, precision, load_queries("pydoc", "dev")[1][:TEXTS])
 
 
 def read_index(options: argparse.Namespace, model: ElasticModel) -> "PassageIndex":

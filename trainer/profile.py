@@ -7,6 +7,7 @@ from elasticlm import command, latency
 from elasticlm.artifact import LATENCY_FILE
 from elasticlm.backend import BACKENDS, PRECISIONS
 from elasticlm.backend.onnx import check_export, is_exported
+from elasticlm.backend.onnx_export import can_export, ensure_exported
 from elasticlm.command import progress
 from elasticlm.errors import InputError
 from elasticlm.model import ElasticModel
@@ -21,7 +22,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", default=_listed(latency.TOKENS), help="padded lengths in tokens")
     parser.add_argument("--threads", type=int, default=1, help="threads of a server's worker")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="what runs a level; auto: "
-                        "PyTorch, and ONNX Runtime in what was exported (trainer export --onnx)")  # fmt: skip
+                        "PyTorch, and ONNX Runtime in fp32 and in whatever else was exported")  # fmt: skip
     parser.add_argument("--precision", choices=("fp32", "int8"), help="of ONNX graphs (default: every exported one)")
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on a cell, in s")
     parser.add_argument("--min-runs", type=int, default=20, help="runs of a cell, at least")
@@ -34,6 +35,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.backend != "torch" and args.precision != "int8" and can_export():
+        try_to_export(args.model)
     setups = chosen_setups(args.model, args.backend, args.precision)
     models = [ElasticModel.from_pretrained(args.model, backend=backend, precision=precision, threads=args.threads)
               for backend, precision in setups]  # fmt: skip
@@ -56,6 +59,15 @@ def main(argv: list[str] | None = None) -> None:
     command.print_table(rows)
     grid = {"threads": args.threads, "rows": table.rows[0], "tokens": table.tokens[0]}
     command.print_result({"output": str(file)} | grid | {"setups": result})
+
+
+def try_to_export(artifact: str) -> None:
+    """Make sure of graphs in fp32; a model of a kind that has none is measured without."""
+    model = ElasticModel.from_pretrained(artifact)
+    try:
+        ensure_exported(model, artifact, "fp32")
+    except InputError as reason:
+        command.say(f"no ONNX graphs: {reason}")
 
 
 def chosen_setups(artifact: str, backend: str, precision: str | None) -> list[tuple[str, str]]:

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from elasticlm.artifact import WEIGHTS_FILE
 from elasticlm.backend import PRECISIONS
-from elasticlm.backend.onnx import EXPORT_FILE, OnnxBackend, graphs_folder, installed
+from elasticlm.backend.onnx import EXPORT_FILE, OnnxBackend, check_export, graphs_folder, installed
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, sha256_file
+from elasticlm.latency import text_of
 from elasticlm.machine import machine
 from elasticlm.model import ElasticModel
 from elasticlm.structure import Level, level_name
@@ -20,6 +21,16 @@ from elasticlm.structure import Level, level_name
 MOST_DIFFERENCE = 1e-4  # of fp32 vectors, element by element
 LEAST_COSINE = 0.99  # of int8 vectors, in the mean
 TEXTS_AT_ONCE = 16
+LENGTHS = (4, 7, 12, 20, 33, 54, 88)  # tokens of the texts that fp32 graphs are compared on, where no others are given
+
+
+def can_export() -> bool:
+    """Whether onnx and onnxruntime are there."""
+    try:
+        import onnx  # noqa: F401
+    except ImportError:
+        return False
+    return installed()
 
 
 def export(
@@ -47,12 +58,8 @@ def export(
     """
     if precision not in PRECISIONS["onnx"]:
         raise InputError(f"backend onnx: precision {precision!r}, expected {' or '.join(PRECISIONS['onnx'])}")
-    try:
-        import onnx  # noqa: F401
-    except ImportError:
-        raise InputError("exporting ONNX graphs needs onnx: pip install 'elasticlm[onnx]'") from None
-    if not installed():
-        raise InputError("exporting ONNX graphs needs onnxruntime: pip install 'elasticlm[onnx]'")
+    if not can_export():
+        raise InputError("exporting ONNX graphs needs onnx and onnxruntime: pip install 'elasticlm[onnx]'")
     from elasticlm.backend.onnx_graph import build_graph
 
     found = {}
@@ -74,6 +81,20 @@ def export(
         }
         (folder / EXPORT_FILE).write_text(json.dumps(report, indent=1), "utf-8")
     return found
+
+
+def ensure_exported(model: ElasticModel, artifact: str | Path, precision: str) -> None:
+    """Export the graphs of fp32 anew where they are missing or those of other weights.
+
+    Raises InputError where that does not work, and for int8, which wants real texts to be compared on (it says how).
+    """
+    try:
+        check_export(artifact, precision)
+    except InputError:
+        if precision != "fp32":
+            raise
+        limit = (model.config.max_tokens or {})["query"]
+        export(model, artifact, precision, [text_of(model, tokens) for tokens in LENGTHS if tokens <= limit])
 
 
 def _compared(model: ElasticModel, backend: OnnxBackend, level: Level, texts: Sequence[str]) -> dict[str, float]:

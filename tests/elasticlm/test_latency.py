@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from elasticlm import ElasticModel, InputError, LatencyTable
-from elasticlm.latency import Cell, Setup, measure, read_tables
+from elasticlm.latency import Cell, Setup, batch_of, fastest, measure, read_tables
 
 
 def cell(level, rows, tokens, ms):
@@ -87,3 +87,22 @@ def test_measured_tables_cover_the_grid_and_name_the_machine(tiny_artifact, tmp_
     assert all(c.runs >= 3 and 0 < c.p50_ms <= c.p95_ms and c.p99_ms is None for c in table.cells)
     table.write(tmp_path / "latency.csv")
     assert (tmp_path / "latency.csv").read_text().startswith("# machine: ")
+
+
+@pytest.mark.parametrize("task", ["embed", "score"])
+def test_batches_are_measured_at_exactly_their_rows_and_tokens(tiny_artifact, task):
+    model = ElasticModel.from_pretrained(tiny_artifact)
+    model = model if task == "embed" else model.with_head(task)
+    for rows, tokens in ((1, 8), (2, 16), (3, 40)):
+        texts, passages = batch_of(model, rows, tokens)
+        inputs = model.tokenize(texts) if passages is None else model.tokenize_pairs(texts, passages)
+        assert inputs["input_ids"].shape == (rows, tokens)
+        assert inputs["attention_mask"].all()
+
+
+def test_the_fastest_table_is_faster_over_levels_and_shapes(table):
+    slower = LatencyTable(
+        [dataclasses.replace(c, mean_ms=c.mean_ms * (0.9 if c.level == 10 else 2)) for c in table.cells]
+    )
+    assert fastest([slower, table]) is table
+    assert fastest([table]) is table

@@ -2,8 +2,10 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from elasticlm import ElasticModel, InputError, LatencyTable
+from elasticlm.artifact import write_weights
 from elasticlm.backend import onnx_export
 from elasticlm.latency import read_tables
 from elasticlm.teacher import passage_encoder
@@ -96,10 +98,30 @@ def test_one_thing_at_a_time(artifact, options, says):
     ("options", "says"),
     [
         (["--backend", "torch", "--precision", "int8"], "PyTorch runs levels in fp32"),
-        (["--backend", "onnx"], "no ONNX graphs in fp32; make them with"),
         (["--precision", "int8"], "no ONNX graphs in int8; make them with"),
     ],
 )
 def test_profile_refuses_what_was_not_exported(artifact, options, says):
     with pytest.raises(InputError, match=says):
         profile(["--model", str(artifact), *options])
+
+
+def test_profile_exports_fp32_graphs_anew_where_they_are_of_other_weights(artifact, capsys):
+    given = ["--model", str(artifact), "--rows", "1", "--tokens", "8", "--seconds", "0", "--min-runs", "1"]
+    profile(given)
+    assert {s["backend"] for s in json.loads(capsys.readouterr().out.splitlines()[-1])["setups"]} == {"torch", "onnx"}
+    model = ElasticModel.from_pretrained(artifact)
+    with torch.no_grad():
+        model.encoder.embeddings.norm.bias += 1
+    write_weights(artifact, model.state_dict())
+    profile([*given, "--backend", "onnx"])
+    assert (ElasticModel.from_pretrained(artifact, backend="onnx").embed(TEXTS) - model.embed(TEXTS)).abs().max() < 1e-5
+
+
+def test_profile_goes_on_without_graphs_where_a_model_can_have_none(artifact, capsys):
+    config = json.loads((artifact / "config.json").read_text())
+    (artifact / "config.json").write_text(json.dumps(config | {"hidden_act": "silu"}))
+    profile(["--model", str(artifact), "--rows", "1", "--tokens", "8", "--seconds", "0", "--min-runs", "1"])
+    found = capsys.readouterr()
+    assert "hidden_act 'silu' is not supported" in found.err
+    assert [s["backend"] for s in json.loads(found.out.splitlines()[-1])["setups"]] == ["torch"]

@@ -1,0 +1,111 @@
+"""``python -m benchmarks.overhead``: what a request costs end to end, beside the bare forward pass.
+
+    python -m benchmarks.overhead --archive model_store/mini.mar --output out/overhead
+
+One client, one request at a time, to the real TorchServe: an embedding archive gets a query of 16 tokens, a reranker
+one query with 8 passages of 128 tokens each pair. After every answer the same batch, tokenised before, runs through the
+same level in this process by the same backend, so that both sides of the ratio see the same machine.
+
+Writes overhead.csv: where the time of a request goes, stage by stage, and the bare pass. ``--most RATIO`` ends with
+exit code 1 where the whole takes more than so many bare passes.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import requests
+import yaml
+
+from benchmarks.archive import Archive
+from benchmarks.load_signal import timings
+from elasticlm.command import above_zero, parser, print_result, print_table, progress, run
+from elasticlm.errors import InputError
+from elasticlm.files import new_folder, refuse_existing
+from elasticlm.latency import batch_of
+from elasticlm.machine import machine
+from elasticlm.model import ElasticModel
+from elasticlm.structure import level_name, parse_level
+
+SHAPES = {"embed": (1, 16), "score": (8, 128)}  # rows and tokens
+WARM_UP = 10
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _options().parse_args(argv)
+    refuse_existing(options.output, overwrite=options.overwrite)
+    with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
+        archive = Archive.unpack(options.archive, Path(folder))
+        if archive.task not in SHAPES:
+            raise InputError(f"{options.archive}: task {archive.task!r}; expected {' or '.join(SHAPES)}")
+        level = parse_level(options.level) if options.level else archive.largest
+        if level not in archive.levels:
+            raise InputError(f"--level {options.level}: {options.archive} has {', '.join(map(str, archive.levels))}")
+        whole, stages, bare = measure(archive, level, options.requests)
+    ratio = float(whole.median() / bare.median())
+    rows = breakdown(whole, stages, bare)
+    with new_folder(options.output, overwrite=options.overwrite) as output:
+        pd.DataFrame(rows).to_csv(output / "overhead.csv", index=False)
+    print_table(rows)
+    shape = "x".join(map(str, SHAPES[archive.task]))
+    result = {"output": str(options.output), "machine": machine(), "shape": shape, "level": level_name(level),
+              "requests": len(whole), "ratio": round(ratio, 3), "stages": rows}  # fmt: skip
+    print_result(result)
+    return int(options.most is not None and ratio > options.most)
+
+
+def measure(archive: Archive, level: float, count: int) -> tuple[pd.Series, pd.DataFrame, pd.Series]:
+    """Ask and run in turn. Returns, in ms: whole requests, their stages, and bare passes."""
+    settings = yaml.safe_load((archive.folder / "model-config.yaml").read_text())["handler"]
+    backend, precision, threads = settings["backend"], settings["precision"], settings["threads"]
+    model = ElasticModel.from_pretrained(archive.artifact, backend=backend, precision=precision, threads=threads)
+    body, inputs = request_and_batch(model)
+    whole, headers, bare = [], [], []
+    with archive.serve(f"fixed:{level_name(level)}", 1000.0, 1000) as server, requests.Session() as session:
+        url = f"{server.inference_url}/predictions/{archive.name}"
+        for _ in progress(range(WARM_UP + count), desc="requests", unit="request"):
+            started = time.perf_counter()
+            reply = session.post(url, json=body, timeout=60)
+            whole.append((time.perf_counter() - started) * 1e3)
+            reply.raise_for_status()
+            headers.append(reply.headers["Server-Timing"])
+            started = time.perf_counter()
+            model.encode(inputs, level)
+            bare.append((time.perf_counter() - started) * 1e3)
+    stages = timings(pd.Series(headers[WARM_UP:]))
+    return pd.Series(whole[WARM_UP:]), stages.drop(columns="wait"), pd.Series(bare[WARM_UP:])
+
+
+def request_and_batch(model: ElasticModel) -> tuple[dict[str, Any], Any]:
+    """The request of an archive's task, and its tokenised batch of exactly these rows and tokens."""
+    texts, passages = batch_of(model, *SHAPES[model.config.task])
+    if passages is None:
+        return {"text": texts[0]}, model.tokenize(texts)
+    return {"query": texts[0], "passages": passages}, model.tokenize_pairs(texts, passages)
+
+
+def breakdown(whole: pd.Series, stages: pd.DataFrame, bare: pd.Series) -> list[dict[str, Any]]:
+    """Means of the stages, which add up to that of the whole; medians beside them; and the bare pass."""
+    parts = {name: stages[name] for name in stages} | {"TorchServe and wire": whole - stages.sum(axis=1)}
+    rows = [*parts.items(), ("whole request", whole), ("bare forward pass", bare)]
+    return [{"stage": name, "mean ms": round(float(ms.mean()), 3), "median ms": round(float(ms.median()), 3),
+             "share of the whole %": round(100 * float(ms.mean() / whole.mean()), 1)}
+            for name, ms in rows]  # fmt: skip
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser("python -m benchmarks.overhead", "Time whole requests beside the bare forward pass.")
+    options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="an encoder or a reranker")
+    options.add_argument("--level", metavar="K", help="the level that answers (default: the largest)")
+    options.add_argument("--requests", type=int, default=200, help="requests that are timed")
+    options.add_argument("--most", type=above_zero, metavar="RATIO", help="fail above so many bare passes a request")
+    options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    options.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    return options
+
+
+if __name__ == "__main__":
+    run(main)
