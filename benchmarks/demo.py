@@ -122,9 +122,10 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     stages.run(
         "Profile: what every level costs on this machine",
-        ["trainer", "profile", "--model", str(model), "--backend", "onnx", "--rows", "1", "--tokens", size.profile_tokens],
+        ["trainer", "profile", "--model", str(model), "--backend", "onnx", "--rows", "1",
+         "--tokens", size.profile_tokens],
         model / "latency.csv",
-    )
+    )  # fmt: skip
 
     table = LatencyTable.read(model / "latency.csv")
     budget_ms = round(BUDGET * table.mean_ms(table.levels[0], tokens=RUSH_TOKENS))
