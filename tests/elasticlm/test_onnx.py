@@ -113,3 +113,15 @@ def test_quantised_columns_keep_their_own_scale():
     assert quantised.dtype == np.int8
     assert np.abs(quantised * scales - weight).max(0) == pytest.approx([0, 0, 0], abs=0.01)
     assert quantised[:, 1].tolist() == [-64, 127]
+
+
+def test_a_corpus_is_encoded_on_onnx_runtime_and_the_model_is_as_before(artifact):
+    model = ElasticModel.from_pretrained(artifact)
+    before, expected = model.backend, model.embed(TEXTS)
+    with onnx_export.on_onnx_runtime(model):
+        assert model.backend.name == "onnx"
+        assert (model.embed(TEXTS) - expected).abs().max() < 1e-5
+    assert model.backend is before
+    model.config.hidden_act = "silu"
+    with onnx_export.on_onnx_runtime(model):
+        assert model.backend is before
