@@ -1,0 +1,130 @@
+"""Memory of engines, each in a process of its own: what it takes above the same process when it had only imported.
+
+Every process maps copies of the files that no other process maps, so that PSS counts all of its weights; memory that
+was freed is given back to the system before it is counted. The peak is what was resident at once while it ran.
+
+``python -m benchmarks.engines_memory KIND FOLDER THREADS`` is that process: it prints one line of JSON.
+"""
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.nn import functional as F
+from transformers import BertModel
+
+from elasticlm.errors import InputError
+from elasticlm.model import ElasticModel
+from elasticlm.structure import ElasticStructure
+from elasticlm.teacher import load_bert
+
+ROWS, TOKENS = 8, 128
+PROCESS = Path("/proc/self")
+TORCH, LARGEST, FP32, INT8, BERT = "torch", "torch, largest alone", "onnx fp32", "onnx int8", "teacher, PyTorch"
+KINDS = {TORCH: "torch", LARGEST: "torch", FP32: "fp32", INT8: "int8", BERT: "bert"}
+Memory = dict[str, dict[str, float]]
+
+
+def measure(
+    model: ElasticModel, artifact: Path, teacher: Path, *, precisions: tuple[str, ...], threads: int, repeats: int,
+    on_process: Callable[[], object] = lambda: None,
+) -> tuple[Memory, dict[str, str]]:  # fmt: skip
+    """Return {case: {"pss_mib", "rss_mib", "peak_rss_mib"}}, medians over processes, and why what failed did.
+
+    Args:
+        model: as loaded from ``artifact``; its largest level alone is one of the cases.
+        teacher: folder of the whole teacher.
+        precisions: of ONNX graphs that the artifact has.
+    """
+    found: Memory = {}
+    failed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="memory-") as temporary:
+        largest, copies = model.structures.largest, Path(temporary)
+        shutil.copytree(artifact, copies / "model")
+        shutil.copytree(teacher, copies / "teacher")
+        model.cut(ElasticStructure({largest: model.structures[largest]})).save_pretrained(copies / "largest")
+        folders = {LARGEST: copies / "largest", BERT: copies / "teacher"}
+        for case, kind in KINDS.items():
+            if kind in ("torch", "bert", *precisions):
+                try:
+                    runs = [_process(kind, folders.get(case, copies / "model"), threads) for _ in range(repeats)]
+                    found[case] = {name: median(run[name] for run in runs) for name in runs[0]}
+                except InputError as error:
+                    failed[case] = str(error)
+            on_process()
+    return found, failed
+
+
+def _process(kind: str, folder: Path, threads: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.engines_memory", kind, str(folder.absolute()), str(threads)]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"memory of {kind}: its process ended with {done.returncode} ({last})")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(kind: str, folder: str, threads: str) -> None:
+    torch.set_num_threads(int(threads))
+    if kind in ("fp32", "int8"):
+        import onnxruntime  # noqa: F401  an import of the idle process
+    with torch.inference_mode():  # PyTorch's kernels are loaded: code is nobody's weights
+        F.scaled_dot_product_attention(*[F.linear(torch.ones(1, 1, 64, 64), torch.ones(64, 64))] * 3)
+    with contextlib.suppress(OSError):  # where it may, the peak starts again from here
+        (PROCESS / "clear_refs").write_text("5")
+    before = _used()
+    kept = _run_bert(folder) if kind == "bert" else _run_levels(folder, kind, int(threads))
+    after = _used()
+    assert kept is not None  # held until here
+    print(json.dumps({
+        "pss_mib": round((after["Pss"] - before["Pss"]) / 1024, 2),
+        "rss_mib": round((after["Rss"] - before["Rss"]) / 1024, 2),
+        "peak_rss_mib": round((after["VmHWM"] - before["Rss"]) / 1024, 2),
+    }))  # fmt: skip
+
+
+def _run_levels(folder: str, kind: str, threads: int) -> object:
+    if kind == "torch":
+        model = ElasticModel.from_pretrained(folder)
+    else:
+        model = ElasticModel.from_pretrained(folder, backend="onnx", precision=kind, threads=threads)
+    ids = _ids(model.config)
+    for level in model.levels:
+        model.encode({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, level)
+    return model
+
+
+def _run_bert(folder: str) -> object:
+    bert = load_bert(folder, BertModel, add_pooling_layer=False)
+    ids = _ids(bert.config)
+    with torch.inference_mode():
+        bert(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return bert
+
+
+def _ids(config) -> torch.Tensor:
+    tokens = min(TOKENS, config.max_position_embeddings)
+    return torch.randint(config.vocab_size, (ROWS, tokens), generator=torch.Generator().manual_seed(0))
+
+
+def _used() -> dict[str, float]:
+    """Memory of this process in KiB by the kernel's names, after what was freed went back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    lines = [line.split() for name in ("smaps_rollup", "status") for line in (PROCESS / name).read_text().splitlines()]
+    return {line[0].rstrip(":"): float(line[1]) for line in lines if line[0] in ("Pss:", "Rss:", "VmHWM:")}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
