@@ -64,7 +64,7 @@ class OnnxBackend:
         folder: holds a graph LEVEL.onnx for each level.
         embeddings: the model's word, position and token type embeddings; shared by all levels, not copied.
         levels: which to load.
-        threads: of each session. They share one pool of memory, and sleep while another works.
+        threads: of each session; they sleep while another works.
 
     Raises InputError where onnxruntime is missing or a graph cannot be read.
     """
@@ -86,8 +86,7 @@ class OnnxBackend:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        _share_memory(onnxruntime)
+        options.enable_cpu_mem_arena = False  # an arena a session would keep what its largest batch took; no slower
         self._sessions = {}
         for level in levels:
             file = folder / f"{level_name(level)}.onnx"
@@ -106,16 +105,3 @@ class OnnxBackend:
         mask = inputs["attention_mask"].numpy().astype(np.int32)
         (hidden,) = self._sessions[level].run([HIDDEN], {EMBEDDINGS: summed, MASK: mask})
         return torch.from_numpy(hidden)
-
-
-_shared: list[object] = []
-
-
-def _share_memory(onnxruntime) -> None:
-    """Let all sessions of this process take their activations from one arena: only one level runs at a time."""
-    if not _shared:
-        memory = onnxruntime.OrtMemoryInfo(
-            "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
-        )
-        onnxruntime.create_and_register_allocator(memory, None)
-        _shared.append(memory)
