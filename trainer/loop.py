@@ -97,7 +97,8 @@ def train(
     else:
         measure(0)
     bar = progress(total=options.max_steps, desc="train", unit="step")
-    bar.initial = bar.n = first  # steps of an earlier run are done, but say nothing about the speed of this one
+    # Steps of an earlier run are done, but say nothing about the speed of this one.
+    bar.initial = bar.n = bar.last_print_n = first
     with _interruptions() as interrupted:
         for step in range(first, options.max_steps):
             factor = learning_rate_factor(step, options.max_steps, options.warmup, options.decay)

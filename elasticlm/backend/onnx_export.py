@@ -101,7 +101,7 @@ def ensure_exported(model: ElasticModel, artifact: str | Path, precision: str) -
 
 @contextmanager
 def on_onnx_runtime(model: ElasticModel) -> Iterator[None]:
-    """Let ONNX Runtime run the model's largest level in fp32 for a while, where it is there and the model is on the CPU.
+    """Let ONNX Runtime run the largest level in fp32 for a while, where it is there and the model is on the CPU.
 
     About 1.7 times as fast as PyTorch for long texts, and equal to 1e-6; for encoding a corpus.
     """
