@@ -12,6 +12,7 @@ Nothing in it is a pickle: an artifact from a stranger is safe to load.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class ElasticBertConfig(BertConfig):
         labels: label names of a classifier.
         passages: ``{"encoder": "teacher"|"largest", "fingerprint"}``: which index the queries go with.
         calibration: of a ranker, ``{"50": [a, b], ...}``, a > 0: a passage is relevant with sigmoid(a score + b).
+        fusion: of a ranker, ``{"50": weight, ...}``, weight >= 0: of the first stage beside it (see elasticlm.fusion).
     """
 
     model_type = "elastic_bert"
@@ -66,6 +68,7 @@ class ElasticBertConfig(BertConfig):
     labels: list[str] | None = None
     passages: dict[str, str | None] | None = None
     calibration: dict[str, list[float]] | None = None
+    fusion: dict[str, float] | None = None
 
     @property
     def head_size(self) -> int:
@@ -114,6 +117,9 @@ def validate(config: ElasticBertConfig) -> ElasticStructure:
     for name, fitted in (config.calibration or {}).items():
         if parse_level(name) not in structures or len(fitted) != 2 or not fitted[0] > 0:
             raise InputError(f"calibration.{name}: expected [a, b] of a level, a > 0")
+    for name, weight in (config.fusion or {}).items():
+        if parse_level(name) not in structures or not 0 <= weight < math.inf:
+            raise InputError(f"fusion.{name}: expected the weight of a level, 0 or more")
     limits = config.max_tokens or {}
     for kind in ("query", "passage", "pair"):
         if not 2 < limits.get(kind, 0) <= config.max_position_embeddings:

@@ -116,8 +116,9 @@ class ElasticModel(nn.Module):
         """
         config = copy.deepcopy(self.config)
         config.levels = structures.to_json()
-        if config.calibration:
-            config.calibration = {name: fit for name, fit in config.calibration.items() if name in config.levels}
+        for field in ("calibration", "fusion"):
+            fitted = getattr(config, field) or {}
+            setattr(config, field, {name: fit for name, fit in fitted.items() if name in config.levels} or None)
         largest, weights = structures[structures.largest], self.state_dict()
         for i in range(largest.layers):
             heads = np.arange(largest.heads[i]) if head_order is None else head_order[i, : largest.heads[i]]
@@ -141,7 +142,7 @@ class ElasticModel(nn.Module):
         """
         config = copy.deepcopy(self.config)
         config.task, config.labels = task, list(labels) if labels else None
-        config.passages = config.calibration = None
+        config.passages = config.calibration = config.fusion = None
         weights = {name: weight.clone() for name, weight in self.state_dict().items() if not name.startswith("head.")}
         random = torch.Generator().manual_seed(seed)
         shape = (_outputs(config), config.hidden_size)
@@ -258,6 +259,10 @@ class ElasticModel(nn.Module):
         """
         fitted = (self.config.calibration or {}).get(level_name(level))
         return None if fitted is None else torch.sigmoid(fitted[0] * scores + fitted[1])
+
+    def fusion_weight(self, level: Level) -> float:
+        """How much a first stage counts beside this level's scores (see elasticlm.fusion); 0 unless it was fitted."""
+        return (self.config.fusion or {}).get(level_name(level), 0.0)
 
     def classify(
         self, sentences: Sequence[str], seconds: Sequence[str] | None = None, *, level: Level | None = None

@@ -1,18 +1,19 @@
 """The elastic schedule (ElasticLM, section 4.3): pure policies from (table, load) to a level.
 
 Behind a queue of g requests level k answers the last one after about (g + 1) t_k. Each policy is a frozen value with
-``choose(table, load)``; it is written ``fixed:50``, ``queue:t=250``, ``slack:t=250,alpha=.6`` everywhere.
+``choose(table, load)``; it is written ``fixed:50``, ``queue:t=250``, ``slack:t=250,alpha=.6`` everywhere. A pipeline's
+levels are pairs (see elasticlm.pairs), ``fixed:50+10``.
 """
 
 import difflib
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 from elasticlm.errors import InputError
-from elasticlm.latency import LatencyTable
-from elasticlm.structure import Level, level_name, parse_level
+from elasticlm.structure import Choice, level_name, parse_choice
 
+ChoiceT = TypeVar("ChoiceT")
 ALPHA = 0.6  # share of the budget that `slack` plans with; `python -m benchmarks.policies` recommends one
 
 
@@ -45,20 +46,30 @@ class Load:
     budgets_ms: tuple[float, ...] = ()
 
 
+class Table(Protocol[ChoiceT]):
+    """What a policy asks: the levels, best first, and what each takes. A LatencyTable, or of a pipeline a PairTable."""
+
+    levels: tuple[ChoiceT, ...]
+
+    def mean_ms(self, level: ChoiceT, rows: float = ..., tokens: float | None = ...) -> float: ...
+
+    def p95_ms(self, level: ChoiceT, rows: float = ..., tokens: float | None = ...) -> float: ...
+
+
 class Policy(Protocol):
     """A level for each batch; decided alone, without memory."""
 
-    def choose(self, table: LatencyTable, load: Load) -> Level: ...
+    def choose(self, table: Table[ChoiceT], load: Load) -> ChoiceT: ...
 
 
 @dataclass(frozen=True)
 class Fixed:
     """Always the same level: what a static model does."""
 
-    level: Level
+    level: Choice
 
-    def choose(self, table: LatencyTable, load: Load) -> Level:
-        return self.level
+    def choose(self, table: Table[ChoiceT], load: Load) -> ChoiceT:
+        return cast(ChoiceT, self.level)  # whoever takes the policy checks that the table has it
 
     def __str__(self) -> str:
         return f"fixed:{level_name(self.level)}"
@@ -68,6 +79,7 @@ class Fixed:
 class Queue:
     """The paper's law: the largest level that answers the last request in the queue within the budget.
 
+    >>> from elasticlm.latency import LatencyTable
     >>> table = LatencyTable.from_means({50: 40.0, 10: 8.0})
     >>> [Queue(budget_ms=250).choose(table, Load(queue_depth=g)) for g in (0, 5, 6, 100)]
     [50, 50, 10, 10]
@@ -75,7 +87,7 @@ class Queue:
 
     budget_ms: float
 
-    def choose(self, table: LatencyTable, load: Load) -> Level:
+    def choose(self, table: Table[ChoiceT], load: Load) -> ChoiceT:
         return largest_within(table, load, self.budget_ms)
 
     def __str__(self) -> str:
@@ -94,7 +106,7 @@ class Slack:
     budget_ms: float
     alpha: float = ALPHA
 
-    def choose(self, table: LatencyTable, load: Load) -> Level:
+    def choose(self, table: Table[ChoiceT], load: Load) -> ChoiceT:
         budgets = load.budgets_ms or (self.budget_ms,) * len(load.ages_ms)
         spare = [min(self.budget_ms, own) - age - load.overhead_ms
                  for own, age in zip(budgets, load.ages_ms, strict=True)]  # fmt: skip
@@ -109,8 +121,8 @@ class Slack:
 
 
 def largest_within(
-    table: LatencyTable, load: Load, limit_ms: float, *, tightest_ms: float = math.inf, turnaround_ms: float = 0.0
-) -> Level:
+    table: Table[ChoiceT], load: Load, limit_ms: float, *, tightest_ms: float = math.inf, turnaround_ms: float = 0.0
+) -> ChoiceT:
     """Return the largest level for which the last request in the queue, and the batch in hand, are in time.
 
         t_k(rows, tokens) + ceil(g / (B W)) (t_k(rows B / b, tokens) + turnaround) + r <= limit
@@ -147,7 +159,7 @@ def parse_policy(
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"policy {text!r}: expected fixed:LEVEL, queue:t=MS or slack:t=MS,alpha=SHARE{hint}")
     if name == "fixed":
-        return Fixed(parse_level(arguments))
+        return Fixed(parse_choice(arguments))
     options = dict(part.partition("=")[::2] for part in arguments.split(",") if part)
     if unknown := [key for key in options if key not in _OPTIONS[name]]:
         raise InputError(f"policy {text!r}: unknown option {unknown[0]!r}, expected {', '.join(_OPTIONS[name])}")

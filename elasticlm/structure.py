@@ -15,6 +15,21 @@ from elasticlm.errors import InputError
 Level = int | float
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Levels of a pipeline: a denser's, and that of the ranker behind it. Written ``50+10``."""
+
+    denser: Level
+    ranker: Level
+
+    def __str__(self) -> str:
+        return f"{level_name(self.denser)}+{level_name(self.ranker)}"
+
+
+Choice = Level | Pair
+"""What a policy chooses: a level; of a pipeline a pair, or the denser's level, alone."""
+
+
 def parse_level(text: str | Level) -> Level:
     """Return a level from its text, the percentage of prunable parameters kept: ``"50"`` -> 50, ``"12.5"`` -> 12.5."""
     try:
@@ -34,9 +49,15 @@ def parse_levels(text: str) -> tuple[Level, ...]:
     return tuple(sorted(levels, reverse=True))
 
 
-def level_name(level: Level) -> str:
-    """Return the level as it is written in files: ``"50"``, ``"12.5"``."""
-    return str(parse_level(level))
+def parse_choice(text: str) -> Choice:
+    """Return a level, or a pair of them, from its text: ``"50"``, ``"50+10"``."""
+    denser, plus, ranker = text.partition("+")
+    return Pair(parse_level(denser), parse_level(ranker)) if plus else parse_level(denser)
+
+
+def level_name(level: Choice) -> str:
+    """Return the level, or the pair, as it is written in files: ``"50"``, ``"12.5"``, ``"50+10"``."""
+    return str(level if isinstance(level, Pair) else parse_level(level))
 
 
 @dataclass(frozen=True)

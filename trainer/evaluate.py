@@ -1,8 +1,9 @@
 """``python -m trainer evaluate``: how well every level retrieves, reranks or classifies, beside the teacher.
 
-Rerankers and classifiers have their own modules (trainer.reranking, trainer.classification). Of encoders: the passages
-are encoded once by what encodes the artifact's passages (or come from an index); the queries by every level. Retention
-is a level's metric over that of the teacher with the teacher's own passages.
+Rerankers, classifiers and pipelines have their own modules (trainer.reranking, trainer.classification,
+trainer.pipeline). Of encoders: the passages are encoded once by what encodes the artifact's passages (or come from an
+index); the queries by every level. Retention is a level's metric over that of the teacher with the teacher's own
+passages.
 """
 
 import argparse
@@ -22,12 +23,13 @@ from elasticlm.backend import BACKENDS, PRECISIONS
 from elasticlm.errors import InputError
 from elasticlm.files import new_file, new_folder, refuse_existing
 from elasticlm.model import ElasticModel
+from elasticlm.pairs import PAIRS_FILE, MeasuredPair, write_pairs
 from elasticlm.retrieval import metrics
 from elasticlm.retrieval.data import RetrievalData, load_corpus, load_retrieval
 from elasticlm.retrieval.index import PassageIndex
 from elasticlm.structure import Level, level_name, parse_levels
 from elasticlm.teacher import load_model, load_teacher, passage_encoder
-from trainer import calibration, classification, reranking
+from trainer import calibration, classification, pipeline, reranking
 from trainer.processes import Processes
 from trainer.texts import TokenizedTexts
 from trainer.vectors import stored_vectors
@@ -59,10 +61,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="JSON file to write")
     parser.add_argument("--run", metavar="FILE", help="reranker: a retriever's run in TREC form to rerank (the set's "
                         "judged candidates, else BM25's)")  # fmt: skip
-    parser.add_argument("--depth", type=int, default=20, help="reranker: passages of the run, or of BM25, to rerank")
+    parser.add_argument("--depth", type=int, default=20, help="reranker: passages of the first stage to rerank")
     parser.add_argument("--max-queries", type=int, metavar="N", help="reranker: at most so many, drawn at random")
     parser.add_argument("--calibrate", action="store_true", help="reranker: fit on this split how likely a score of "
                         "each level is that of a relevant passage, and write it into the artifact")  # fmt: skip
+    parser.add_argument("--fuse", action="store_true", help="reranker: fit on this split how much the first stage "
+                        "should count beside each level's scores, and write it into the artifact")  # fmt: skip
+    parser.add_argument("--matrix", action="store_true", help="reranker: every pair of its levels and those of "
+                        "--denser, whose best passages it reranks; beside --output a heat map, FILE.png, and "
+                        f"{PAIRS_FILE}, for handlers.archive")  # fmt: skip
+    parser.add_argument("--denser", metavar="DIR", help="--matrix: what retrieves")
+    parser.add_argument("--denser-levels", help="--matrix: levels of the denser (all)")
     parser.add_argument("--run-dir", help="folder for the TREC runs, one a level")
     parser.add_argument("--save", action="store_true", help=f"also write the result into the artifact's {QUALITY_FILE}")
     parser.add_argument("--batch-size", type=int, default=32, help="queries encoded at once")
@@ -74,10 +83,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     started = time.perf_counter()
-    for output in filter(None, (args.output, args.run_dir)):
+    drawing, pairs_file = Path(args.output).with_suffix(".png"), Path(args.output).with_name(PAIRS_FILE)
+    for output in filter(None, (args.output, args.run_dir, *((drawing, pairs_file) if args.matrix else ()))):
         refuse_existing(output, overwrite=args.overwrite)
-    if args.calibrate and args.split == "test":
-        raise InputError("--calibrate fits on the split that is measured: choose another than test, such as dev")
+    fitting = [f"--{option}" for option in ("calibrate", "fuse") if getattr(args, option)]
+    if fitting and args.split == "test":
+        raise InputError(f"{fitting[0]} fits on the split that is measured: choose another than test, such as dev")
     if args.depth < 1 or (args.max_queries or 1) < 1:
         raise InputError("--depth and --max-queries: expected 1 or more")
     if args.batch_size < 1:
@@ -89,10 +100,11 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(args.model)
     if args.backend == "onnx":
         model.run_onnx(args.model, precision=args.precision, threads=torch.get_num_threads())
-    if args.calibrate and model.config.task != "score":
+    if fitting and model.config.task != "score":
         raise InputError(
-            f"--calibrate is for rerankers (task 'score'); the task of {args.model} is {model.config.task!r}"
+            f"{fitting[0]} is for rerankers (task 'score'); the task of {args.model} is {model.config.task!r}"
         )
+    _check_matrix(args, model)
     is_teacher = _is_teacher(model)
     levels = parse_levels(args.levels) if args.levels else () if is_teacher else model.levels
     for level in levels:
@@ -105,31 +117,23 @@ def main(argv: list[str] | None = None) -> None:
         command.print_result({"output": args.output} | {key: result[key] for key in SUMMARY})
         return
     data = load_retrieval(args.data, args.split)
+    if args.matrix:
+        result, pairs = _measure_pipeline(args, model, data, levels)
+        _write(args, result | {"seconds": round(time.perf_counter() - started, 1)}, {}, len(result["query_ids"]))
+        write_pairs(pairs_file, pairs)
+        pipeline.draw_matrix(pairs, drawing)
+        command.print_table(pipeline.table(pairs))
+        command.print_result({"output": args.output, "pairs": str(pairs_file), "metrics": result["metrics"]})
+        return
     if model.config.task == "score":
-        teacher = ElasticModel.from_pretrained(args.teacher) if args.teacher else None
-        if teacher is not None and teacher.config.task != "score":
-            raise InputError(f"--teacher {args.teacher}: its task is {teacher.config.task!r}, not ranking ('score')")
-        run = metrics.read_trec_run(Path(args.run)) if args.run else None
-        result, runs = reranking.evaluate(model, teacher, data, levels, run=run, depth=args.depth,
-                                          max_queries=args.max_queries, seed=args.seed)  # fmt: skip
-        result |= {"model": args.model}
-        fitted = model.config.calibration
-        if args.calibrate or fitted:
-            names = [level_name(level) for level in levels]
-            scores, relevant = reranking.pairs_of(runs, names, data)
-            if args.calibrate:
-                fitted = {name: list(calibration.fit(scores[name], relevant)) for name in names}
-                model.config.calibration = fitted
-                model.config.save_pretrained(args.model)
-            known = {name: found for name, found in scores.items() if name in fitted}
-            result |= {"calibration": calibration.report(known, relevant, fitted)}
+        result, runs = _measure_ranker(args, model, data, levels)
         result |= {"seconds": round(time.perf_counter() - started, 1)}
         _write_runs(args, runs)
         _write(args, result, quality, len(result["query_ids"]))
         command.print_table(reranking.table(result))
         if "calibration" in result:
             command.print_table(reranking.calibration_table(result["calibration"]))
-        shown = [key for key in (*SUMMARY, "above_first_stage", "calibration") if key in result]
+        shown = [key for key in (*SUMMARY, "above_first_stage", "fusion", "calibration") if key in result]
         command.print_result({"output": args.output} | {key: result[key] for key in shown})
         return
     index = PassageIndex.load(args.index, args.ids) if args.index else None
@@ -150,6 +154,67 @@ def main(argv: list[str] | None = None) -> None:
     _write(args, result, quality, len(data.query_ids))
     command.print_table(_table(result))
     command.print_result({"output": args.output, "seconds": result["seconds"]} | {key: result[key] for key in SUMMARY})
+
+
+def _measure_ranker(
+    args: argparse.Namespace, model: ElasticModel, data: RetrievalData, levels: Sequence[Level]
+) -> tuple[dict[str, Any], dict[str, metrics.Run]]:
+    """Measure a reranker; what is fitted on the way is written into its artifact."""
+    teacher = ElasticModel.from_pretrained(args.teacher) if args.teacher else None
+    if teacher is not None and teacher.config.task != "score":
+        raise InputError(f"--teacher {args.teacher}: its task is {teacher.config.task!r}, not ranking ('score')")
+    run = metrics.read_trec_run(Path(args.run)) if args.run else None
+    result, runs = reranking.evaluate(model, teacher, data, levels, run=run, depth=args.depth,
+                                      max_queries=args.max_queries, fuse=args.fuse, seed=args.seed)  # fmt: skip
+    result |= {"model": args.model}
+    if args.fuse:
+        model.config.fusion = result["fusion"]
+    if args.calibrate or model.config.calibration:
+        names = [level_name(level) for level in levels]
+        scores, relevant = reranking.pairs_of(runs, names, data)
+        if args.calibrate:
+            model.config.calibration = {name: list(calibration.fit(scores[name], relevant)) for name in names}
+        fitted = model.config.calibration or {}
+        known = {name: found for name, found in scores.items() if name in fitted}
+        result |= {"calibration": calibration.report(known, relevant, fitted)}
+    if args.fuse or args.calibrate:
+        model.config.save_pretrained(args.model)
+    return result, runs
+
+
+def _check_matrix(args: argparse.Namespace, model: ElasticModel) -> None:
+    if args.matrix != bool(args.denser) or (args.denser_levels and not args.matrix):
+        raise InputError("--matrix, --denser and --denser-levels go together")
+    if args.matrix and model.config.task != "score":
+        raise InputError(f"--matrix: the task of {args.model} is {model.config.task!r}, not ranking ('score')")
+    if args.matrix and (Path(args.output).suffix != ".json" or Path(args.output).name == PAIRS_FILE):
+        raise InputError(
+            f"--output {args.output}: expected FILE.json, beside which {PAIRS_FILE} and FILE.png are written"
+        )
+    others = ("calibrate", "fuse", "run", "run_dir", "save")
+    if args.matrix and (given := next((name for name in others if getattr(args, name)), None)):
+        raise InputError(f"--{given.replace('_', '-')} does not go with --matrix")
+
+
+def _measure_pipeline(
+    args: argparse.Namespace, ranker: ElasticModel, data: RetrievalData, levels: Sequence[Level]
+) -> tuple[dict[str, Any], list[MeasuredPair]]:
+    """Measure every pair of levels of a denser and this ranker."""
+    denser = load_model(args.denser)
+    if denser.config.task != "embed":
+        raise InputError(f"--denser {args.denser}: its task is {denser.config.task!r}, not retrieval ('embed')")
+    denser_levels = parse_levels(args.denser_levels) if args.denser_levels else denser.levels
+    for level in denser_levels:
+        denser.structures[level]
+    encoder = passage_encoder(denser, args.teacher)
+    if args.index:
+        index = PassageIndex.load(args.index, args.ids)
+        _check_index(index, denser, encoder, data)
+    else:
+        index = _encode_passages(encoder, data)
+    result, pairs = pipeline.evaluate(denser, ranker, data, index, denser_levels=denser_levels, levels=levels,
+                                      depth=args.depth, max_queries=args.max_queries, seed=args.seed)  # fmt: skip
+    return result | {"model": args.model, "denser": args.denser, "index": args.index}, pairs
 
 
 def _write_runs(args: argparse.Namespace, runs: Mapping[str, metrics.Run]) -> None:

@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         objective = classify(args, options, model, exclusion, processes)
 
     def sign(trained: ElasticModel) -> None:
-        trained.config.calibration = None  # it was that of the scores before
+        trained.config.calibration = trained.config.fusion = None  # they were those of the scores before
         if trained.config.task == "embed":
             trained.config.passages = passages or {"encoder": "largest", "fingerprint": trained.fingerprint()}
 

@@ -1,6 +1,6 @@
 """How well every level reranks: judged candidates, or the top of a first stage, for ``trainer evaluate``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from elasticlm.retrieval import metrics
 from elasticlm.retrieval.bm25 import bm25_scores, bm25_top
 from elasticlm.retrieval.data import RetrievalData
 from elasticlm.structure import Level, level_name
+from trainer import fusion
 from trainer.classification import outputs
 from trainer.texts import TokenizedTexts
 
@@ -31,6 +32,7 @@ def evaluate(
     run: metrics.Run | None = None,
     depth: int = 20,
     max_queries: int | None = None,
+    fuse: bool = False,
     seed: int = 0,
 ) -> tuple[dict[str, Any], dict[str, metrics.Run]]:
     """Rerank each query's list at every level.
@@ -40,17 +42,17 @@ def evaluate(
         run: a retriever's run, whose first ``depth`` passages are reranked. None: the set's judged candidates where it
             has them, else the first ``depth`` by BM25.
         max_queries: at most so many, drawn at random.
+        fuse: fit here how much the first stage counts beside each level; else what the artifact knows is taken.
 
     Returns:
-        The evaluation's JSON, with ``above_first_stage`` (difference, 95 % interval, p: paired bootstrap over queries);
-        and the runs by name.
+        The evaluation's JSON, with ``above_first_stage`` (difference, 95 % interval, p: paired bootstrap over queries)
+        and, where there is any, ``fusion`` (a level's weight of the first stage); and the runs by name. Rows such as
+        "50+first_stage" are fused.
     """
     judged = {qid: grades for qid, grades in (data.candidates or {}).items() if any(g > 0 for g in grades.values())}
     qrels, measures = (data.qrels, MEASURES) if run is not None or not judged else (judged, metrics.CANDIDATE_MEASURES)
     kept = sorted(qrels, key=data.query_ids.index) if len(qrels) < len(data.query_ids) else list(data.query_ids)
-    if max_queries is not None and max_queries < len(kept):
-        drawn = np.random.default_rng([seed, 6]).choice(len(kept), max_queries, replace=False)
-        kept = [kept[i] for i in np.sort(drawn)]
+    kept = draw(kept, max_queries, seed)
     text = dict(zip(data.query_ids, data.queries, strict=True))
     lists = _lists(data, kept, text, run=run, candidates=judged if qrels is judged else None, depth=depth)
     passages = dict(zip(data.passage_ids, data.passages, strict=True))
@@ -58,15 +60,24 @@ def evaluate(
     say(f"{data.spec}, {data.split}: {len(kept):,} queries, {len(pairs):,} pairs to rerank")
     runs: dict[str, metrics.Run] = {FIRST_STAGE: lists}
     texts = TokenizedTexts.of_pairs(model, pairs)
-    runs |= {level_name(level): _rerank(model, level, texts, lists) for level in levels}
+    names = [level_name(level) for level in levels]
+    runs |= {name: rerank(model, level, texts, lists) for name, level in zip(names, levels, strict=True)}
+    judgements = {qid: qrels[qid] for qid in kept}
+    if fuse:
+        weights = {name: fusion.fit(runs[name], lists, judgements, measures[0]) for name in names}
+    else:
+        known = model.config.fusion or {}
+        weights = {name: known[name] for name in names if name in known}
+    runs |= {f"{name}+{FIRST_STAGE}": fusion.fuse(runs[name], lists, weight) for name, weight in weights.items()}
+    reranked = [name for name in runs if name != FIRST_STAGE]
     largest = model.structures.largest
     if teacher is not None:
-        runs[TEACHER] = _rerank(teacher, teacher.structures.largest, TokenizedTexts.of_pairs(teacher, pairs), lists)
+        runs[TEACHER] = rerank(teacher, teacher.structures.largest, TokenizedTexts.of_pairs(teacher, pairs), lists)
     elif largest in levels:
         runs[TEACHER] = runs[level_name(largest)]
     else:
-        runs[TEACHER] = _rerank(model, largest, texts, lists)
-    values = {name: metrics.per_query({q: qrels[q] for q in kept}, ranked, measures) for name, ranked in runs.items()}
+        runs[TEACHER] = rerank(model, largest, texts, lists)
+    values = {name: metrics.per_query(judgements, ranked, measures) for name, ranked in runs.items()}
     result = {
         "format_version": 1,
         "data": data.spec,
@@ -77,26 +88,42 @@ def evaluate(
             for name, row in values.items()
         },
         "retention": {
-            level_name(level): {
+            name: {
                 kind: metrics.rounded(metrics.retention(found, values[TEACHER][kind], seed=seed))
-                for kind, found in values[level_name(level)].items()
+                for kind, found in values[name].items()
             }
-            for level in levels
+            for name in names
         },
         "above_first_stage": {
-            level_name(level): {
+            name: {
                 kind: dict(zip(("difference", "p"), metrics.difference(values[FIRST_STAGE][kind], found, seed=seed),
                                strict=True))
-                for kind, found in values[level_name(level)].items()
+                for kind, found in values[name].items()
             }
-            for level in levels
+            for name in reranked
         },
         "query_ids": kept,
         "per_query": {
             name: {kind: metrics.rounded(found) for kind, found in row.items()} for name, row in values.items()
         },
     }  # fmt: skip
-    return result, runs
+    return result | ({"fusion": weights} if weights else {}), runs
+
+
+def rerank(
+    model: ElasticModel, level: Level, texts: TokenizedTexts, lists: Mapping[str, Collection[str]]
+) -> dict[str, dict[str, float]]:
+    """Return each list's passages with their scores at a level; ``texts`` holds the pairs, list after list."""
+    scores = iter(outputs(model, level, texts, desc="rerank").squeeze(-1).tolist())
+    return {qid: {pid: next(scores) for pid in own} for qid, own in lists.items()}
+
+
+def draw(query_ids: Sequence[str], count: int | None, seed: int) -> list[str]:
+    """Return at most ``count`` of the queries, drawn at random, in their order; None: all."""
+    if count is None or count >= len(query_ids):
+        return list(query_ids)
+    drawn = np.random.default_rng([seed, 6]).choice(len(query_ids), count, replace=False)
+    return [query_ids[i] for i in np.sort(drawn)]
 
 
 def table(result: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -165,8 +192,3 @@ def _lists(
     if not any(lists.values()):
         raise InputError(f"the run ranks nothing for any query of {data.spec}, split {data.split}")
     return lists
-
-
-def _rerank(model: ElasticModel, level: Level, texts: TokenizedTexts, lists: Lists) -> Lists:
-    scores = iter(outputs(model, level, texts, desc="rerank").squeeze(-1).tolist())
-    return {qid: {pid: next(scores) for pid in own} for qid, own in lists.items()}
