@@ -9,19 +9,20 @@ import yaml
 
 from benchmarks.server import TorchServe
 from elasticlm.errors import InputError
-from elasticlm.structure import ElasticStructure, Level
+from elasticlm.pairs import PAIRS_FILE, read_pairs
+from elasticlm.structure import Choice, ElasticStructure
 
 QUIET = {"disable_system_metrics": "true"}  # no process that samples the machine in the middle of a run
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An unpacked archive: what it serves and how."""
+    """An unpacked archive: what it serves and how. A pipeline's levels are its pairs, best first."""
 
     folder: Path
     name: str
     task: str
-    levels: tuple[Level, ...]
+    levels: tuple[Choice, ...]
     batch_size: int
     workers: int
     max_batch_delay_ms: int
@@ -37,7 +38,9 @@ class Archive:
             config = json.loads((folder / "artifact" / "config.json").read_text())
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{archive}: not an archive made by `python -m handlers.archive` ({error})") from None
-        levels = ElasticStructure.from_json(config["levels"]).levels
+        levels: tuple[Choice, ...] = ElasticStructure.from_json(config["levels"]).levels
+        if (folder / PAIRS_FILE).is_file():
+            levels = tuple(pair.levels for pair in read_pairs(folder / PAIRS_FILE))
         delays = settings["batchSize"], settings["minWorkers"], settings["maxBatchDelay"]
         return cls(folder, manifest["modelName"], config.get("task", "embed"), levels, *delays)
 
@@ -50,11 +53,16 @@ class Archive:
         return self.folder / "index" if (self.folder / "index").is_dir() else None
 
     @property
-    def largest(self) -> Level:
+    def is_pipeline(self) -> bool:
+        """Whether a ranker reranks what is found; such an archive answers searches alone."""
+        return (self.folder / PAIRS_FILE).is_file()
+
+    @property
+    def largest(self) -> Choice:
         return self.levels[0]
 
     @property
-    def smallest(self) -> Level:
+    def smallest(self) -> Choice:
         return self.levels[-1]
 
     def serve(self, policy: str, budget_ms: float, job_queue_size: int) -> TorchServe:

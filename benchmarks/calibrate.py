@@ -11,7 +11,7 @@ from benchmarks.drive import Traffic, drive
 from benchmarks.replay import Request
 from benchmarks.server import ServerError, TorchServe
 from elasticlm.command import say
-from elasticlm.structure import Level, level_name
+from elasticlm.structure import Choice, level_name
 
 RUSH = 3.0  # offered load of a rush, in capacities of the largest level
 SMALLEST_BEARS = 0.8  # and at most this share of the capacity of the smallest
@@ -20,7 +20,7 @@ WARM_UP = 20  # requests before an arm, so that none pays for a cold server
 
 
 def measure_capacity(
-    archive: Archive, level: Level, requests_file: Path, asked: Sequence[Request], traffic: Traffic
+    archive: Archive, level: Choice, requests_file: Path, asked: Sequence[Request], traffic: Traffic
 ) -> float:
     """Return how many requests a second the server answers at one level when there is always one more waiting."""
     name = level_name(level)

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from benchmarks.summary import arm_budget_ms, budget_name, in_time
+from benchmarks.summary import arm_budget_ms, budget_name, in_time, size
 
 INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 IN_TIME, LATE, LINE, WAITING = "#2563eb", "#dc2626", "#111827", "#f59e0b"
@@ -64,7 +64,7 @@ def draw_rush(trace: pd.DataFrame, summary: dict[str, Any], file: Path) -> None:
 
 def level_colors(trace: pd.DataFrame) -> dict[str, str]:
     """Return a colour for every level served, largest first."""
-    levels = sorted(trace["level"].dropna().unique(), key=float, reverse=True)
+    levels = sorted(trace["level"].dropna().unique(), key=size, reverse=True)
     places = np.linspace(0.08, 0.92, len(levels))
     return {level: to_hex(colormaps["viridis"](place)) for level, place in zip(levels, places, strict=True)}
 

@@ -40,7 +40,7 @@ from elasticlm.model import ElasticModel
 from elasticlm.retrieval.data import load_corpus, load_retrieval
 from elasticlm.retrieval.index import PassageIndex
 from elasticlm.schedule import parse_policy
-from elasticlm.structure import Level, level_name
+from elasticlm.structure import Choice, level_name
 from elasticlm.teacher import passage_encoder
 
 SERVICE_TIMES = (5.0, 7.5, 10.0)  # --budgets auto, in service times of the largest level: the paper's ratio
@@ -76,6 +76,8 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if archive.task != wanted:
         raise InputError(f"--workload {options.workload} asks a model of task {wanted!r}; {options.archive} is of task "
                          f"{archive.task!r}")  # fmt: skip
+    if archive.is_pipeline and options.index:
+        raise InputError(f"--index: {options.archive} reranks what it finds itself, and answers no embeddings")
     data = load_retrieval(options.data, options.split)
     hits = archive.index is not None and options.index is None
     workload = build_workload(options.workload, data, hits=hits, shorten=_shortener(archive.artifact))
@@ -89,7 +91,7 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         pause_s=options.pause, arrivals=options.arrivals, seed=options.seed,
         request_start=not options.no_request_start,
     )  # fmt: skip
-    capacity_rps: dict[Level, float] = {}
+    capacity_rps: dict[Choice, float] = {}
     if options.budgets is None or options.load or (options.users is None and not arrivals):
         capacity_rps = {level: measure_capacity(archive, level, requests_file, workload.requests, traffic)
                         for level in (archive.largest, archive.smallest)}  # fmt: skip
@@ -211,7 +213,7 @@ def _check_arms(names: Sequence[str], archive: Archive) -> None:
         raise InputError(f"--arms {' '.join(names)}: each arm may stand once")
 
 
-def _budgets_from(archive: Archive, capacity_rps: dict[Level, float]) -> list[float]:
+def _budgets_from(archive: Archive, capacity_rps: dict[Choice, float]) -> list[float]:
     service_ms = 1000 * archive.workers * archive.batch_size / capacity_rps[archive.largest]
     budgets_ms = [float(f"{service_ms * times:.2g}") for times in SERVICE_TIMES]
     say(f"latency budgets {', '.join(map(budget_name, budgets_ms))} ms: {', '.join(f'{x:g}' for x in SERVICE_TIMES)} "
@@ -274,7 +276,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--data", required=True, metavar="SPEC", help="queries, passages and judgements")
     options.add_argument("--split", default="test", help="whose queries are sent")
     options.add_argument("--arms", nargs="+", metavar="POLICY", help="slack:t=MS,alpha=SHARE, queue:t=MS, "
-                         "fixed:LEVEL; without t: once for each budget "
+                         "fixed:LEVEL, of a pipeline fixed:50+10; without t: once for each budget "
                          "(default: slack queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
     options.add_argument("--budgets", type=_budgets, default="auto", metavar="MS,..",
                          help="latency budgets T in ms by which every arm is judged; "

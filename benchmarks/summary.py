@@ -70,6 +70,16 @@ def in_time(rows: pd.DataFrame, budget_ms: float) -> pd.Series:
     return (rows["status"] == 200) & (rows["latency_ms"] <= budget_ms)
 
 
+def size(level: str) -> tuple[float, float]:
+    """Return what levels are ordered by: of pairs the ranker's first, the denser alone being the smallest.
+
+    >>> sorted(["50", "10+5", "100", "10+30", "50+5"], key=size)
+    ['50', '100', '10+5', '50+5', '10+30']
+    """
+    denser, _, ranker = level.partition("+")
+    return float(ranker or 0), float(denser)
+
+
 def budget_name(budget_ms: float) -> str:
     """Return a budget as it is written in files: "250", "37.5"."""
     return f"{budget_ms:g}"
@@ -84,7 +94,7 @@ def _arm(rows: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, Any]:
         "failures": len(rows) - len(answered),
         **{f"p{100 * share:.0f}_ms": _number(value) for share, value in percentiles.items()},
         "quality": _number(answered["quality"].mean()),
-        "level_shares": {level: round(shares[level], 4) for level in sorted(shares.index, key=float, reverse=True)},
+        "level_shares": {level: round(shares[level], 4) for level in sorted(shares.index, key=size, reverse=True)},
         "budgets": {
             budget_name(budget_ms): {
                 "within_budget": round(float(in_time(rows, budget_ms).mean()), 4),

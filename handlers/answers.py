@@ -19,7 +19,7 @@ from elasticlm.latency import Cell, LatencyTable, Setup, fastest, measure, read_
 from elasticlm.machine import machine
 from elasticlm.model import ElasticModel
 from elasticlm.schedule import Fixed, Load, Policy
-from elasticlm.structure import Level
+from elasticlm.structure import Choice, Level
 from handlers.requests import Classify, Embed, Request, Score, Search, Service
 from handlers.settings import Settings
 from handlers.timing import Stages
@@ -34,11 +34,11 @@ PROFILE_RUNS = 5
 class Answer:
     """The body of one answer, the level that it was made at, and its share of the batch's time at the largest, ms.
 
-    Vectors and scores in the body are NumPy arrays, see handlers.encoding.
+    Vectors and scores in the body are NumPy arrays, see handlers.encoding. A pipeline's level is a pair.
     """
 
     body: dict[str, Any]
-    level: Level
+    level: Choice
     largest_ms: float = 0.0
 
 
@@ -54,26 +54,16 @@ class Answerer:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
-        self.table, setup = choose_setup(folder / "artifact", settings)
-        self.model = ElasticModel.from_pretrained(
-            folder / "artifact", backend=setup.backend, precision=setup.precision, threads=settings.threads
-        )
-        self.table.check_levels(self.model.levels)
-        warn_if_stale(folder / "artifact" / LATENCY_FILE, self.table, setup)
+        self.model, self.table = load_model(folder / "artifact", settings)
         self.adopt(settings)
-        self.index = _load_index(folder / "index", self.model, settings.threads)
+        self.index = load_index(folder / "index", self.model, settings.threads)
         self.service = Service(
             task=self.model.config.task,
             passages_encoder=(self.model.config.passages or {}).get("encoder"),
             has_index=self.index is not None,
         )
-        limits = dict(self.model.config.max_tokens or {})
-        shorter = {kind: min(limits[kind], settings.max_tokens or limits[kind]) for kind in ("query", "pair")}
-        self.model.config.max_tokens = limits | shorter
-        self.search_ms = 0.0
-        self._warm_up()
-        if settings.profile_on_start:
-            self.table = rescaled(self.table, self.model, settings.threads)
+        self.table = made_ready(self.model, self.table, settings)
+        self.search_ms = 0.0 if self.index is None else time_search(self.index, self.model)
 
     def adopt(self, settings: Settings) -> None:
         """Take the policy of these settings; raises InputError where it wants a level that is not there."""
@@ -184,24 +174,6 @@ class Answerer:
             for found in zip(ids, scores.tolist(), strict=True)
         )
 
-    def _warm_up(self) -> None:
-        """Run every level at the table's smallest and largest cell, so that no request pays for first times."""
-        for rows, tokens in {(self.table.rows[0], self.table.tokens[0]), (self.table.rows[-1], self.table.tokens[-1])}:
-            longest = max(self.model.config.max_tokens.values())  # type: ignore[union-attr]
-            ids = torch.full((rows, min(tokens, longest)), self.model.tokenizer.unk_token_id)
-            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            for level in self.model.levels:
-                if not self.model.encode(inputs, level).isfinite().all():
-                    raise InputError(f"level {level} does not answer with finite numbers: are the weights damaged?")
-        if self.index is not None:
-            vector = self.model.embed(["warm"], level=self.model.structures.smallest)
-            self.search_ms = statistics.median(self._time_search(vector) for _ in range(PROFILE_RUNS))
-
-    def _time_search(self, vector: Tensor) -> float:
-        started = time.perf_counter()
-        list(self._search([Search("warm", k=10)], vector))
-        return (time.perf_counter() - started) * 1e3
-
 
 def _kind(request: Request) -> str:
     """What may share a forward pass: queries, passages, pairs, or single sentences."""
@@ -224,6 +196,46 @@ def _pairs(request: Request) -> list[tuple[str, str | None]]:
             return [(first, second)]
         case _:
             raise TypeError(f"{type(request).__name__} is no pair")
+
+
+def load_model(artifact: Path, settings: Settings) -> tuple[ElasticModel, LatencyTable]:
+    """Load an artifact and the latency table to decide by; raises InputError where they do not fit together."""
+    table, setup = choose_setup(artifact, settings)
+    model = ElasticModel.from_pretrained(
+        artifact, backend=setup.backend, precision=setup.precision, threads=settings.threads
+    )
+    table.check_levels(model.levels)
+    warn_if_stale(artifact / LATENCY_FILE, table, setup)
+    return model, table
+
+
+def made_ready(model: ElasticModel, table: LatencyTable, settings: Settings) -> LatencyTable:
+    """Set the length limits of the settings and run every level, so that no request pays for first times.
+
+    Levels run at the table's smallest and largest cell. Returns the table, scaled to this machine where the settings
+    say so. Raises InputError on a level whose weights are damaged.
+    """
+    limits = dict(model.config.max_tokens or {})
+    shorter = {kind: min(limits[kind], settings.max_tokens or limits[kind]) for kind in ("query", "pair")}
+    model.config.max_tokens = limits | shorter
+    for rows, tokens in {(table.rows[0], table.tokens[0]), (table.rows[-1], table.tokens[-1])}:
+        ids = torch.full((rows, min(tokens, max(model.config.max_tokens.values()))), model.tokenizer.unk_token_id)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        for level in model.levels:
+            if not model.encode(inputs, level).isfinite().all():
+                raise InputError(f"level {level} does not answer with finite numbers: are the weights damaged?")
+    return rescaled(table, model, settings.threads) if settings.profile_on_start else table
+
+
+def time_search(index: Any, model: ElasticModel, k: int = 10) -> float:
+    """Return the median time of one query's search, ms."""
+    vector = model.embed(["warm"], level=model.structures.smallest).numpy()
+    times = []
+    for _ in range(PROFILE_RUNS):
+        started = time.perf_counter()
+        index.search(vector, k)
+        times.append((time.perf_counter() - started) * 1e3)
+    return statistics.median(times)
 
 
 def choose_setup(artifact: Path, settings: Settings) -> tuple[LatencyTable, Setup]:
@@ -289,7 +301,7 @@ def _scaled(cell: Cell, factor: float) -> Cell:
     return replace(cell, **times)
 
 
-def _load_index(folder: Path, model: ElasticModel, threads: int) -> Any:
+def load_index(folder: Path, model: ElasticModel, threads: int) -> Any:
     """Return the archive's index, checked against the artifact, or None where it has none."""
     if not folder.is_dir():
         return None

@@ -4,6 +4,11 @@
 
 The archive holds elastic_handler.py, the packages `elasticlm` and `handlers`, `artifact/`, `index/` and
 model-config.yaml: nothing of the checkout is needed where it is served. What could not be served is refused here.
+
+With a ranker behind the denser, searches are reranked; `ranker/`, `passages/` and pairs.json come along:
+
+    python -m handlers.archive --model out/denser --index out/index --ranker out/ranker --pairs out/pairs.json \\
+        --data beir:squad --name search --output model_store/
 """
 
 import argparse
@@ -13,7 +18,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +34,12 @@ from elasticlm.errors import InputError
 from elasticlm.files import new_file, refuse_existing
 from elasticlm.latency import LatencyTable, fastest, read_tables
 from elasticlm.model import ElasticModel
-from elasticlm.schedule import Fixed, parse_policy
-from elasticlm.structure import level_name
+from elasticlm.pairs import PAIRS_FILE, MeasuredPair, PairTable, read_pairs, write_pairs
+from elasticlm.schedule import Fixed, Table, parse_policy
+from elasticlm.structure import Choice, level_name
+from handlers.passages import PassageTexts
 from handlers.settings import Settings
+from handlers.two_stage import PASSAGES_FOLDER, RANKER_FOLDER, pair_table
 
 if TYPE_CHECKING:
     from elasticlm.retrieval.index import PassageIndex
@@ -54,25 +63,56 @@ def main(argv: list[str] | None = None) -> None:
     if setup.backend == "onnx":
         onnx_export.ensure_exported(model, artifact, setup.precision)
     index = read_index(options, model) if options.index else None
-    schedule = schedule_settings(options.policy, model, table, options.batch_size)
+    second = read_second_stage(options, model, table, index) if options.ranker or options.pairs else None
+    times: Table = second.table if second else table
+    levels: Sequence[Choice] = second.table.levels if second else model.levels
+    schedule = schedule_settings(options.policy, levels, times, options.batch_size, table.tokens[0])
     config = fill(TEMPLATE.read_text(encoding="utf-8"), {
         "minWorkers": options.workers, "maxWorkers": options.workers, "batchSize": options.batch_size,
         "maxBatchDelay": options.max_batch_delay_ms, "threads": setup.threads, "backend": setup.backend,
-        "precision": setup.precision, **schedule,
+        "precision": setup.precision, **schedule, **({"max_k": second.depth} if second else {}),
     })  # fmt: skip
     Settings.from_section(yaml.safe_load(config)["handler"])
     with new_file(target, overwrite=options.overwrite) as temporary:
-        pack(options.name, artifact, index, config, temporary)
+        pack(options.name, artifact, index, config, temporary, second)
 
-    print_table([{"level": level_name(level), "mean ms": table.mean_ms(level), "p95 ms": table.p95_ms(level)}
-                 for level in model.levels])  # fmt: skip
+    print_table([{"level": level_name(level), "mean ms": times.mean_ms(level), "p95 ms": times.p95_ms(level)}
+                 for level in levels])  # fmt: skip
     print_result({"archive": str(target), "name": options.name, "bytes": target.stat().st_size,
-                  "backend": setup.backend, "precision": setup.precision, **schedule, "levels": list(model.levels),
+                  "backend": setup.backend, "precision": setup.precision, **schedule,
+                  "levels": [str(level) for level in levels] if second else list(levels),
                   "index": len(index) if index else 0})  # fmt: skip
 
 
-def read_artifact(folder: Path, backend: str = "auto", precision: str = "auto") -> tuple[ElasticModel, LatencyTable]:
-    """Load an artifact and its latency table for a backend and precision, "auto": the fastest of those measured.
+@dataclass(frozen=True)
+class SecondStage:
+    """What makes a pipeline of an archive that searches.
+
+    Args:
+        ranker: artifact folder.
+        table: its levels are the pairs worth running.
+        passages: texts of the index's passages, in its order.
+    """
+
+    ranker: Path
+    table: PairTable
+    passages: Sequence[str]
+
+    @property
+    def pairs(self) -> list[MeasuredPair]:
+        """The pairs worth running, best first."""
+        return [self.table[levels] for levels in self.table.levels]
+
+    @property
+    def depth(self) -> int:
+        """How many hits every pair can give."""
+        return min(pair.depth for pair in self.pairs)
+
+
+def read_artifact(
+    folder: Path, backend: str = "auto", precision: str = "auto", threads: int | None = None
+) -> tuple[ElasticModel, LatencyTable]:
+    """Load an artifact and its latency table for a backend, precision and threads; of what is left open, the fastest.
 
     Raises InputError unless it could be served as it is.
     """
@@ -81,10 +121,13 @@ def read_artifact(folder: Path, backend: str = "auto", precision: str = "auto") 
     if not file.is_file():
         raise InputError(f"{file}: no latency table; measure one with `python -m trainer profile --model {folder}`")
     tables = [table for table in read_tables(file)
-              if backend in ("auto", table.setup.backend) and precision in ("auto", table.setup.precision)]  # fmt: skip
+              if backend in ("auto", table.setup.backend) and precision in ("auto", table.setup.precision)
+              and threads in (None, table.setup.threads)]  # fmt: skip
     if not tables:
-        asked = " ".join(name for name in (backend, precision) if name != "auto")
-        raise InputError(f"{file}: nothing was measured for {asked}; run `python -m trainer profile --model {folder}`")
+        asked = [name for name in (backend, precision) if name != "auto"] + [f"{threads} threads"] * bool(threads)
+        raise InputError(
+            f"{file}: nothing was measured for {' '.join(asked)}; run `python -m trainer profile --model {folder}`"
+        )
     table = fastest(tables)
     try:
         table.check_levels(model.levels)
@@ -117,22 +160,63 @@ def read_index(options: argparse.Namespace, model: ElasticModel) -> "PassageInde
     return index
 
 
-def schedule_settings(policy: str | None, model: ElasticModel, table: LatencyTable, batch: int) -> dict[str, Any]:
-    """Return the settings latency_budget_ms, policy and alpha for a policy as it was given, or for none."""
-    largest = model.structures.largest
+def read_second_stage(
+    options: argparse.Namespace, denser: ElasticModel, table: LatencyTable, index: "PassageIndex | None"
+) -> SecondStage:
+    """Load what reranks the denser's hits; raises InputError where the parts do not fit together.
+
+    The ranker is served as the denser is: it must have been measured with the same backend, precision and threads.
+    """
+    from elasticlm.retrieval.data import load_corpus
+
+    if index is None or not (options.ranker and options.pairs and options.data):
+        raise InputError(
+            "a ranker reranks what a search finds: give --ranker, --pairs, --index and --data (its corpus)"
+        )
+    setup = table.setup
+    ranker, ranker_table = read_artifact(Path(options.ranker), setup.backend, setup.precision, setup.threads)
+    if ranker.config.task != "score":
+        raise InputError(f"--ranker {options.ranker}: its task is {ranker.config.task!r}, not ranking ('score')")
+    if setup.backend == "onnx":
+        onnx_export.ensure_exported(ranker, Path(options.ranker), setup.precision)
+    pairs = read_pairs(options.pairs)
+    for stage, model in (("denser", denser), ("ranker", ranker)):
+        wanted = {getattr(pair, stage) for pair in pairs} - {None}
+        if unknown := wanted - set(model.levels):
+            known = ", ".join(map(level_name, model.levels))
+            raise InputError(f"{options.pairs}: the {stage} has no level {level_name(max(unknown))}, only {known}")
+    corpus = load_corpus(options.data)
+    texts = dict(zip(corpus.ids, corpus.passages, strict=True))
+    if missing := [pid for pid in index.ids if pid not in texts]:
+        raise InputError(f"--data {options.data}: {len(missing):,} of the index's {len(index):,} passages are not in "
+                         f"it, such as {missing[0]!r}")  # fmt: skip
+    passages = [texts[pid] for pid in index.ids]
+    return SecondStage(Path(options.ranker), pair_table(pairs, table, ranker_table, ranker, passages), passages)
+
+
+def schedule_settings(
+    policy: str | None, levels: Sequence[Choice], table: Table, batch: int, tokens: int
+) -> dict[str, Any]:
+    """Return the settings latency_budget_ms, policy and alpha for a policy as it was given, or for none.
+
+    Args:
+        levels: what is served, largest first.
+        tokens: the table's shortest length.
+    """
+    largest = levels[0]
     service_ms = table.mean_ms(largest, batch)
     budget_ms = round_up(BUDGET_IN_SERVICE_TIMES * service_ms)
     if policy is None or "t=" not in policy:
         say(
             f"latency budget: {budget_ms:g} ms, {BUDGET_IN_SERVICE_TIMES} times the {service_ms:.3g} ms of level "
-            f"{level_name(largest)} at {batch} x {table.tokens[0]} tokens; choose another with --policy slack:t=MS"
+            f"{level_name(largest)} at {batch} x {tokens} tokens; choose another with --policy slack:t=MS"
         )
     try:
         chosen = parse_policy(policy or "slack", default_budget_ms=budget_ms)
-        if isinstance(chosen, Fixed):
-            model.structures[chosen.level]
     except InputError as error:
         raise InputError(f"--policy: {error}") from None
+    if isinstance(chosen, Fixed) and chosen.level not in levels:
+        raise InputError(f"--policy: level {chosen.level} is not among the levels {', '.join(map(level_name, levels))}")
     settings = {"latency_budget_ms": getattr(chosen, "budget_ms", budget_ms)}
     settings["policy"] = str(chosen) if isinstance(chosen, Fixed) else str(chosen).partition(":")[0]
     if alpha := getattr(chosen, "alpha", None):
@@ -159,7 +243,14 @@ def fill(template: str, settings: Mapping[str, Any]) -> str:
     return template
 
 
-def pack(name: str, artifact: Path, index: "PassageIndex | None", config: str, target: Path) -> None:
+def pack(
+    name: str,
+    artifact: Path,
+    index: "PassageIndex | None",
+    config: str,
+    target: Path,
+    second: SecondStage | None = None,
+) -> None:
     """Write the archive with torch-model-archiver.
 
     It assembles the archive in TMPDIR/NAME, removing whatever has that name, so it gets a TMPDIR of its own.
@@ -170,7 +261,12 @@ def pack(name: str, artifact: Path, index: "PassageIndex | None", config: str, t
             Path(folder, part).mkdir()
         _copy_code(Path(elasticlm.__file__).parent, staged / "elasticlm")
         _copy_code(HERE, staged / "handlers")
-        shutil.copytree(artifact, staged / "artifact", ignore=shutil.ignore_patterns(".*", *_graphs_left_out(config)))
+        left_out = shutil.ignore_patterns(".*", *_graphs_left_out(config))
+        shutil.copytree(artifact, staged / "artifact", ignore=left_out)
+        if second is not None:
+            shutil.copytree(second.ranker, staged / RANKER_FOLDER, ignore=left_out)
+            PassageTexts.write(staged / PASSAGES_FOLDER, second.passages)
+            write_pairs(staged / PAIRS_FILE, second.pairs)
         if index is not None:
             index.save(staged / "index")
         config_file = Path(folder, TEMPLATE.name)
@@ -214,10 +310,16 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--index", metavar="DIR_OR_FAISS", help="index folder of `trainer index`, or a FAISS file "
                          "made elsewhere with --ids and --data; without one the archive does not search")  # fmt: skip
     options.add_argument("--ids", metavar="FILE", help="passage ids of a FAISS file, one a line in row order")
-    options.add_argument("--data", metavar="SPEC", help="corpus of an index made elsewhere, to check it by")
+    options.add_argument("--data", metavar="SPEC", help="corpus of the index: of one made elsewhere, to check it by; "
+                         "with --ranker for the texts that are reranked")  # fmt: skip
+    options.add_argument("--ranker", metavar="DIR", help="a ranker's artifact folder with its latency.csv: hits are "
+                         "reranked, one budget for both")  # fmt: skip
+    options.add_argument("--pairs", metavar="FILE", help="quality of each pair of levels, denser and ranker: the "
+                         f"{PAIRS_FILE} of `trainer evaluate --matrix`")  # fmt: skip
     options.add_argument("--teacher", metavar="T", help="the artifact's teacher, where it has moved (for that check)")
-    options.add_argument("--policy", metavar="SPEC", help="slack:t=250,alpha=.6, queue:t=250 or fixed:50, t in ms "
-                         "(default: slack with 5 times the service time of the largest level)")  # fmt: skip
+    options.add_argument("--policy", metavar="SPEC", help="slack:t=250,alpha=.6, queue:t=250 or fixed:50 (with "
+                         "--ranker fixed:50+10), t in ms (default: slack with 5 times the service time of the largest "
+                         "level)")  # fmt: skip
     options.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="what runs a level; auto: the "
                          "fastest of those that `trainer profile` measured")  # fmt: skip
     options.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS["onnx"]), help="of weights and "

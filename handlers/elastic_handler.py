@@ -22,7 +22,7 @@ from ts.context import Context
 
 from elasticlm.schedule import Load
 from elasticlm.structure import level_name
-from handlers.answers import Answer, Answerer
+from handlers.answers import Answer
 from handlers.encoding import encoded
 from handlers.live import LiveSettings
 from handlers.load import ManagementProbe, QueueSignal, known_ages_ms
@@ -30,6 +30,7 @@ from handlers.metrics import BatchReport, Demand, emit
 from handlers.requests import Asked, RequestError, accept
 from handlers.settings import Settings
 from handlers.timing import Stages
+from handlers.two_stage import open_archive
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class ElasticHandler:
             workers=config.get("minWorkers") or 1,
             batch_delay_s=(config.get("maxBatchDelay") or 0) / 1e3,
         )
-        self.answerer = Answerer(Path(context.system_properties["model_dir"]), self.settings)
+        self.answerer = open_archive(Path(context.system_properties["model_dir"]), self.settings)
         self.live = LiveSettings(self.settings, self.answerer.adopt)
         self.demand = Demand()
         if probe:

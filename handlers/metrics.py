@@ -14,7 +14,7 @@ from typing import Any
 from ts.metrics.dimension import Dimension
 from ts.metrics.metric_type_enum import MetricTypes
 
-from elasticlm.structure import Level, level_name
+from elasticlm.structure import Choice, level_name
 
 DEMAND_HORIZON_S = 60.0
 """Time constant of the demand: what came so long ago counts 1/e."""
@@ -54,7 +54,7 @@ class BatchReport:
     queue_depth: int
     service_s: float
     demand: float
-    levels: Counter[Level] = field(default_factory=Counter)
+    levels: Counter[Choice] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     misses: int = 0
     ignored_starts: int = 0

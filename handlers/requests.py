@@ -86,7 +86,7 @@ class Service:
     """What an archive can answer.
 
     Args:
-        task: the artifact's task: "embed", "score" or "classify".
+        task: the artifact's task: "embed", "score" or "classify"; "search" of a pipeline, which does nothing else.
         passages_encoder: who encodes passages for this artifact: "teacher" or "largest".
         has_index: whether the archive holds an index to search.
     """
@@ -170,9 +170,9 @@ def parse(value: Any, settings: Settings) -> Request:
 
 def refuse_unserved(request: Request, service: Service) -> None:
     """Raise RequestError where the archive cannot answer this request."""
-    needed = {Embed: "embed", Search: "embed", Score: "score", Classify: "classify"}[type(request)]
-    if needed != service.task:
-        serves = {"embed": "{text, as}" + (" and {query, k}" if service.has_index else ""),
+    served = {"embed": Embed | Search, "search": Search, "score": Score, "classify": Classify}[service.task]
+    if not isinstance(request, served):
+        serves = {"embed": "{text, as}" + (" and {query, k}" if service.has_index else ""), "search": "{query, k}",
                   "score": "{query, passages}", "classify": "{sentence1, sentence2}"}[service.task]  # fmt: skip
         raise RequestError("wrong_task", f"this model's task is {service.task!r}: it answers {serves}")
     if isinstance(request, Search) and not service.has_index:

@@ -9,6 +9,7 @@ import yaml
 
 from elasticlm.latency import LatencyTable
 from elasticlm.model import ElasticModel
+from elasticlm.pairs import MeasuredPair, write_pairs
 from elasticlm.retrieval.index import PassageIndex
 from elasticlm.teacher import load_teacher
 from handlers.archive import TEMPLATE, pack
@@ -49,3 +50,31 @@ def archive(name: str, artifact: Path, folder: Path, *, index: PassageIndex | No
     target = folder / f"{name}.mar"
     pack(name, artifact, index, yaml.safe_dump(config), target)
     return target
+
+
+def corpus_of_passages(folder: Path) -> str:
+    """Write PASSAGES as a corpus, last first; return its data spec."""
+    folder.mkdir()
+    lines = [json.dumps({"_id": pid, "title": "", "text": text}) for pid, text in reversed(PASSAGES.items())]
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    return f"beir:{folder}"
+
+
+def pipeline(
+    artifact: Path, index: PassageIndex, data: str, folder: Path, denser_ms: dict, ranker_ms: dict, pairs: list[tuple]
+) -> list[str]:
+    """Make the parts of a two-stage archive; return the options of handlers.archive that name them.
+
+    Args:
+        denser_ms, ranker_ms: service times of a row by level.
+        pairs: denser, ranker, depth and quality of each.
+    """
+    servable(artifact, folder / "denser", denser_ms)
+    ElasticModel.from_pretrained(artifact).with_head("score").save_pretrained(folder / "headed")
+    servable(folder / "headed", folder / "ranker", ranker_ms)
+    index.save(folder / "index")
+    measured = [MeasuredPair(denser=denser, ranker=ranker, depth=depth, quality=quality, measure="RR@10")
+                for denser, ranker, depth, quality in pairs]  # fmt: skip
+    write_pairs(folder / "pairs.json", measured)
+    return ["--model", str(folder / "denser"), "--ranker", str(folder / "ranker"), "--index", str(folder / "index"),
+            "--pairs", str(folder / "pairs.json"), "--data", data]  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from archives import archive, servable
+from archives import archive, pipeline, servable
 
 from benchmarks import calibrate, simulate
 from benchmarks.calibrate import rush_users
@@ -21,6 +21,7 @@ from elasticlm.errors import InputError
 from elasticlm.retrieval.data import load_corpus
 from elasticlm.retrieval.index import PassageIndex
 from elasticlm.teacher import load_teacher
+from handlers import archive as packing
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,6 +92,43 @@ def test_a_rush_of_two_arms(command, index, tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["arms"] == summary["arms"]
     assert not psutil.Process().children()
     assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.fixture(scope="module")
+def two_stage(tiny_artifact, index, tiny_beir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two-stage")
+    pairs = [(100, 50, 12, 0.6), (10, 10, 12, 0.5), (100, 10, 12, 0.4), (10, None, 12, 0.3)]
+    options = pipeline(tiny_artifact, index, f"beir:{tiny_beir}", folder, {100: 4.0, 50: 3.0, 10: 2.0},
+                       {100: 3.0, 50: 2.0, 10: 1.0}, pairs)  # fmt: skip
+    packing.main([*options, "--name", "two", "--output", str(folder)])
+    return folder / "two.mar"
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("own_signals")
+def test_a_pipelines_arms_are_pairs_and_its_hits_are_judged(command, two_stage, tmp_path):
+    arms = ["--archive", str(two_stage), "--arms", "slack", "fixed:10+10", "fixed:10"]
+    assert main([*command, *arms, "--budgets", "600", "--users", "2", "--duration", "3"]) == 0
+    summary, trace = json.loads((tmp_path / "rush/summary.json").read_text()), read_rows(tmp_path / "rush/trace.csv")
+    levels = {arm: set(rows["level"].dropna()) for arm, rows in trace.groupby("arm")}
+    assert levels["fixed:10+10"] == {"10+10"}
+    assert levels["fixed:10"] == {"10"}
+    assert "100+50" in levels["slack:t=600,alpha=.6"]
+    assert summary["workload"]["answers"] == "hits"
+    assert all(0 < figures["quality"] <= 1 for figures in summary["arms"].values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--arms", "fixed:100+10"], r"no such level, only 100\+50, 10\+10, 10$"),  # 10+10 beats it
+        (["--index", "somewhere"], "answers no embeddings"),
+    ],
+)
+@pytest.mark.usefixtures("own_signals")
+def test_what_a_pipeline_does_not_serve_is_refused(command, two_stage, changed, message):
+    with pytest.raises(InputError, match=message):
+        main([*command, "--archive", str(two_stage), "--users", "2", "--budgets", "400", *changed])
 
 
 @pytest.mark.end_to_end
