@@ -5,10 +5,12 @@
     output   hidden          float [batch, tokens, dim]
 
 Word embeddings stay outside: all levels share them (see elasticlm.backend.onnx). In int8, a matrix has a scale for each
-of its columns, and what it multiplies a scale and zero point a batch, found as it runs (dynamic quantisation).
+of its columns, and what it multiplies a scale and zero point a batch, found as it runs (dynamic quantisation). A few
+neurons of each layer reach many times the values of all others (of MiniLM 28 against 6) and would take the scale for
+themselves: these stay in fp32, beside the others.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +29,12 @@ GELUS = {"gelu": "BiasGelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastG
 
 
 def build_graph(
-    encoder: ElasticEncoder, structure: Structure, activation: str, *, precision: str = "fp32"
+    encoder: ElasticEncoder,
+    structure: Structure,
+    activation: str,
+    *,
+    precision: str = "fp32",
+    in_fp32: Sequence[Sequence[int]] | None = None,
 ) -> onnx.ModelProto:
     """Return the graph of the submodel ``structure``.
 
@@ -35,6 +42,7 @@ def build_graph(
         encoder: holds the weights; only its prefixes are copied.
         activation: the configuration's hidden_act.
         precision: "fp32" or "int8".
+        in_fp32: of int8, each layer's neurons that stay in fp32.
 
     Raises InputError on an activation that has no fast operator.
     """
@@ -43,10 +51,11 @@ def build_graph(
     graph = _Graph(int8=precision == "int8")
     hidden = graph.normalise(EMBEDDINGS, encoder.embeddings.norm)
     layers = cast(Iterable[ElasticLayer], encoder.layers)
-    for layer, heads, neurons in zip(layers, structure.heads, structure.neurons, strict=True):
+    apart = in_fp32 or [()] * structure.layers
+    for layer, heads, neurons, outliers in zip(layers, structure.heads, structure.neurons, apart, strict=True):
         added = graph.attention(hidden, layer.attention, heads)
         hidden = graph.normalise(graph.node("Add", hidden, added), layer.attention_norm)
-        added = graph.feed_forward(hidden, layer.feed_forward, neurons, activation)
+        added = graph.feed_forward(hidden, layer.feed_forward, neurons, activation, outliers)
         hidden = graph.normalise(graph.node("Add", hidden, added), layer.feed_forward_norm)
     return graph.finish(hidden, encoder.embeddings.norm.normalized_shape[0])
 
@@ -94,17 +103,30 @@ class _Graph:
         context = self.node("MultiHeadAttention", queries, keys, values, "", MASK, domain=CONTRIB, num_heads=heads)
         return self.linear(context, block.output.weight[:, :width], block.output.bias)
 
-    def feed_forward(self, x: str, block: FeedForward, neurons: int, activation: str) -> str:
-        """The feed-forward network over the first neurons."""
+    def feed_forward(
+        self, x: str, block: FeedForward, neurons: int, activation: str, in_fp32: Sequence[int] = ()
+    ) -> str:
+        """The feed-forward network over the first neurons, some of them apart and in fp32."""
         if neurons == 0:
             return self.constant(_array(block.down.bias))
-        bias = self.constant(_array(block.up.bias[:neurons]))
-        raised = self.linear(x, block.up.weight[:neurons], None)
+        others = [neuron for neuron in range(neurons) if neuron not in set(in_fp32)]
+        if not in_fp32 or not others:
+            return self._neurons(x, block, range(neurons), activation, block.down.bias)
+        sums = self._neurons(x, block, others, activation, block.down.bias)
+        int8, self._int8 = self._int8, False
+        apart = self._neurons(x, block, in_fp32, activation, None)
+        self._int8 = int8
+        return self.node("Add", sums, apart)
+
+    def _neurons(self, x: str, block: FeedForward, rows: Sequence[int], activation: str, bias: Tensor | None) -> str:
+        """What these neurons add up to."""
+        chosen = list(rows)
+        raised, own = self.linear(x, block.up.weight[chosen], None), self.constant(_array(block.up.bias[chosen]))
         if activation == "relu":
-            active = self.node("Relu", self.node("Add", raised, bias))
+            active = self.node("Relu", self.node("Add", raised, own))
         else:
-            active = self.node(GELUS[activation], raised, bias, domain=CONTRIB)
-        return self.linear(active, block.down.weight[:, :neurons], block.down.bias)
+            active = self.node(GELUS[activation], raised, own, domain=CONTRIB)
+        return self.linear(active, block.down.weight[:, chosen], bias)
 
     def normalise(self, x: str, norm: nn.LayerNorm) -> str:
         """LayerNorm out of vectorised operators: LayerNormalization and its fused kin take three times as long on a

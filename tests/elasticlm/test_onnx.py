@@ -125,3 +125,18 @@ def test_a_corpus_is_encoded_on_onnx_runtime_and_the_model_is_as_before(artifact
     model.config.hidden_act = "silu"
     with onnx_export.on_onnx_runtime(model):
         assert model.backend is before
+
+
+def test_neurons_far_above_the_others_stay_in_fp32(artifact, monkeypatch):
+    monkeypatch.setattr(onnx_export, "LEAST_COSINE", 0.5)
+    model = ElasticModel.from_pretrained(artifact)
+    with torch.no_grad():
+        for layer in model.encoder.layers:
+            layer.feed_forward.up.bias[1] += 100
+            layer.feed_forward.down.weight[:, 1] /= 100
+    model.save_pretrained(artifact, overwrite=True)
+    assert all(1 in neurons for neurons in onnx_export.outliers(model, 100, TEXTS) if neurons)
+    apart = export(model, artifact, "int8", TEXTS)
+    monkeypatch.setattr(onnx_export, "IN_FP32", 0)
+    together = export(model, artifact, "int8", TEXTS)
+    assert 1 - apart["100"]["cosine"] < 0.5 * (1 - together["100"]["cosine"])
