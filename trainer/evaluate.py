@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--save", action="store_true", help=f"also write the result into the artifact's {QUALITY_FILE}")
     parser.add_argument("--batch-size", type=int, default=32, help="queries encoded at once")
     parser.add_argument("--backend", default="torch", choices=BACKENDS, help="what runs the levels; passages are "
-                        "encoded by PyTorch all the same")  # fmt: skip
+                        "encoded in fp32 all the same")  # fmt: skip
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS["onnx"], help="of ONNX graphs")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")

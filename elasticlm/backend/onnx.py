@@ -47,10 +47,15 @@ def is_exported(artifact: str | Path, precision: str) -> bool:
     return installed() and (graphs_folder(artifact, precision) / EXPORT_FILE).is_file()
 
 
-def check_export(artifact: str | Path, precision: str) -> None:
-    """Raise InputError unless the artifact holds graphs of this precision, made from the weights that it has now."""
+def check_precision(precision: str) -> None:
+    """Raise InputError unless there can be graphs of this precision."""
     if precision not in PRECISIONS["onnx"]:
         raise InputError(f"backend onnx: precision {precision!r}, expected {' or '.join(PRECISIONS['onnx'])}")
+
+
+def check_export(artifact: str | Path, precision: str) -> None:
+    """Raise InputError unless the artifact holds graphs of this precision, made from the weights that it has now."""
+    check_precision(precision)
     file = graphs_folder(artifact, precision) / EXPORT_FILE
     how = f"make them with `python -m trainer export --model {artifact} --onnx {precision}`"
     if not file.is_file():

@@ -124,7 +124,8 @@ def test_a_corpus_is_encoded_on_onnx_runtime_and_the_model_is_as_before(artifact
     assert model.backend is before
     model.config.hidden_act = "silu"
     with onnx_export.on_onnx_runtime(model):
-        assert model.backend is before
+        assert model.backend.name == "torch"
+    assert model.backend is before
 
 
 def test_neurons_far_above_the_others_stay_in_fp32(artifact, monkeypatch):
@@ -140,3 +141,15 @@ def test_neurons_far_above_the_others_stay_in_fp32(artifact, monkeypatch):
     monkeypatch.setattr(onnx_export, "IN_FP32", 0)
     together = export(model, artifact, "int8", TEXTS)
     assert 1 - apart["100"]["cosine"] < 0.5 * (1 - together["100"]["cosine"])
+
+
+def test_a_corpus_is_encoded_in_fp32_whatever_runs_the_levels(artifact, monkeypatch):
+    monkeypatch.setattr(onnx_export, "LEAST_COSINE", 0.5)
+    model = ElasticModel.from_pretrained(artifact)
+    expected = model.embed(TEXTS)
+    export(model, artifact, "int8", TEXTS)
+    model.run_onnx(artifact, precision="int8")
+    assert (model.embed(TEXTS) - expected).abs().max() > 1e-3
+    with onnx_export.on_onnx_runtime(model):
+        assert (model.embed(TEXTS) - expected).abs().max() < 1e-5
+    assert model.backend.precision == "int8"
