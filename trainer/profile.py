@@ -6,7 +6,7 @@ from pathlib import Path
 from elasticlm import command, latency
 from elasticlm.artifact import LATENCY_FILE
 from elasticlm.backend import BACKENDS, PRECISIONS
-from elasticlm.backend.onnx import check_export, is_exported
+from elasticlm.backend.onnx import is_exported
 from elasticlm.backend.onnx_export import can_export, ensure_exported
 from elasticlm.command import progress
 from elasticlm.errors import InputError
@@ -23,7 +23,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of a server's worker")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="what runs a level; auto: "
                         "PyTorch, and ONNX Runtime in fp32 and in whatever else was exported")  # fmt: skip
-    parser.add_argument("--precision", choices=("fp32", "int8"), help="of ONNX graphs (default: every exported one)")
+    parser.add_argument("--precision", choices=PRECISIONS["onnx"], help="of ONNX graphs (default: every exported one)")
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on a cell, in s")
     parser.add_argument("--min-runs", type=int, default=20, help="runs of a cell, at least")
     args = parser.parse_args(argv)
@@ -71,17 +71,14 @@ def try_to_export(artifact: str) -> None:
 
 
 def chosen_setups(artifact: str, backend: str, precision: str | None) -> list[tuple[str, str]]:
-    """Return the backends and precisions to measure. Raises InputError for graphs that are asked for and not there."""
+    """Return the backends and precisions to measure: whatever is there, or what was asked for."""
     if backend == "torch" and precision not in (None, "fp32"):
         raise InputError(f"--backend torch --precision {precision}: PyTorch runs levels in fp32")
     exported = [name for name in PRECISIONS["onnx"] if precision in (None, name) and is_exported(artifact, name)]
-    if backend == "onnx" and not exported:
-        check_export(artifact, precision or "fp32")
+    if not exported and (backend == "onnx" or precision == "int8"):
+        return [("onnx", precision or "fp32")]  # loading says what is missing
     with_torch = backend == "torch" or (backend == "auto" and precision in (None, "fp32"))
-    setups = [("torch", "fp32")] * with_torch + [("onnx", name) for name in exported if backend != "torch"]
-    if not setups:
-        check_export(artifact, str(precision))
-    return setups
+    return [("torch", "fp32")] * with_torch + [("onnx", name) for name in exported if backend != "torch"]
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
