@@ -109,14 +109,14 @@ def _watch(
 ) -> float:
     """Wait for the driver; return the share of one core that it took while it was sending."""
     process = psutil.Process(locust.pid)
-    while locust.poll() is None and not _tail(trace_file):
+    while locust.poll() is None and not newest_rows(trace_file):
         time.sleep(0.1)
     started, before_s, cpu_share = time.perf_counter(), _cpu_s(process), 0.0
     while locust.poll() is None:
         elapsed_s = time.perf_counter() - started
         if 0.5 < elapsed_s <= duration_s:
             cpu_share = (_cpu_s(process) - before_s) / elapsed_s
-        on_second(elapsed_s, _tail(trace_file))
+        on_second(elapsed_s, newest_rows(trace_file))
         with contextlib.suppress(subprocess.TimeoutExpired):
             locust.wait(1.0)
     return cpu_share
@@ -129,12 +129,12 @@ def _cpu_s(process: psutil.Process) -> float:
     return 0.0
 
 
-def _tail(trace_file: Path) -> list[dict[str, str]]:
+def newest_rows(trace_file: Path) -> list[dict[str, str]]:
     """Return the newest rows of a trace that is being written."""
     if not trace_file.exists():
         return []
-    with open(trace_file, encoding="utf-8") as file:
-        columns = file.readline().strip().split(",")
+    with open(trace_file, "rb") as file:  # bytes: the place to start at may lie inside a character
+        columns = file.readline().decode().strip().split(",")
         file.seek(max(0, trace_file.stat().st_size - 4096))
-        lines = file.read().splitlines()[1:-1]
+        lines = [line.decode() for line in file.read().split(b"\n")[1:-1]]
     return [row for row in csv.DictReader(lines, columns) if row["length"]]

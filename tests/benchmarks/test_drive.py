@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.arrivals import parse_arrivals
-from benchmarks.drive import LOCUSTFILE, Traffic, drive
+from benchmarks.drive import LOCUSTFILE, Traffic, drive, newest_rows
 from benchmarks.replay import Request, write_requests
 
 SERVICE_S = 0.05
@@ -104,6 +104,15 @@ def test_an_open_loop_keeps_its_times_and_counts_latency_from_them(server, reque
     assert rows["latency_ms"].iloc[-1] > 0.8 * fair_ms[-1] > 800
     started = np.array([float(text.removeprefix("t=")) for text in server.starts])
     assert np.ptp(started) == pytest.approx(np.ptp(due_s), abs=1e-3)
+
+
+@pytest.mark.parametrize("written", range(14))
+def test_the_newest_rows_can_be_read_wherever_the_last_bytes_begin(tmp_path, written):
+    file, row = tmp_path / "trace.csv", "üüü,200,12\n".encode()
+    file.write_bytes(b"query_id,status,length\n" + row * 500 + row[:written])
+    newest = newest_rows(file)
+    assert 280 < len(newest) < 500
+    assert {tuple(found.values()) for found in newest} == {("üüü", "200", "12")}
 
 
 def test_requests_without_an_answer_are_rows_with_status_0(server, requests_file):
