@@ -1,4 +1,5 @@
-"""Memory of engines, each in a process of its own: what it takes above the same process when it had only imported.
+"""Memory of engines, each in a process of its own: what it takes above the same process when it had only imported its
+libraries and run a small product in each.
 
 Every process maps copies of the files that no other process maps, so that PSS counts all of its weights; memory that
 was freed is given back to the system before it is counted. The peak is what was resident at once while it ran.
@@ -77,10 +78,7 @@ def _process(kind: str, folder: Path, threads: int) -> dict[str, float]:
 
 def main(kind: str, folder: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
-    if kind in ("fp32", "int8"):
-        import onnxruntime  # noqa: F401  an import of the idle process
-    with torch.inference_mode():  # PyTorch's kernels are loaded: code is nobody's weights
-        F.scaled_dot_product_attention(*[F.linear(torch.ones(1, 1, 64, 64), torch.ones(64, 64))] * 3)
+    _load_kernels(onnx=kind in ("fp32", "int8"))
     with contextlib.suppress(OSError):  # where it may, the peak starts again from here
         (PROCESS / "clear_refs").write_text("5")
     before = _used()
@@ -92,6 +90,22 @@ def main(kind: str, folder: str, threads: str) -> None:
         "rss_mib": round((after["Rss"] - before["Rss"]) / 1024, 2),
         "peak_rss_mib": round((after["VmHWM"] - before["Rss"]) / 1024, 2),
     }))  # fmt: skip
+
+
+def _load_kernels(*, onnx: bool) -> None:
+    """Let the libraries load their code, which is nobody's weights, by a product of each."""
+    with torch.inference_mode():
+        F.scaled_dot_product_attention(*[F.linear(torch.ones(1, 1, 64, 64), torch.ones(64, 64))] * 3)
+    if onnx:
+        from onnx import TensorProto, helper
+        from onnxruntime import InferenceSession
+
+        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy")
+        graph = helper.make_graph([helper.make_node("MatMul", ["x", "x"], ["y"])], "product", [x], [y])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {"x": torch.ones(64, 64).numpy()}
+        )
 
 
 def _run_levels(folder: str, kind: str, threads: int) -> object:
