@@ -8,6 +8,10 @@ same level in this process by the same backend, so that both sides of the ratio 
 
 Writes overhead.csv: where the time of a request goes, stage by stage, and the bare pass. ``--most RATIO`` ends with
 exit code 1 where the whole takes more than so many bare passes.
+
+``--switching`` asks instead what it costs to change the level at every request, the largest and the smallest in turn,
+beside staying on each: a budget in the request's own header decides, by a table in which they lie far apart.
+``--most RATIO`` then is the limit of that ratio.
 """
 
 import argparse
@@ -22,16 +26,19 @@ import yaml
 
 from benchmarks.archive import Archive
 from benchmarks.load_signal import timings
+from benchmarks.server import ServerError
+from elasticlm.artifact import LATENCY_FILE
 from elasticlm.command import above_zero, parser, print_result, print_table, progress, run
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
-from elasticlm.latency import batch_of
+from elasticlm.latency import LatencyTable, batch_of, read_tables
 from elasticlm.machine import machine
 from elasticlm.model import ElasticModel
-from elasticlm.structure import level_name, parse_level
+from elasticlm.structure import Choice, level_name, parse_level
 
 SHAPES = {"embed": (1, 16), "score": (8, 128)}  # rows and tokens
 WARM_UP = 10
+ROUND = 20  # requests in a row on the same level
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         level = parse_level(options.level) if options.level else archive.largest
         if level not in archive.levels:
             raise InputError(f"--level {options.level}: {options.archive} has {', '.join(map(str, archive.levels))}")
+        if options.switching:
+            return report_switching(archive, options)
         whole, stages, bare = measure(archive, level, options.requests)
     ratio = float(whole.median() / bare.median())
     rows = breakdown(whole, stages, bare)
@@ -79,6 +88,57 @@ def measure(archive: Archive, level: float, count: int) -> tuple[pd.Series, pd.D
     return pd.Series(whole[WARM_UP:]), stages.drop(columns="wait"), pd.Series(bare[WARM_UP:])
 
 
+def report_switching(archive: Archive, options: argparse.Namespace) -> int:
+    """Measure, print and write what changing the level costs."""
+    times = switching(archive, options.requests)
+    medians = times.groupby(["level", "kind"]).ms.median().unstack()
+    ratio = float(medians.switching.sum() / medians.staying.sum())
+    with new_folder(options.output, overwrite=options.overwrite) as output:
+        times.to_csv(output / "switching.csv", index=False)
+    rows = [{"level": level, **row} for level, row in medians.round(3).to_dict("index").items()]
+    print_table(rows)
+    print_result({"output": str(options.output), "machine": machine(), "requests": len(times),
+                  "shape": "x".join(map(str, SHAPES[archive.task])), "ratio": round(ratio, 4),
+                  "median_ms": rows})  # fmt: skip
+    return int(options.most is not None and ratio > options.most)
+
+
+def switching(archive: Archive, count: int) -> pd.DataFrame:
+    """Whole requests in ms, `level` and `kind` beside them: "staying" on it, or "switching" to it from the other."""
+    body, _ = request_and_batch(ElasticModel.from_pretrained(archive.artifact))
+    budgets_ms = {archive.largest: "60000", archive.smallest: "500"}
+    _tell_levels_apart(archive)
+    rows = []
+    with archive.serve("slack", 60_000.0, 1000) as server, requests.Session() as session:
+        url = f"{server.inference_url}/predictions/{archive.name}"
+
+        def ask(level: Choice) -> float:
+            started = time.perf_counter()
+            reply = session.post(url, json=body, headers={"X-Latency-Budget-Ms": budgets_ms[level]}, timeout=60)
+            took_ms = (time.perf_counter() - started) * 1e3
+            reply.raise_for_status()
+            if reply.headers["X-Elastic-Level"] != level_name(level):
+                raise ServerError(f"level {reply.headers['X-Elastic-Level']} answered, not {level_name(level)}")
+            return took_ms
+
+        for number in progress(range(-1, -(-count // ROUND)), desc="rounds", unit="round"):
+            found = []
+            for level in budgets_ms:
+                found += [(level_name(level), "staying", ask(level)) for _ in range(ROUND + 1)][1:]
+            for _ in range(ROUND):
+                found += [(level_name(level), "switching", ask(level)) for level in budgets_ms]
+            rows += found if number >= 0 else []  # the first round warms up
+    return pd.DataFrame(rows, columns=["level", "kind", "ms"])
+
+
+def _tell_levels_apart(archive: Archive) -> None:
+    """Write into the unpacked archive that its smallest level takes a millisecond and all others a second."""
+    file = archive.artifact / LATENCY_FILE
+    told = LatencyTable.from_means({level: 1.0 if level == archive.smallest else 1e3 for level in archive.levels})
+    for table in read_tables(file):
+        LatencyTable(told.cells, table.setup, table.notes).write(file)
+
+
 def request_and_batch(model: ElasticModel) -> tuple[dict[str, Any], Any]:
     """The request of an archive's task, and its tokenised batch of exactly these rows and tokens."""
     texts, passages = batch_of(model, *SHAPES[model.config.task])
@@ -100,8 +160,11 @@ def _options() -> argparse.ArgumentParser:
     options = parser("python -m benchmarks.overhead", "Time whole requests beside the bare forward pass.")
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="an encoder or a reranker")
     options.add_argument("--level", metavar="K", help="the level that answers (default: the largest)")
-    options.add_argument("--requests", type=int, default=200, help="requests that are timed")
-    options.add_argument("--most", type=above_zero, metavar="RATIO", help="fail above so many bare passes a request")
+    options.add_argument("--requests", type=int, default=200, help="requests that are timed, with --switching of each "
+                         "kind and level")  # fmt: skip
+    options.add_argument("--switching", action="store_true", help="what it costs to change the level at every request")
+    options.add_argument("--most", type=above_zero, metavar="RATIO", help="fail above so many bare passes a request, "
+                         "with --switching above this ratio of switching to staying")  # fmt: skip
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     options.add_argument("--overwrite", action="store_true", help="replace an existing output")
     return options

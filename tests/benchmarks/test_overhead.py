@@ -34,6 +34,16 @@ def test_stages_add_up_to_the_whole_request(reranker, tmp_path, capsys):
     assert list(pd.read_csv(tmp_path / "out/overhead.csv")["stage"])[-1] == "bare forward pass"
 
 
+@pytest.mark.end_to_end
+def test_the_cost_of_changing_the_level_is_measured_on_both_levels(reranker, tmp_path, capsys):
+    given = ["--archive", str(reranker), "--requests", "20", "--switching", "--output", str(tmp_path / "out")]
+    assert main([*given, "--most", "0.01"]) == 1
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {row["level"] for row in result["median_ms"]} == {"100", "10"}
+    times = pd.read_csv(tmp_path / "out/switching.csv")
+    assert times.groupby(["level", "kind"]).size().tolist() == [20] * 4
+
+
 def test_a_level_that_is_not_there_is_refused(reranker, tmp_path):
     with pytest.raises(InputError, match="--level 30"):
         main(["--archive", str(reranker), "--level", "30", "--output", str(tmp_path / "out")])
