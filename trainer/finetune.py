@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,20 +11,19 @@ from elasticlm import command
 from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.model import ElasticModel
-from elasticlm.retrieval.data import load_corpus, load_labelled
+from elasticlm.retrieval.data import load_corpus
 from elasticlm.retrieval.index import PassageIndex
-from elasticlm.retrieval.metrics import read_trec_run
 from elasticlm.teacher import load_model, passage_encoder
 from trainer import mixture
 from trainer.checkpoints import Checkpoints
 from trainer.loop import train
 from trainer.mixture import Exclusion
-from trainer.negatives import bm25_negatives, run_negatives
+from trainer.negatives import with_negatives
 from trainer.objectives import ALIGN_TEMPERATURE, Align, Classify, Denser, Ranker, contrastive_temperature
 from trainer.options import LoopOptions, add_data_options, add_options, at_least, check_temperature, options_of
-from trainer.pairs import TrainingPairs, load_pairs
+from trainer.pairs import TrainingPairs, load_examples, load_pairs, texts_to_join
 from trainer.processes import Processes
-from trainer.texts import TokenizedTexts, encode
+from trainer.texts import TokenizedTexts
 from trainer.vectors import stored_vectors
 
 DEFAULTS = {
@@ -55,7 +53,6 @@ SETTINGS = {  # what a resumed run must agree on, besides the loop's options
 INDEX_PASSAGES, DATA_PASSAGES = 65536, 4096
 DRAWN = 0  # seed of the texts drawn, whatever --seed: their stored vectors are found again
 NEGATIVES = {"denser": 1, "ranker": 7}
-NEGATIVE_CANDIDATES = 30  # best BM25 passages that a step's negatives are drawn from
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -86,7 +83,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--negatives", type=int, metavar="M", help="hard negatives a query and step (default: denser "
                         "1, ranker 7)")  # fmt: skip
     parser.add_argument("--run", metavar="FILE", help="ranker: a retriever's run over the training queries, in TREC "
-                        "form, whose best are the negatives (default: BM25, made on the spot)")  # fmt: skip
+                        "form, whose best are the negatives (default: what the set's candidates "
+                        "refuse, then BM25's best, made on the spot)")  # fmt: skip
     parser.add_argument("--temperature", type=float, help="of the distribution over passages (default: align .02, "
                         "denser .05; 1 where vectors do not have length 1)")  # fmt: skip
     add_options(parser, DEFAULTS)
@@ -182,7 +180,7 @@ def denser(
     args: argparse.Namespace, options: LoopOptions, model: ElasticModel, exclusion: Exclusion, processes: Processes
 ) -> Denser:
     """The supervised objective over the split's pairs, with BM25 negatives for the queries that training will see."""
-    pairs, negatives = pairs_and_negatives(args, options, exclusion)
+    pairs, negatives = with_negatives(pairs_of_run(args, options, exclusion), args.negatives)
     passages = TokenizedTexts.of(model, pairs.passages, "passage", args.passage_tokens or 128)
     queries = TokenizedTexts.of(model, pairs.queries, "query", args.query_tokens)
     say(f"denser: {len(queries)} queries, {len(passages)} passages among their positives and negatives")
@@ -191,43 +189,22 @@ def denser(
                   processes=processes, chunk_size=options.chunk_size, seed=options.seed)  # fmt: skip
 
 
-def pairs_and_negatives(
-    args: argparse.Namespace, options: LoopOptions, exclusion: Exclusion, *, run: str | None = None
-) -> tuple[TrainingPairs, np.ndarray]:
-    """The pairs that training will see, with the passages that they or their hard negatives need, and no others.
-
-    Returns:
-        The pairs, and rows of their passages, IntArray [queries, candidates]: of the ``run`` where given, else BM25's.
-    """
+def pairs_of_run(args: argparse.Namespace, options: LoopOptions, exclusion: Exclusion) -> TrainingPairs:
+    """As many of the split's pairs as the steps take, drawn at random."""
     wanted = options.max_steps * options.batch_size + options.dev_examples
-    pairs = load_pairs(args.data, args.split, exclusion).sample(wanted, options.seed)
-    if run:
-        negatives = run_negatives(pairs, read_trec_run(Path(run)), args.negatives, run)
-    else:
-        most = len(pairs.passages) - max(map(len, pairs.positives))
-        negatives = bm25_negatives(pairs, max(args.negatives, min(NEGATIVE_CANDIDATES, most)))
-    used = np.unique(np.concatenate([negatives.ravel(), *map(np.asarray, pairs.positives)]))
-    return pairs.with_passages(used), np.searchsorted(used, negatives)
+    return load_pairs(args.data, args.split, exclusion).sample(wanted, options.seed)
 
 
 def ranker(
     args: argparse.Namespace, options: LoopOptions, model: ElasticModel, exclusion: Exclusion, processes: Processes
 ) -> Ranker:
     """The reranking objective over the split's pairs; the model gets a fresh head unless it ranks already."""
-    pairs, negatives = pairs_and_negatives(args, options, exclusion, run=args.run)
+    pairs = pairs_of_run(args, options, exclusion)
+    pairs, negatives = with_negatives(pairs, args.negatives, run=args.run, judged=True)
     if model.config.task != "score":
         model = model.with_head("score", seed=options.seed)
-    teacher = None
-    if args.teacher:
-        teacher = ElasticModel.from_pretrained(args.teacher).to(processes.device)
-        if teacher.config.task != "score":
-            raise InputError(f"--teacher {args.teacher}: its task is {teacher.config.task!r}, not ranking ('score')")
-        if teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
-            raise InputError(f"--teacher {args.teacher}: has another vocabulary than the model")
-    limit = dict(model.config.max_tokens or {})["pair"]
-    query_tokens = min(args.query_tokens or limit // 2, limit - 3)
-    queries = TokenizedTexts.of_pairs(model, ((text, None) for text in pairs.queries), query_tokens)
-    passages = TokenizedTexts.of_pairs(model, ((text, None) for text in pairs.passages), args.passage_tokens or 128)
+    teacher = fine_tuned_teacher(args, model, processes)
+    queries, passages, limit = texts_to_join(model, pairs, args.query_tokens, args.passage_tokens)
     say(f"ranker: {len(queries):,} queries, {len(passages):,} passages among their positives and negatives")
     return Ranker(model, queries, passages, pairs.positives, negatives,
                   negatives_per_query=args.negatives, teacher=teacher, max_tokens=limit, processes=processes,
@@ -238,31 +215,32 @@ def classify(
     args: argparse.Namespace, options: LoopOptions, model: ElasticModel, exclusion: Exclusion, processes: Processes
 ) -> Classify:
     """The objective over labelled sentences; the model gets a fresh head unless it has one for these labels."""
-    if len(args.data) > 1:
-        raise InputError("--task classify takes one data spec: several would need the same labels")
     known = model.config.labels if model.config.task == "classify" else None
-    data = load_labelled(args.data[0], args.split, known)
-    rows = [i for i, pair in enumerate(data.pairs) if all(exclusion.keeps(text) for text in pair if text)]
-    data = data.kept(rows)
+    data, targets = load_examples(args.data, args.split, known, exclusion)
     texts = TokenizedTexts.of_pairs(model, data.pairs)
-    regression = len(data.labels) == 1
-    targets = torch.from_numpy(data.targets.astype(np.float32) if regression else data.targets)
-    outputs = None
-    if args.teacher:
-        teacher = ElasticModel.from_pretrained(args.teacher)
-        if tuple(teacher.config.labels or ()) != data.labels:
-            known_labels = ", ".join(teacher.config.labels or ()) or "none"
-            raise InputError(f"--teacher knows the labels {known_labels}, the data has {', '.join(data.labels)}")
-        bar = command.progress(total=len(texts), desc="outputs of the teacher", unit="text")
-        theirs = TokenizedTexts.of_pairs(teacher, data.pairs)
-        outputs = encode(teacher.to(processes.device), theirs, processes, bar=bar)
-        bar.close()
     if known is None:
         model = model.with_head("classify", data.labels, seed=options.seed)
-        if regression:
+        if len(data.labels) == 1:
             model.head.bias.data.fill_(float(targets.mean()))
     say(f"classify: {len(texts):,} examples, labels {', '.join(data.labels)}")
-    return Classify(model, texts, targets, teacher=outputs, processes=processes, chunk_size=options.chunk_size)
+    teacher = fine_tuned_teacher(args, model, processes)
+    return Classify(model, texts, targets, teacher=teacher, processes=processes, chunk_size=options.chunk_size)
+
+
+def fine_tuned_teacher(args: argparse.Namespace, model: ElasticModel, processes: Processes) -> ElasticModel | None:
+    """What ``--teacher`` names; its task, labels, width and vocabulary must be the model's."""
+    if not args.teacher:
+        return None
+    teacher = ElasticModel.from_pretrained(args.teacher).to(processes.device)
+    ours, theirs = model.config, teacher.config
+    if theirs.task != ours.task:
+        raise InputError(f"--teacher {args.teacher}: its task is {theirs.task!r}, not {ours.task!r}")
+    if theirs.labels != ours.labels:
+        known = ", ".join(theirs.labels or ()) or "none"
+        raise InputError(f"--teacher knows the labels {known}, the data has {', '.join(ours.labels or ())}")
+    if theirs.hidden_size != ours.hidden_size or teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+        raise InputError(f"--teacher {args.teacher}: has another width or vocabulary than the model")
+    return teacher
 
 
 def print_report(output: str, report: Mapping[str, Any]) -> None:

@@ -1,10 +1,39 @@
 """Hard negatives: what a first stage ranks high and nobody judged relevant."""
 
+from itertools import chain
+from pathlib import Path
+
 import numpy as np
 
 from elasticlm.errors import InputError
 from elasticlm.retrieval.bm25 import bm25_top
+from elasticlm.retrieval.metrics import read_trec_run
 from trainer.pairs import TrainingPairs
+
+CANDIDATES = 30  # best BM25 passages that a step's negatives are drawn from
+
+
+def with_negatives(
+    pairs: TrainingPairs, count: int, *, run: str | None = None, judged: bool = False
+) -> tuple[TrainingPairs, np.ndarray]:
+    """Find hard negatives, at least ``count`` a query, and keep the passages that training then needs, no others.
+
+    Args:
+        run: a retriever's run in TREC form, whose best are taken; None: BM25's.
+        judged: what the set's candidates refuse comes first.
+
+    Returns:
+        The pairs, and rows of their passages, IntArray [queries, negatives].
+    """
+    if run:
+        negatives = run_negatives(pairs, read_trec_run(Path(run)), count, run)
+    else:
+        most = len(pairs.passages) - max(map(len, pairs.positives))
+        negatives = bm25_negatives(pairs, max(count, min(CANDIDATES, most)))
+        if judged and any(pairs.refused):
+            negatives = judged_first(pairs, negatives, count)
+    used = np.unique([*negatives.ravel(), *chain.from_iterable(pairs.positives + pairs.refused)])
+    return pairs.with_passages(used), np.searchsorted(used, negatives)
 
 
 def bm25_negatives(pairs: TrainingPairs, count: int) -> np.ndarray:
@@ -22,6 +51,14 @@ def bm25_negatives(pairs: TrainingPairs, count: int) -> np.ndarray:
     return np.array([
         [row for row in ranked if row not in relevant][:count]
         for ranked, relevant in zip(hits.tolist(), map(set, pairs.positives), strict=True)
+    ])  # fmt: skip
+
+
+def judged_first(pairs: TrainingPairs, others: np.ndarray, count: int) -> np.ndarray:
+    """Return ``count`` negatives a query, IntArray [queries, count]: what was judged and refused, then ``others``."""
+    return np.array([
+        list(dict.fromkeys([*refused, *row]))[:count]
+        for refused, row in zip(pairs.refused, others.tolist(), strict=True)
     ])  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from trainer.texts import TokenizedTexts, joined
 
 ALIGN_TEMPERATURE = 0.02
 COSINE_WEIGHT = 3.0
+STATE_WEIGHT = 3.0  # of what a fine-tuned teacher's hidden states count beside labels and its outputs
 BEST_PASSAGES = 8  # of the teacher, for each query of a step
 RANKS = 10  # of dev RR@10
 CONTRASTIVE_TEMPERATURE = 0.05  # of vectors of length 1; else 1
@@ -302,19 +303,78 @@ def contrastive_temperature(model: ElasticModel) -> float:
     return CONTRASTIVE_TEMPERATURE if model.config.normalize else 1.0
 
 
+# --- with a teacher that was fine-tuned ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A fine-tuned teacher's outputs [texts, labels] and hidden states [texts, tokens, dim] of a batch."""
+
+    outputs: Tensor
+    hidden: Tensor
+
+
+class FineTuning(Objective):
+    """A loss over the head's outputs; where a teacher was fine-tuned before, every level is also to do as it does.
+
+    A pruned level has lost much of how one text attends to another, and a label or two a text bring it back slowly. The
+    teacher's hidden states say it for every token.
+
+    Args:
+        teacher: of the same task and vocabulary; None: labels alone.
+    """
+
+    def __init__(
+        self,
+        model: ElasticModel,
+        lengths: np.ndarray,
+        *,
+        teacher: ElasticModel | None,
+        processes: Processes,
+        chunk_size: int,
+    ) -> None:
+        super().__init__(model, lengths, processes, chunk_size)
+        self.teacher = teacher
+
+    @torch.no_grad()
+    def _teach(self, inputs: Mapping[str, Tensor]) -> Taught | None:
+        if self.teacher is None:
+            return None
+        return Taught(*self._outputs(self.teacher, inputs, self.teacher.structures.largest))
+
+    def _outputs(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> tuple[Tensor, Tensor]:
+        """The head's outputs [texts, labels] and the hidden states [texts, tokens, dim] of a level."""
+        with self.processes.encoding(inputs["input_ids"].shape[1]):
+            hidden = model.encoder(**inputs, structure=model.structures[level])
+            return model.finish(hidden, inputs["attention_mask"]).float(), hidden.float()
+
+
+def state_losses(hidden: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
+    """1 - cosine of each token's hidden state with the teacher's, the mean over a text's tokens.
+
+    Args:
+        hidden, teacher: FloatTensor [texts, tokens, dim]; attention_mask: LongTensor [texts, tokens].
+
+    Returns:
+        FloatTensor [texts].
+    """
+    apart = 1 - F.cosine_similarity(hidden, teacher, dim=-1)
+    return (apart * attention_mask).sum(1) / attention_mask.sum(1)
+
+
 # --- ranker ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RankerBatch:
-    """Pairs of each query with its list of passages, the relevant one first; the teacher's scores [queries, list]."""
+    """Pairs of each query with its list of passages, the relevant one first; what the teacher makes of the pairs."""
 
     inputs: Mapping[str, Tensor]
     queries: int
-    teacher: Tensor | None
+    teacher: Taught | None
 
 
-class Ranker(Objective):
+class Ranker(FineTuning):
     """Localized contrastive estimation (Gao et al. 2021): a query's passage against those that a retriever ranks high.
 
     Args:
@@ -322,7 +382,7 @@ class Ranker(Objective):
             query i, the first of them the one to find.
         negatives: IntArray [queries, candidates], rows of ``passages`` that are hard negatives of query i.
         negatives_per_query: how many of them a step takes, drawn anew each step.
-        teacher: a ranker whose scores over the list are matched too, half of the loss; None: labels alone.
+        teacher: a ranker whose scores over the list and hidden states are matched too; None: labels alone.
     """
 
     def __init__(
@@ -341,9 +401,10 @@ class Ranker(Objective):
         seed: int,
     ) -> None:
         first = np.array([found[0] for found in positives])
-        super().__init__(model, queries.lengths + passages.lengths[first], processes, chunk_size)
+        lengths = queries.lengths + passages.lengths[first]
+        super().__init__(model, lengths, teacher=teacher, processes=processes, chunk_size=chunk_size)
         self.queries, self.passages, self.first, self.negatives = queries, passages, first, negatives
-        self.negatives_per_query, self.teacher, self.max_tokens = negatives_per_query, teacher, max_tokens
+        self.negatives_per_query, self.max_tokens = negatives_per_query, max_tokens
         self._seed = seed
 
     def batches(self, rows: np.ndarray, step: int) -> Iterator[RankerBatch]:
@@ -355,25 +416,23 @@ class Ranker(Objective):
             pairs = joined(self.queries, self.passages, chunk.repeat(passages.shape[1]), passages.ravel(),
                            self.max_tokens)  # fmt: skip
             inputs = {name: tensor.to(self.processes.device) for name, tensor in pairs.items()}
-            yield RankerBatch(inputs, len(chunk), self._teach(inputs, len(chunk)))
-
-    @torch.no_grad()
-    def _teach(self, inputs: Mapping[str, Tensor], queries: int) -> Tensor | None:
-        if self.teacher is None:
-            return None
-        return self._vectors(self.teacher, inputs, self.teacher.structures.largest).view(queries, -1)
+            yield RankerBatch(inputs, len(chunk), self._teach(inputs))
 
     def losses(self, batch: RankerBatch, level: Level) -> Tensor:
-        return ranker_losses(self._scores(batch, level), batch.teacher)
+        return self.measure(batch, level)[0]
 
     def measure(self, batch: RankerBatch, level: Level) -> tuple[Tensor, Tensor]:
         """RR@10 is that of the relevant passage in its list."""
-        scores = self._scores(batch, level)
+        scores, hidden = self._outputs(self.model, batch.inputs, level)
+        scores = scores.view(batch.queries, -1)
         first = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-        return ranker_losses(scores, batch.teacher), reciprocal_ranks(scores, first)
-
-    def _scores(self, batch: RankerBatch, level: Level) -> Tensor:
-        return self._vectors(self.model, batch.inputs, level).view(batch.queries, -1)
+        if batch.teacher is None:
+            losses = ranker_losses(scores)
+        else:
+            losses = ranker_losses(scores, batch.teacher.outputs.view(batch.queries, -1))
+            apart = state_losses(hidden, batch.teacher.hidden, batch.inputs["attention_mask"])
+            losses = losses + STATE_WEIGHT * apart.view(batch.queries, -1).mean(1)
+        return losses, reciprocal_ranks(scores.detach(), first)
 
 
 def ranker_losses(scores: Tensor, teacher: Tensor | None = None) -> Tensor:
@@ -394,19 +453,19 @@ def ranker_losses(scores: Tensor, teacher: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class ClassifyBatch:
-    """Sentences or pairs, their labels [examples], and the teacher's outputs [examples, labels] where one teaches."""
+    """Sentences or pairs, their labels [examples], and what the teacher makes of them."""
 
     inputs: Mapping[str, Tensor]
     targets: Tensor
-    teacher: Tensor | None
+    teacher: Taught | None
 
 
-class Classify(Objective):
+class Classify(FineTuning):
     """Classification, or regression where the model has a single output; every level by its own pass.
 
     Args:
         targets: LongTensor [examples] of classes, or FloatTensor [examples] of values.
-        teacher: FloatTensor [examples, labels], a fine-tuned teacher's outputs; half of the loss is then to match them.
+        teacher: a classifier whose outputs and hidden states are matched too; None: labels alone.
     """
 
     def __init__(
@@ -415,21 +474,24 @@ class Classify(Objective):
         texts: TokenizedTexts,
         targets: Tensor,
         *,
-        teacher: Tensor | None,
+        teacher: ElasticModel | None,
         processes: Processes,
         chunk_size: int,
     ) -> None:
-        super().__init__(model, texts.lengths, processes, chunk_size)
-        self.texts, self.targets, self.teacher = texts, targets, teacher
+        super().__init__(model, texts.lengths, teacher=teacher, processes=processes, chunk_size=chunk_size)
+        self.texts, self.targets = texts, targets
 
     def batches(self, rows: np.ndarray, step: int) -> Iterator[ClassifyBatch]:
-        device = self.processes.device
         for chunk in self._chunks(rows):
-            teacher = None if self.teacher is None else self.teacher[chunk].to(device)
-            yield ClassifyBatch(self._inputs(self.texts, chunk), self.targets[chunk].to(device), teacher)
+            inputs = self._inputs(self.texts, chunk)
+            yield ClassifyBatch(inputs, self.targets[chunk].to(self.processes.device), self._teach(inputs))
 
     def losses(self, batch: ClassifyBatch, level: Level) -> Tensor:
-        return classify_losses(self._vectors(self.model, batch.inputs, level), batch.targets, batch.teacher)
+        outputs, hidden = self._outputs(self.model, batch.inputs, level)
+        if batch.teacher is None:
+            return classify_losses(outputs, batch.targets)
+        apart = state_losses(hidden, batch.teacher.hidden, batch.inputs["attention_mask"])
+        return classify_losses(outputs, batch.targets, batch.teacher.outputs) + STATE_WEIGHT * apart
 
 
 def classify_losses(outputs: Tensor, targets: Tensor, teacher: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BertForMaskedLM, BertModel, DataCollatorForLanguageModeling
+from transformers import BertForMaskedLM, DataCollatorForLanguageModeling
 
 from elasticlm import command
 from elasticlm.command import progress, say
@@ -16,30 +16,44 @@ from elasticlm.errors import InputError
 from elasticlm.files import refuse_existing
 from elasticlm.model import ElasticModel
 from elasticlm.structure import ElasticStructure, level_name, parse_levels
-from elasticlm.teacher import WHOLE, load_bert, load_teacher, resolve_teacher
+from elasticlm.teacher import WHOLE, as_bert, load_bert, load_teacher, resolve_teacher
 from trainer import mixture
 from trainer.mixture import Exclusion
-from trainer.objectives import contrastive_losses, contrastive_temperature, in_batch
+from trainer.negatives import with_negatives
+from trainer.objectives import (
+    Classify,
+    ClassifyBatch,
+    Ranker,
+    RankerBatch,
+    classify_losses,
+    contrastive_losses,
+    contrastive_temperature,
+    in_batch,
+    ranker_losses,
+)
 from trainer.options import add_data_options, at_least, check_temperature
-from trainer.pairs import load_pairs
+from trainer.pairs import load_examples, load_pairs, texts_to_join
 from trainer.processes import Processes
 from trainer.scores import Scores, expressive_scores
 from trainer.texts import TokenizedTexts
 from trainer.vectors import stored_vectors
 
 MASKED_SHARE = 0.15
+NEGATIVES = 7  # passages that a ranker is scored with, beside the relevant one
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command.parser("python -m trainer prune", __doc__.partition(": ")[2])
-    parser.add_argument("--teacher", required=True, help="BERT encoder: a folder, or a name on the Hugging Face hub")
-    add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")
+    parser.add_argument("--teacher", required=True, help="BERT encoder: a folder, or a name on the Hugging Face hub; "
+                        "or a ranker or classifier fine-tuned whole (prune --levels 100, then finetune)")  # fmt: skip
+    add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; of a classifier glue:DIR")
     parser.add_argument("--levels", default="100,50,30,20,10,5", help="percentages of the prunable parameters to keep; "
                         "100 keeps the whole teacher too, without it the largest level is cut")  # fmt: skip
-    parser.add_argument("--score-loss", default="contrastive", choices=("contrastive", "mlm", "random"),
+    parser.add_argument("--score-loss", choices=("contrastive", "mlm", "labels", "random"),
                         help="loss that heads and neurons are scored by: contrastive (queries against the passages of "
-                        "their batch), mlm (masked tokens, for teachers with that head), or random: no loss, the "
-                        "baseline of units at random")  # fmt: skip
+                        "their batch; the default of encoders), mlm (masked tokens, for teachers with that head), "
+                        "labels (the loss that a ranker or classifier was fine-tuned with; theirs), or random: no "
+                        "loss, the baseline of units at random")  # fmt: skip
     parser.add_argument("--fresh-weights", action="store_true", help="start the layers from random weights, keep the "
                         "teacher's embeddings: a baseline")  # fmt: skip
     parser.add_argument("--max-examples", type=int, default=2048, metavar="N", help="examples scored, drawn at random")
@@ -75,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     model = teacher.cut(structures, head_order, neuron_order)
     if args.fresh_weights:
         initialise(model, args.seed)
-    model.config.passages = {"encoder": "teacher", "fingerprint": teacher.fingerprint()}
+    if model.config.task == "embed":
+        model.config.passages = {"encoder": "teacher", "fingerprint": teacher.fingerprint()}
     model.save_pretrained(args.output, overwrite=args.overwrite)
     seconds = time.monotonic() - start
     command.print_table(table(model))
@@ -117,8 +132,12 @@ def _scores(args: argparse.Namespace, teacher: ElasticModel, levels: tuple) -> t
         random = np.random.default_rng(args.seed)
         return (random.random((config.num_hidden_layers, config.num_attention_heads)),
                 random.random((config.num_hidden_layers, config.intermediate_size)))  # fmt: skip
-    scores = mlm_scores(args, teacher) if args.score_loss == "mlm" else contrastive_scores(args, teacher)
-    scores = scores.normalized()
+    fine_tuned = config.task != "embed"
+    loss = args.score_loss or ("labels" if fine_tuned else "contrastive")
+    if fine_tuned != (loss == "labels"):
+        raise InputError(f"--score-loss {loss}: does not go with a teacher of task {config.task!r}")
+    scorers = {"contrastive": contrastive_scores, "mlm": mlm_scores, "labels": label_scores}
+    scores = scorers[loss](args, teacher).normalized()
     return scores.heads, scores.neurons
 
 
@@ -131,7 +150,7 @@ def contrastive_scores(args: argparse.Namespace, teacher: ElasticModel) -> Score
     passages = TokenizedTexts.of(teacher, [pairs.passages[row] for row in rows], "passage", args.max_tokens)
     vectors = stored_vectors(teacher, passages, processes, desc="passages of the queries scored").all()
     queries = TokenizedTexts.of(teacher, pairs.queries, "query")
-    bert = load_bert(resolve_teacher(args.teacher), BertModel, add_pooling_layer=False)
+    bert = as_bert(teacher)
 
     def losses(examples: np.ndarray) -> Tensor:
         among, labels, excluded = in_batch([pairs.positives[i] for i in examples])
@@ -141,6 +160,37 @@ def contrastive_scores(args: argparse.Namespace, teacher: ElasticModel) -> Score
 
     order = np.random.default_rng(args.seed).permutation(len(queries))
     return expressive_scores(bert, _batches(order, args.batch_size), losses)
+
+
+def label_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
+    """Scores by the loss that a ranker or classifier was fine-tuned with; of a ranker each pair feels its list's."""
+    processes, exclusion = Processes(), Exclusion(args.exclude)
+    objective: Ranker | Classify
+    if teacher.config.task == "score":
+        pairs = load_pairs(args.data, args.split, exclusion).sample(args.max_examples // (1 + NEGATIVES), args.seed)
+        pairs, negatives = with_negatives(pairs, NEGATIVES, judged=True)
+        queries, passages, limit = texts_to_join(teacher, pairs, passage_tokens=args.max_tokens)
+        objective = Ranker(teacher, queries, passages, pairs.positives, negatives, negatives_per_query=NEGATIVES,
+                           teacher=None, max_tokens=limit, processes=processes, seed=args.seed,
+                           chunk_size=max(1, args.batch_size // (1 + NEGATIVES)))  # fmt: skip
+    else:
+        data, targets = load_examples(args.data, args.split, teacher.config.labels, exclusion)
+        drawn = np.random.default_rng(args.seed).permutation(len(targets))[: args.max_examples]
+        texts = TokenizedTexts.of_pairs(teacher, data.kept(drawn.tolist()).pairs)
+        objective = Classify(teacher, texts, targets[drawn], teacher=None, processes=processes,
+                             chunk_size=args.batch_size)  # fmt: skip
+    bert = as_bert(teacher)
+
+    def losses(batch: RankerBatch | ClassifyBatch) -> Tensor:
+        outputs = teacher.finish(bert(**batch.inputs).last_hidden_state, batch.inputs["attention_mask"])
+        if isinstance(batch, RankerBatch):
+            return ranker_losses(outputs.view(batch.queries, -1))
+        return classify_losses(outputs, batch.targets)
+
+    by_length = np.argsort(objective.lengths, kind="stable")
+    count = -(-len(by_length) // objective.chunk_size)
+    batches = progress(objective.batches(by_length, 0), total=count, desc="scores", unit="batch")
+    return expressive_scores(bert, ((len(batch.inputs["input_ids"]), batch) for batch in batches), losses)
 
 
 def mlm_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:

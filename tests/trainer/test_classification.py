@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from elasticlm.errors import InputError
 from elasticlm.model import ElasticModel
-from trainer import evaluate, finetune
+from trainer import evaluate, finetune, prune
 from trainer.classification import measures_of
-from trainer.objectives import classify_losses
+from trainer.objectives import classify_losses, state_losses
 from trainer.texts import TokenizedTexts
 
 SHORT = ["--max-steps", "60", "--batch-size", "16", "--lr", "3e-3", "--precision", "fp32", "--threads", "1"]
@@ -81,13 +81,44 @@ def test_a_further_training_keeps_the_head_and_refuses_other_labels(tiny_artifac
     assert torch.allclose(*heads, atol=1e-6)
     with pytest.raises(InputError, match=r"train.jsonl, line 1: unknown label 0.25"):
         train(tmp_path / "first", glue, "values", tmp_path / "other")
-    with pytest.raises(InputError, match="--teacher knows the labels none"):
+    with pytest.raises(InputError, match="its task is 'embed', not 'classify'"):
         train(tiny_artifact, glue, "classes", tmp_path / "other", "--teacher", str(tiny_artifact))
-    with pytest.raises(InputError, match="one data spec"):
+    with pytest.raises(InputError, match="one data spec: several"):
         train(tiny_artifact, glue, "classes", tmp_path / "other", "--data", "glue:a", "glue:b")
     with pytest.raises(InputError, match="other labels"):
         evaluate.main(["--model", str(tmp_path / "first"), "--data", f"glue:{glue / 'classes'}", "--split", "dev",
                        "--teacher", str(tiny_artifact), "--output", str(tmp_path / "dev.json")])  # fmt: skip
+
+
+def test_a_classifier_fine_tuned_whole_is_pruned_by_its_own_loss_and_teaches_the_levels(tiny_bert, glue, tmp_path):
+    data = ["--data", f"glue:{glue / 'classes'}"]
+    prune.main(["--teacher", str(tiny_bert), *data, "--levels", "100", "--output", str(tmp_path / "whole")])
+    train(tmp_path / "whole", glue, "classes", tmp_path / "teacher")
+    again = ["--teacher", str(tmp_path / "teacher"), *data, "--levels", "100,50,10", "--max-examples", "40"]
+    prune.main([*again, "--output", str(tmp_path / "pruned")])
+    teacher, pruned = (ElasticModel.from_pretrained(tmp_path / name) for name in ("teacher", "pruned"))
+    assert (pruned.levels, pruned.config.task, pruned.config.labels) == ((100, 50, 10), "classify", ["0", "1"])
+    pairs = [("sun and ice", "a bear"), ("glacier", "the wind and the rain")]
+    inputs = TokenizedTexts.of_pairs(teacher, pairs).inputs(np.arange(2))
+    assert torch.allclose(pruned.encode(inputs, 100), teacher.encode(inputs, 100), atol=1e-5)
+
+    train(tmp_path / "pruned", glue, "classes", tmp_path / "out", "--teacher", str(tmp_path / "teacher"),
+          "--max-steps", "20")  # fmt: skip
+    log = [line.split(",") for line in (tmp_path / "out/loss.csv").read_text().splitlines()]
+    dev = [float(loss) for _, split, level, loss, _ in log[1:] if (split, level) == ("dev", "50")]
+    assert dev[-1] < dev[0]
+    with pytest.raises(InputError, match="--score-loss contrastive: does not go with a teacher of task 'classify'"):
+        prune.main([*again, "--score-loss", "contrastive", "--output", str(tmp_path / "other")])
+    with pytest.raises(InputError, match="is an elastic model"):
+        prune.main(["--teacher", str(tmp_path / "pruned"), *data, "--output", str(tmp_path / "other")])
+
+
+def test_state_losses_count_tokens_and_no_padding():
+    teacher = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    hidden, mask = teacher.clone(), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    hidden[0, 2] = -7.0  # padding
+    hidden[1, 0] *= -2  # the opposite way: 1 - cosine is 2
+    assert state_losses(hidden, teacher, mask).tolist() == pytest.approx([0.0, 2 / 3], abs=1e-6)
 
 
 def test_pairs_are_tokenised_as_the_model_serves_them(tiny_artifact):

@@ -11,8 +11,8 @@ from elasticlm.model import ElasticModel
 from elasticlm.retrieval.bm25 import bm25_scores, bm25_top
 from elasticlm.retrieval.data import load_retrieval
 from elasticlm.retrieval.metrics import read_trec_run
-from trainer import evaluate, finetune
-from trainer.negatives import run_negatives
+from trainer import evaluate, finetune, prune
+from trainer.negatives import judged_first, run_negatives
 from trainer.objectives import ranker_losses
 from trainer.pairs import TrainingPairs
 from trainer.reranking import evaluate as rerank
@@ -63,8 +63,33 @@ def test_a_ranking_teacher_is_matched_and_another_task_is_none(command, tiny_art
     more = [*command, "--max-steps", "2", "--teacher", str(tmp_path / "out"), "--output", str(tmp_path / "taught")]
     finetune.main(more)
     assert written(tmp_path / "taught/training.json")["steps"] == 2
-    with pytest.raises(InputError, match="'embed', not ranking"):
+    with pytest.raises(InputError, match="'embed', not 'score'"):
         finetune.main([*command, "--teacher", str(tiny_artifact), "--output", str(tmp_path / "other")])
+
+
+def test_a_ranker_fine_tuned_whole_is_pruned_by_its_own_loss(command, tiny_bert, beir, tmp_path):
+    data = ["--data", f"beir:{beir}"]
+    prune.main(["--teacher", str(tiny_bert), *data, "--levels", "100", "--output", str(tmp_path / "whole")])
+    finetune.main([*command, "--model", str(tmp_path / "whole")])
+    prune.main(["--teacher", str(tmp_path / "out"), *data, "--levels", "100,50", "--max-examples", "80",
+                "--output", str(tmp_path / "pruned")])  # fmt: skip
+    teacher, pruned = (ElasticModel.from_pretrained(tmp_path / name) for name in ("out", "pruned"))
+    passages = ["the wolf in the snow", "a cave"]
+    assert torch.allclose(pruned.score("a wolf", passages), teacher.score("a wolf", passages), atol=1e-5)
+    args = prune.parse_args(["--teacher", str(tmp_path / "out"), *data, "--max-examples", "80", "--output", "x"])
+    scores = prune.label_scores(args, teacher)
+    assert (scores.heads > 0).all()
+    best = np.argsort(-scores.neurons[0])
+    whole = teacher.encoder.layers[0].feed_forward
+    assert torch.equal(pruned.encoder.layers[0].feed_forward.up.weight, whole.up.weight[best])
+
+
+def test_what_was_judged_and_refused_comes_before_the_negatives_of_bm25():
+    pairs = TrainingPairs(["q", "r"], ["?", "!"], [*"abcdef"], [*"ABCDEF"], [[0], [1]], [[4, 2], []])
+    found = judged_first(pairs, np.array([[2, 3, 5], [5, 3, 2]]), 3)
+    assert found.tolist() == [[4, 2, 3], [5, 3, 2]]
+    kept = pairs.with_passages(np.array([0, 1, 2, 4]))
+    assert kept.refused == [[3, 2], []]
 
 
 def test_judged_candidates_are_reranked_where_the_set_has_them(tiny_artifact, beir):
@@ -106,7 +131,7 @@ def test_bm25_scores_of_chosen_passages_are_those_of_the_ranking():
 
 
 def test_negatives_of_a_run_are_its_best_that_are_not_relevant(tmp_path):
-    pairs = TrainingPairs(["q"], ["?"], ["a", "b", "c", "d"], [*"ABCD"], [[1]])
+    pairs = TrainingPairs(["q"], ["?"], ["a", "b", "c", "d"], [*"ABCD"], [[1]], [[]])
     run = {"q": {"b": 9.0, "d": 8.0, "x": 7.0, "a": 6.0}}
     assert run_negatives(pairs, run, 2, "some.run").tolist() == [[3, 0]]
     with pytest.raises(InputError, match=r"some.run: query 'q' has 2 .* 3 are needed"):
