@@ -11,7 +11,8 @@ that share ten words in a row with them are dropped::
       - prune: {teacher: "{teacher}", data: "{data}", output: "{output}/pruned"}
       - profile: {model: "{output}/pruned"}
 
-``base: NAME`` in place of stages takes those of another recipe, with other settings.
+``base: NAME`` in place of stages takes those of another recipe, with other settings. A model or index outside the
+recipe's output that is there already is taken as it is: so can recipes share a start.
 """
 
 import difflib
@@ -36,6 +37,7 @@ FIELDS = ("base", "description", "minutes", "settings", "exclude", "stages")
 STATE_FILE = "recipe.json"
 RESUMABLE = TRAINING = ("distil", "finetune")
 READING = ("prune", *TRAINING)
+MAKING = (*READING, "index")
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,12 @@ def main(argv: list[str] | None = None) -> None:
         if number <= len(done):
             say(f"{title}: done before ({done[number - 1]['seconds']:.0f} s)")
             continue
-        say(f"{title} {' '.join(options)}")
         start = time.monotonic()
-        load(name)([*options, *_repeat_flags(name, options, output)])
+        if name in MAKING and (given := _given(options, output)):
+            say(f"{title}: {given} is there already and taken as it is")
+        else:
+            say(f"{title} {' '.join(options)}")
+            load(name)([*options, *_repeat_flags(name, options, output)])
         done.append({"command": [name, *options], "seconds": round(time.monotonic() - start, 1)})
         with new_file(state_file) as file:
             file.write_text(
@@ -215,9 +220,20 @@ def _filled_in(value: Any, settings: Mapping[str, Any]) -> list[str]:
 def _repeat_flags(name: str, options: list[str], output: Path) -> list[str]:
     """What lets an unfinished stage run again: it goes on, and replaces what it left in the recipe's own folder."""
     flags = ["--resume"] if name in RESUMABLE else []
-    if "--output" in options and Path(options[options.index("--output") + 1]).is_relative_to(output):
+    target = _target(options)
+    if target and target.is_relative_to(output):
         flags.append("--overwrite")
     return flags
+
+
+def _given(options: list[str], output: Path) -> Path | None:
+    """What a stage would write, where it lies outside the recipe's output and exists."""
+    target = _target(options)
+    return target if target and target.exists() and not target.is_relative_to(output) else None
+
+
+def _target(options: list[str]) -> Path | None:
+    return Path(options[options.index("--output") + 1]) if "--output" in options else None
 
 
 if __name__ == "__main__":
