@@ -29,8 +29,8 @@ from trainer.vectors import stored_vectors
 DEFAULTS = {
     "align": LoopOptions(levels_per_step="3", freeze_embeddings=True),
     "denser": LoopOptions(batch_size=32, lr=1e-4),
-    "ranker": LoopOptions(batch_size=16, chunk_size=16, lr=1e-4),
-    "classify": LoopOptions(batch_size=32, lr=1e-4, dev_examples=1024),
+    "ranker": LoopOptions(batch_size=16, chunk_size=16, lr=3e-4),
+    "classify": LoopOptions(batch_size=32, lr=3e-4),
 }
 SETTINGS = {  # what a resumed run must agree on, besides the loop's options
     "align": (

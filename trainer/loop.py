@@ -31,6 +31,7 @@ from trainer.texts import BatchOrder
 DEV_SHARE = 0.1  # at most this much of the examples is held out for the dev loss
 DEV_STEP = 2**31  # what dev batches draw: nothing that a training step draws
 WEIGHT_DECAY = 0.01
+ESTIMATE_AFTER = 5  # steps, until it is said how long the others will take
 FALLING = 0.4  # share of the steps in which the learning rate falls, with --decay trapezoid
 
 
@@ -75,7 +76,7 @@ def train(
     optimizers = make_optimizers(modules, options)
     weight_of = level_weights(model.levels, options.level_weights)
     dev_every = options.dev_every or max(1, options.max_steps // 10)
-    log, watch = TrainingLog(), Stopwatch()
+    log, watch, clock = TrainingLog(), Stopwatch(), Stopwatch()
     free = ("max_steps",) if options.decay == "trapezoid" else ()
     first, earlier_s = checkpoints.load(modules, optimizers, log, settings, free)
     if first >= options.max_steps:
@@ -83,7 +84,8 @@ def train(
     start = time.monotonic()
 
     def measure(step: int) -> None:
-        found = evaluate(objective, dev_rows, options.batch_size)
+        with clock("dev"):
+            found = evaluate(objective, dev_rows, options.batch_size)
         for level, (loss, rr) in found.items():
             log.add(step, "dev", level, loss, rr)
         say(f"step {step}: dev loss " + ", ".join(f"{level_name(k)} %: {loss:.4f}" for k, (loss, _) in found.items()))
@@ -115,7 +117,8 @@ def train(
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
-            watch.add("step", time.perf_counter() - started)
+            for stopwatch in (watch, clock):
+                stopwatch.add("step", time.perf_counter() - started)
             means = {level: loss / len(batch_rows) for level, loss in sums.items()}
             for level, loss in means.items():
                 log.add(step + 1, "train", level, loss)
@@ -128,6 +131,10 @@ def train(
             done = step + 1
             if done == options.max_steps:
                 break
+            if done == first + ESTIMATE_AFTER:
+                devs = options.max_steps // dev_every - done // dev_every + 1
+                left_s = (options.max_steps - done) * clock.mean_s("step") + devs * clock.mean_s("dev")
+                say(f"about {left_s / 60:.1f} minutes for the other {options.max_steps - done} steps")
             if done % dev_every == 0:
                 measure(done)
             stop = bool(processes.sum(torch.tensor(float(interrupted()), device=processes.device)) > 0)
@@ -166,6 +173,10 @@ class Stopwatch:
 
     def add(self, part: str, seconds: float) -> None:
         self._seconds[part].append(seconds)
+
+    def mean_s(self, part: str) -> float:
+        """The mean of a part, in s; 0 where nothing was timed."""
+        return statistics.fmean(self._seconds[part] or [0.0])
 
     def report(self) -> dict[str, float]:
         """The median of every part, in ms, and what share of all steps' time the parts explain."""

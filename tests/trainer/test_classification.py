@@ -90,7 +90,7 @@ def test_a_further_training_keeps_the_head_and_refuses_other_labels(tiny_artifac
                        "--teacher", str(tiny_artifact), "--output", str(tmp_path / "dev.json")])  # fmt: skip
 
 
-def test_a_classifier_fine_tuned_whole_is_pruned_by_its_own_loss_and_teaches_the_levels(tiny_bert, glue, tmp_path):
+def test_a_classifier_fine_tuned_whole_is_pruned_by_its_own_loss_and_teaches_the_levels(tiny_bert, glue, tmp_path, capsys):
     data = ["--data", f"glue:{glue / 'classes'}"]
     prune.main(["--teacher", str(tiny_bert), *data, "--levels", "100", "--output", str(tmp_path / "whole")])
     train(tmp_path / "whole", glue, "classes", tmp_path / "teacher")
@@ -107,6 +107,7 @@ def test_a_classifier_fine_tuned_whole_is_pruned_by_its_own_loss_and_teaches_the
     log = [line.split(",") for line in (tmp_path / "out/loss.csv").read_text().splitlines()]
     dev = [float(loss) for _, split, level, loss, _ in log[1:] if (split, level) == ("dev", "50")]
     assert dev[-1] < dev[0]
+    assert "minutes for the other 15 steps" in capsys.readouterr().err
     with pytest.raises(InputError, match="--score-loss contrastive: does not go with a teacher of task 'classify'"):
         prune.main([*again, "--score-loss", "contrastive", "--output", str(tmp_path / "other")])
     with pytest.raises(InputError, match="is an elastic model"):
