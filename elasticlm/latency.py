@@ -242,11 +242,17 @@ def _answer(model: "ElasticModel", texts: list[str], seconds: list[str] | None, 
 
 
 def batch_of(model: "ElasticModel", rows: int, tokens: int) -> tuple[list[str], list[str] | None]:
-    """Texts, or for a reranker one query (an eighth of the tokens) with passages, that make exactly rows x tokens."""
+    """Texts, or for a reranker one query (an eighth of the tokens) with passages, that make a batch of rows x tokens.
+
+    Of several rows the last is a token shorter: batches are padded, and runtimes may be faster where they are not.
+    """
+    padded = rows > 1
     if model.config.task != "score":
-        return [text_of(model, tokens)] * rows, None
+        return [text_of(model, tokens)] * (rows - padded) + [text_of(model, tokens - 1)] * padded, None
     query = max(3, tokens // 8)
-    return [text_of(model, query)] * rows, [text_of(model, tokens - query + 1)] * rows  # they share a [CLS]
+    longest = tokens - query + 1  # they share a [CLS]
+    passages = [text_of(model, longest)] * (rows - padded) + [text_of(model, longest - 1)] * padded
+    return [text_of(model, query)] * rows, passages
 
 
 def text_of(model: "ElasticModel", tokens: int) -> str:

@@ -39,7 +39,7 @@ from elasticlm.schedule import Fixed, Table, parse_policy
 from elasticlm.structure import Choice, level_name
 from handlers.passages import PassageTexts
 from handlers.settings import Settings
-from handlers.two_stage import PASSAGES_FOLDER, RANKER_FOLDER, pair_table
+from handlers.two_stage import PASSAGES_FOLDER, RANKER_FOLDER, pair_table, tokens_of_lists
 
 if TYPE_CHECKING:
     from elasticlm.retrieval.index import PassageIndex
@@ -191,7 +191,8 @@ def read_second_stage(
         raise InputError(f"--data {options.data}: {len(missing):,} of the index's {len(index):,} passages are not in "
                          f"it, such as {missing[0]!r}")  # fmt: skip
     passages = [texts[pid] for pid in index.ids]
-    return SecondStage(Path(options.ranker), pair_table(pairs, table, ranker_table, ranker, passages), passages)
+    tokens = tokens_of_lists(denser, ranker, index, passages, max(pair.depth for pair in pairs))
+    return SecondStage(Path(options.ranker), pair_table(pairs, table, ranker_table, ranker, tokens), passages)
 
 
 def schedule_settings(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,8 +21,11 @@ from handlers.requests import Search, Service
 from handlers.settings import Settings
 from handlers.timing import Stages
 
+if TYPE_CHECKING:
+    from elasticlm.retrieval.index import PassageIndex
+
 RANKER_FOLDER, PASSAGES_FOLDER = "ranker", "passages"
-SAMPLE = 256  # passages by which their length is judged
+SAMPLE = 64  # searches by which it is judged how long a list's passages are
 
 Hits = dict[str, float]
 """Scores by passage id, best first."""
@@ -58,7 +61,8 @@ class TwoStageAnswerer:
         denser_table = made_ready(self.denser, denser_table, settings)
         ranker_table = made_ready(self.ranker, ranker_table, settings)
         search_ms = time_search(self.index, self.denser, max(pair.depth for pair in pairs))
-        self.table = pair_table(pairs, denser_table, ranker_table, self.ranker, self.passages, search_ms=search_ms)
+        tokens = tokens_of_lists(self.denser, self.ranker, self.index, self.passages, max(pair.depth for pair in pairs))
+        self.table = pair_table(pairs, denser_table, ranker_table, self.ranker, tokens, search_ms=search_ms)
         self.adopt(settings)
 
     def adopt(self, settings: Settings) -> None:
@@ -115,24 +119,41 @@ class TwoStageAnswerer:
         return [_ordered(found, own, weight) for found, own in zip(lists, np.split(scores, ends), strict=True)]
 
 
+def tokens_of_lists(
+    denser: ElasticModel,
+    ranker: ElasticModel,
+    index: "PassageIndex",
+    passages: Sequence[str] | PassageTexts,
+    depth: int,
+) -> int:
+    """Return what a list of ``depth`` passages is padded to, in the mean over some lists: those near a passage each.
+
+    Passages that are found together are longer than any so many: long ones are near to more queries.
+    """
+    rows = np.linspace(0, len(passages) - 1, min(SAMPLE, len(passages))).astype(int)
+    near = denser.embed([passages[row] for row in rows], level=denser.structures.smallest).numpy()
+    lists = [own for own in index.search(near, depth)[1] if own]
+    ids = list(dict.fromkeys(pid for own in lists for pid in own))
+    found = ranker.tokenize_pairs([passages[index.row[pid]] for pid in ids], None)["attention_mask"].sum(1).tolist()
+    length = dict(zip(ids, found, strict=True))
+    return math.ceil(np.mean([max(length[pid] for pid in own) for own in lists]))
+
+
 def pair_table(
     pairs: Sequence[MeasuredPair],
     denser_table: LatencyTable,
     ranker_table: LatencyTable,
     ranker: ElasticModel,
-    passages: Sequence[str] | PassageTexts,
+    tokens: int,
     *,
     search_ms: float = 0.0,
 ) -> PairTable:
-    """Return the pairs' service times, passages taken to be as long as the longest of a list is on average."""
-    rows = np.linspace(0, len(passages) - 1, min(SAMPLE, len(passages))).astype(int)
-    lengths = ranker.tokenize_pairs([passages[row] for row in rows], None)["attention_mask"].sum(1)
-    depth = max(pair.depth for pair in pairs)
+    """Return the pairs' service times, lists taken to be padded to ``tokens`` without the query."""
     return PairTable(
         pairs,
         denser_table,
         ranker_table,
-        passage_tokens=math.ceil(np.quantile(lengths, depth / (depth + 1))) - 1,  # one [CLS] for both texts of a pair
+        passage_tokens=tokens - 1,  # one [CLS] for both texts of a pair
         max_tokens=(ranker.config.max_tokens or {})["pair"],
         search_ms=search_ms,
     )

@@ -1,6 +1,7 @@
 """A two-stage archive: packed, opened, asked; the pair follows the load, hits are the ranker's."""
 
 import json
+import math
 import zipfile
 
 import numpy as np
@@ -12,6 +13,7 @@ from elasticlm.errors import InputError
 from elasticlm.latency import LatencyTable, Setup
 from elasticlm.model import ElasticModel
 from elasticlm.pairs import read_pairs
+from elasticlm.retrieval.index import PassageIndex
 from elasticlm.schedule import Load
 from elasticlm.structure import Pair, level_name
 from handlers.answers import Answerer
@@ -20,7 +22,7 @@ from handlers.passages import PassageTexts
 from handlers.requests import Classify, Embed, RequestError, Score, Search, refuse_unserved
 from handlers.settings import Settings
 from handlers.timing import Stages
-from handlers.two_stage import TwoStageAnswerer, open_archive, pair_table
+from handlers.two_stage import TwoStageAnswerer, open_archive, pair_table, tokens_of_lists
 
 DENSER_MS, RANKER_MS = {100: 8.0, 50: 4.0, 10: 1.0}, {100: 10.0, 50: 5.0, 10: 1.0}
 PAIRS = [
@@ -184,13 +186,16 @@ def test_a_policy_of_pairs_is_refused_by_an_archive_of_one_model(parts, tmp_path
         open_archive(tmp_path / "one", Settings(policy="fixed:50+10"))
 
 
-def test_passages_are_taken_to_be_as_long_as_the_longest_of_a_list(models, parts):
-    _, ranker = models
-    times = LatencyTable.from_means(RANKER_MS)
-    passages = ["ice"] * 4 + ["ice " * 8] + ["ice " * 100]  # 3, 10 and, cut, 64 tokens
-    pairs = read_pairs(parts[0] / "pairs.json")
-    table = pair_table(pairs, times, times, ranker, passages)
-    assert table.passage_tokens == 9  # 4 of 5 are no longer: [CLS] is the query's
+def test_lists_are_taken_to_be_as_long_as_their_longest_passage(models, parts):
+    denser, ranker = models
+    words = ["ice", "the river and the rain", "a wolf in the snow and the wind", "moon " * 100]
+    vectors = denser.embed(words, level=denser.structures.smallest).numpy()
+    index = PassageIndex.build(vectors, [*"abcd"], fingerprint=None, corpus_sha256=None)
+    longest = ranker.tokenize_pairs(words, None)["attention_mask"].sum(1).tolist()
+    assert tokens_of_lists(denser, ranker, index, words, 4) == longest[3]  # every list holds all of them
+    assert tokens_of_lists(denser, ranker, index, words, 1) == math.ceil(np.mean(longest))  # each finds itself
+    times, pairs = LatencyTable.from_means(RANKER_MS), read_pairs(parts[0] / "pairs.json")
+    assert pair_table(pairs, times, times, ranker, 10).passage_tokens == 9  # [CLS] is the query's
 
 
 def write_pairs_file(folder, **changed):

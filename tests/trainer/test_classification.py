@@ -90,7 +90,9 @@ def test_a_further_training_keeps_the_head_and_refuses_other_labels(tiny_artifac
                        "--teacher", str(tiny_artifact), "--output", str(tmp_path / "dev.json")])  # fmt: skip
 
 
-def test_a_classifier_fine_tuned_whole_is_pruned_by_its_own_loss_and_teaches_the_levels(tiny_bert, glue, tmp_path, capsys):
+def test_a_classifier_fine_tuned_whole_is_pruned_by_its_own_loss_and_teaches_the_levels(
+    tiny_bert, glue, tmp_path, capsys
+):
     data = ["--data", f"glue:{glue / 'classes'}"]
     prune.main(["--teacher", str(tiny_bert), *data, "--levels", "100", "--output", str(tmp_path / "whole")])
     train(tmp_path / "whole", glue, "classes", tmp_path / "teacher")
