@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from elasticlm.backend import onnx_export
+from elasticlm.backend import onnx, onnx_export
 from elasticlm.backend.onnx import EXPORT_FILE, graphs_folder
 from elasticlm.backend.onnx_export import export
 from elasticlm.errors import InputError
@@ -33,6 +33,21 @@ def test_every_level_answers_as_in_pytorch_with_padding_and_without(exported, te
     for level in theirs.levels:
         max_diff = (ours.embed(texts, level=level) - theirs.embed(texts, level=level)).abs().max()
         assert max_diff < 1e-5, (level, max_diff)
+
+
+def test_a_long_padded_batch_runs_without_its_padding_wherever_that_stands(exported, monkeypatch):
+    monkeypatch.setattr(onnx, "SPLIT_FROM", 30)
+    ours, theirs = (ElasticModel.from_pretrained(exported, backend=backend) for backend in ("onnx", "torch"))
+    inputs = theirs.tokenize([*TEXTS, TEXTS[0]])
+    tokens, lengths = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(1).tolist()
+    calls = []
+    run = ours.backend._call
+    ours.backend._call = lambda x, mask, level: calls.append(mask.shape) or run(x, mask, level)
+    assert (ours.encode(inputs, 50) - theirs.encode(inputs, 50)).abs().max() < 1e-5
+    assert sorted(calls) == sorted((lengths.count(length), length) for length in set(lengths))
+    turned = {name: tensor.flip(1) for name, tensor in inputs.items()}  # padding in front: run as it is
+    assert (ours.encode(turned, 50) - theirs.encode(turned, 50)).abs().max() < 1e-5
+    assert calls[-1] == (5, tokens)
 
 
 @pytest.mark.parametrize(("task", "labels"), [("score", None), ("classify", ["no", "yes"])])
