@@ -14,7 +14,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from elasticlm import artifact
 from elasticlm.artifact import ElasticBertConfig
-from elasticlm.backend import BACKENDS, Backend
+from elasticlm.backend import BACKENDS, Backend, counted_tokens
 from elasticlm.backend.onnx import OnnxBackend, check_export, graphs_folder
 from elasticlm.backend.pytorch import TorchBackend
 from elasticlm.command import progress
@@ -217,6 +217,11 @@ class ElasticModel(nn.Module):
     def encode(self, inputs: Mapping[str, Tensor], level: Level) -> Tensor:
         """Run one level on a tokenised batch through the backend, without gradients. For serving and measuring."""
         return self.finish(self.backend.hidden(inputs, level), inputs["attention_mask"])
+
+    def counted(self, inputs: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Rows and tokens that a tokenised batch counts as for a latency table of this backend."""
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        return len(lengths), counted_tokens(self.backend.name, lengths)
 
     def embed(
         self,

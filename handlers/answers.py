@@ -88,7 +88,9 @@ class Answerer:
             groups.setdefault(_kind(request), []).append(i)
         inputs = {kind: self._tokenise(kind, [requests[i] for i in group]) for kind, group in groups.items()}
         stages.done("tokenize")
-        level = self._choose(requests, {kind: tokenised["input_ids"].shape for kind, tokenised in inputs.items()}, load)
+        level = self._choose(
+            requests, {kind: self.model.counted(tokenised) for kind, tokenised in inputs.items()}, load
+        )
         stages.done("decide")
         answers: dict[int, Answer] = {}
         for kind, group in groups.items():
@@ -129,7 +131,7 @@ class Answerer:
         """Yield the requests' answers at a level; `inputs` holds their rows one after another."""
         outputs = self.model.encode(inputs, level).float().cpu()
         stages.done("forward")
-        largest_ms = self.table.mean_ms(self.model.structures.largest, *inputs["input_ids"].shape) / len(requests)
+        largest_ms = self.table.mean_ms(self.model.structures.largest, *self.model.counted(inputs)) / len(requests)
         hits = self._search(requests, outputs)
         stages.done("search")
         truncated = self.model.truncated(inputs)

@@ -191,7 +191,7 @@ def read_second_stage(
         raise InputError(f"--data {options.data}: {len(missing):,} of the index's {len(index):,} passages are not in "
                          f"it, such as {missing[0]!r}")  # fmt: skip
     passages = [texts[pid] for pid in index.ids]
-    tokens = tokens_of_lists(denser, ranker, index, passages, max(pair.depth for pair in pairs))
+    tokens = tokens_of_lists(denser, ranker, index, passages, max(pair.depth for pair in pairs), backend=setup.backend)
     return SecondStage(Path(options.ranker), pair_table(pairs, table, ranker_table, ranker, tokens), passages)
 
 

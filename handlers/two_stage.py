@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from elasticlm.backend import counted_tokens
 from elasticlm.fusion import fused
 from elasticlm.latency import LatencyTable
 from elasticlm.model import ElasticModel
@@ -61,7 +62,10 @@ class TwoStageAnswerer:
         denser_table = made_ready(self.denser, denser_table, settings)
         ranker_table = made_ready(self.ranker, ranker_table, settings)
         search_ms = time_search(self.index, self.denser, max(pair.depth for pair in pairs))
-        tokens = tokens_of_lists(self.denser, self.ranker, self.index, self.passages, max(pair.depth for pair in pairs))
+        depth = max(pair.depth for pair in pairs)
+        tokens = tokens_of_lists(
+            self.denser, self.ranker, self.index, self.passages, depth, backend=self.ranker.backend.name
+        )
         self.table = pair_table(pairs, denser_table, ranker_table, self.ranker, tokens, search_ms=search_ms)
         self.adopt(settings)
 
@@ -84,7 +88,7 @@ class TwoStageAnswerer:
         stages = stages or Stages()
         queries = [request.query for request in requests]
         inputs = self.denser.tokenize(queries)
-        rows, tokens = inputs["input_ids"].shape
+        rows, tokens = self.denser.counted(inputs)
         stages.done("tokenize")
         levels = self.policy.choose(self.table, replace(load, rows=rows, tokens=tokens, batch=rows))
         pair = self.table[levels]
@@ -125,8 +129,10 @@ def tokens_of_lists(
     index: "PassageIndex",
     passages: Sequence[str] | PassageTexts,
     depth: int,
+    *,
+    backend: str,
 ) -> int:
-    """Return what a list of ``depth`` passages is padded to, in the mean over some lists: those near a passage each.
+    """Return how long each of a list's ``depth`` passages is for the backend, in the mean over lists near a passage.
 
     Passages that are found together are longer than any so many: long ones are near to more queries.
     """
@@ -136,7 +142,7 @@ def tokens_of_lists(
     ids = list(dict.fromkeys(pid for own in lists for pid in own))
     found = ranker.tokenize_pairs([passages[index.row[pid]] for pid in ids], None)["attention_mask"].sum(1).tolist()
     length = dict(zip(ids, found, strict=True))
-    return math.ceil(np.mean([max(length[pid] for pid in own) for own in lists]))
+    return math.ceil(np.mean([counted_tokens(backend, [length[pid] for pid in own]) for own in lists]))
 
 
 def pair_table(

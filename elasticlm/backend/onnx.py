@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from elasticlm.artifact import WEIGHTS_FILE
-from elasticlm.backend import PRECISIONS
+from elasticlm.backend import PRECISIONS, SPLIT_FROM
 from elasticlm.encoder import Embeddings
 from elasticlm.errors import InputError
 from elasticlm.files import sha256_file
@@ -25,7 +25,6 @@ from elasticlm.structure import Level, level_name
 
 FOLDER, EXPORT_FILE = "onnx", "export.json"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-SPLIT_FROM = 64  # tokens, from which on a padded batch runs without its padding
 EMBEDDINGS, MASK, HIDDEN = "embeddings", "attention_mask", "hidden"
 
 

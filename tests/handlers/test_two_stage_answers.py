@@ -9,6 +9,7 @@ import pytest
 import yaml
 from archives import PASSAGES, corpus_of_passages, index_of, pipeline
 
+from elasticlm.backend import SPLIT_FROM
 from elasticlm.errors import InputError
 from elasticlm.latency import LatencyTable, Setup
 from elasticlm.model import ElasticModel
@@ -192,8 +193,12 @@ def test_lists_are_taken_to_be_as_long_as_their_longest_passage(models, parts):
     vectors = denser.embed(words, level=denser.structures.smallest).numpy()
     index = PassageIndex.build(vectors, [*"abcd"], fingerprint=None, corpus_sha256=None)
     longest = ranker.tokenize_pairs(words, None)["attention_mask"].sum(1).tolist()
-    assert tokens_of_lists(denser, ranker, index, words, 4) == longest[3]  # every list holds all of them
-    assert tokens_of_lists(denser, ranker, index, words, 1) == math.ceil(np.mean(longest))  # each finds itself
+    found = tokens_of_lists(denser, ranker, index, words, 4, backend="torch")
+    assert found == longest[3]  # every list holds all of them
+    mean = math.ceil(np.mean(longest))
+    assert tokens_of_lists(denser, ranker, index, words, 1, backend="torch") == mean  # each finds itself
+    assert longest[3] == SPLIT_FROM
+    assert tokens_of_lists(denser, ranker, index, words, 4, backend="onnx") == mean  # run without padding
     times, pairs = LatencyTable.from_means(RANKER_MS), read_pairs(parts[0] / "pairs.json")
     assert pair_table(pairs, times, times, ranker, 10).passage_tokens == 9  # [CLS] is the query's
 
