@@ -305,4 +305,5 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
 
 def _resume_command() -> str:
     words = ["python", "-m", "trainer", *sys.argv[1:]]
-    return shlex.join([word for word in words if word not in ("--overwrite", "--resume")] + ["--resume"])
+    words = [word for word in words if word not in ("--overwrite", "--resume")]
+    return shlex.join(words + ["--resume"] * ("recipe" not in words[3:4]))  # a recipe goes on as it is
