@@ -11,16 +11,17 @@ Spearman's correlation of a regression, else accuracy. Sets are independent: the
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from benchmarks.retention import finish, labelled_files
 from elasticlm import command
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
-from elasticlm.structure import level_name, parse_level
+from elasticlm.structure import parse_level
 
 PAPER = {50.0: 0.995, 30.0: 0.993, 10.0: 0.971}  # ElasticLM's mean over sst2, mrpc, stsb, qnli and rte
 BY_F1 = ("mrpc", "qqp")
@@ -47,11 +48,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def read(training: str) -> pd.DataFrame:
     """The rows of ``LABEL=A.json[,B.json]``; InputError where a file is no evaluation of a classifier."""
-    label, equals, files = training.partition("=")
-    if not (label and equals):
-        raise InputError(f"{training}: expected LABEL=FILE.json")
+    label, files = labelled_files(training)
     rows = []
-    for file in files.split(","):
+    for file in files:
         try:
             found = json.loads(Path(file).read_text("utf-8"))
             name = Path(found["data"].rpartition(":")[2]).name
@@ -106,14 +105,8 @@ def draw(table: pd.DataFrame, means: pd.DataFrame, file: Path) -> None:
               linestyle="-" if training == first else "--")  # fmt: skip
         axes.fill_between(ordered["size"], ordered.low, ordered.high, color="black", alpha=0.1)
     axes.plot(*zip(*PAPER.items(), strict=True), "kx", label="the paper's mean")
-    ticks: Sequence[float] = sorted(set(levels["size"]))
-    axes.set(xscale="log", xlabel="level, % of the prunable parameters", ylabel="share of level 100 fine-tuned alone")
-    axes.set_xticks(ticks, [level_name(level) for level in ticks])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+    axes.set_ylabel("share of level 100 fine-tuned alone")
+    finish(figure, axes, "level, % of the prunable parameters", set(levels["size"]), file)
 
 
 def _line(axes: plt.Axes, rows: pd.DataFrame, **style: object) -> None:

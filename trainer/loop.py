@@ -76,7 +76,7 @@ def train(
     optimizers = make_optimizers(modules, options)
     weight_of = level_weights(model.levels, options.level_weights)
     dev_every = options.dev_every or max(1, options.max_steps // 10)
-    log, watch, clock = TrainingLog(), Stopwatch(), Stopwatch()
+    log, watch, dev_watch = TrainingLog(), Stopwatch(), Stopwatch()
     free = ("max_steps",) if options.decay == "trapezoid" else ()
     first, earlier_s = checkpoints.load(modules, optimizers, log, settings, free)
     if first >= options.max_steps:
@@ -84,7 +84,7 @@ def train(
     start = time.monotonic()
 
     def measure(step: int) -> None:
-        with clock("dev"):
+        with dev_watch("dev"):
             found = evaluate(objective, dev_rows, options.batch_size)
         for level, (loss, rr) in found.items():
             log.add(step, "dev", level, loss, rr)
@@ -117,8 +117,7 @@ def train(
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
-            for stopwatch in (watch, clock):
-                stopwatch.add("step", time.perf_counter() - started)
+            watch.add("step", time.perf_counter() - started)
             means = {level: loss / len(batch_rows) for level, loss in sums.items()}
             for level, loss in means.items():
                 log.add(step + 1, "train", level, loss)
@@ -133,7 +132,7 @@ def train(
                 break
             if done == first + ESTIMATE_AFTER:
                 devs = options.max_steps // dev_every - done // dev_every + 1
-                left_s = (options.max_steps - done) * clock.mean_s("step") + devs * clock.mean_s("dev")
+                left_s = (options.max_steps - done) * watch.mean_s("step") + devs * dev_watch.mean_s("dev")
                 say(f"about {left_s / 60:.1f} minutes for the other {options.max_steps - done} steps")
             if done % dev_every == 0:
                 measure(done)

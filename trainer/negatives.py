@@ -10,6 +10,7 @@ from elasticlm.retrieval.bm25 import bm25_top
 from elasticlm.retrieval.metrics import read_trec_run
 from trainer.pairs import TrainingPairs
 
+OF_RANKERS = 7  # a query, where a ranker is trained or its units are scored
 CANDIDATES = 30  # best BM25 passages that a step's negatives are drawn from
 
 

@@ -19,7 +19,7 @@ from elasticlm.structure import ElasticStructure, level_name, parse_levels
 from elasticlm.teacher import WHOLE, as_bert, load_bert, load_teacher, resolve_teacher
 from trainer import mixture
 from trainer.mixture import Exclusion
-from trainer.negatives import with_negatives
+from trainer.negatives import OF_RANKERS, with_negatives
 from trainer.objectives import (
     Classify,
     ClassifyBatch,
@@ -39,7 +39,6 @@ from trainer.texts import TokenizedTexts
 from trainer.vectors import stored_vectors
 
 MASKED_SHARE = 0.15
-NEGATIVES = 7  # passages that a ranker is scored with, beside the relevant one
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -167,19 +166,20 @@ def label_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
     processes, exclusion = Processes(), Exclusion(args.exclude)
     objective: Ranker | Classify
     if teacher.config.task == "score":
-        pairs = load_pairs(args.data, args.split, exclusion).sample(args.max_examples // (1 + NEGATIVES), args.seed)
-        pairs, negatives = with_negatives(pairs, NEGATIVES, judged=True)
+        pairs = load_pairs(args.data, args.split, exclusion).sample(args.max_examples // (1 + OF_RANKERS), args.seed)
+        pairs, negatives = with_negatives(pairs, OF_RANKERS, judged=True)
         queries, passages, limit = texts_to_join(teacher, pairs, passage_tokens=args.max_tokens)
-        objective = Ranker(teacher, queries, passages, pairs.positives, negatives, negatives_per_query=NEGATIVES,
+        objective = Ranker(teacher, queries, passages, pairs.positives, negatives, negatives_per_query=OF_RANKERS,
                            teacher=None, max_tokens=limit, processes=processes, seed=args.seed,
-                           chunk_size=max(1, args.batch_size // (1 + NEGATIVES)))  # fmt: skip
+                           chunk_size=max(1, args.batch_size // (1 + OF_RANKERS)))  # fmt: skip
     else:
         data, targets = load_examples(args.data, args.split, teacher.config.labels, exclusion)
         drawn = np.random.default_rng(args.seed).permutation(len(targets))[: args.max_examples]
         texts = TokenizedTexts.of_pairs(teacher, data.kept(drawn.tolist()).pairs)
         objective = Classify(teacher, texts, targets[drawn], teacher=None, processes=processes,
                              chunk_size=args.batch_size)  # fmt: skip
-    bert = as_bert(teacher)
+    bert = as_bert(teacher).to(processes.device)  # where the batches are
+    teacher.to(processes.device)
 
     def losses(batch: RankerBatch | ClassifyBatch) -> Tensor:
         outputs = teacher.finish(bert(**batch.inputs).last_hidden_state, batch.inputs["attention_mask"])

@@ -181,10 +181,9 @@ def encode(
         batch_tokens: tokens of a batch, padding counted.
 
     Returns:
-        FloatTensor [texts, dim] on the CPU; of a classifier its outputs, [texts, labels].
+        FloatTensor [texts, dim] on the CPU.
     """
-    width = model.config.hidden_size if model.head is None else model.head.out_features
-    vectors = torch.empty(len(texts), width)
+    vectors = torch.empty(len(texts), model.config.hidden_size)
     order = np.argsort(-texts.lengths, kind="stable")
     start = 0
     while start < len(order):
