@@ -68,6 +68,15 @@ def write_hub_tevatron(folder: Path, queries: list[tuple[str, str, list[str]]]) 
     return folder
 
 
+def write_hub_glue(folder: Path) -> Path:
+    """Write labelled sentences with the columns of the hub's GLUE; splits train and validation."""
+    folder.mkdir()
+    rows = [{"sentence": text, "label": label, "idx": 0} for _, _, text in PASSAGES for label in (0, 1)]
+    for split in ("train", "validation"):
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    return folder
+
+
 def write_jsonl(path: Path, rows) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

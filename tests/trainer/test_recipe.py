@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 from random_texts import make_texts
-from sets import PASSAGES, write_hub_beir, write_hub_tevatron, write_jsonl
+from sets import PASSAGES, write_hub_beir, write_hub_glue, write_hub_tevatron, write_jsonl
 
 from elasticlm.errors import InputError
 from elasticlm.retrieval.data import open_source
@@ -177,7 +177,7 @@ def test_the_projects_recipes_are_whole(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in recipe.names() if name.startswith("paper_")])
 def test_the_papers_recipes_run_on_stand_ins_of_the_same_form(name, tiny_bert, tmp_path, monkeypatch, capsys):
-    """Two steps each: the teacher in the hub's form, Wikipedia as articles, pairs as Tevatron and BEIR keep them."""
+    """Two steps each: the teacher in the hub's form, Wikipedia as articles, pairs of Tevatron, BEIR and GLUE."""
     wikipedia = tmp_path / "wikipedia"
     wikipedia.mkdir()
     articles = make_texts(60, seed=3, shortest=6, longest=20)
@@ -188,10 +188,15 @@ def test_the_papers_recipes_run_on_stand_ins_of_the_same_form(name, tiny_bert, t
     beir = f"hf:{write_hub_beir(tmp_path / 'beir')}"
     small = {"teacher": tiny_bert, "levels": "50,10", "max_steps": 2, "batch_size": 4, "chunk_size": 4}
     small |= {"data": f"hf:{wikipedia}", "wikipedia": f"hf:{wikipedia}", "distil_steps": 2, "distil_batch_size": 4}
-    if "denser" in name:
+    if name.startswith(("paper_denser", "paper_ranker")):
         small |= {"data": tevatron, "test": beir, "test_split": "validation", "negatives": 2, "query_tokens": 8}
-    if name == "paper_denser_triviaqa":
+        small |= {"passage_tokens": 16, "distil_chunk_size": 4, "depth": 5}
+    if name.endswith("triviaqa"):
         small |= {"test": tevatron, "test_split": "dev"}
+    if name == "paper_glue":
+        prune.main(["--teacher", str(tiny_bert), "--data", f"hf:{wikipedia}", "--score-loss", "mlm",
+                    "--levels", "50,10", "--output", str(tmp_path / "distilled")])  # fmt: skip
+        small |= {"data": f"hf:{write_hub_glue(tmp_path / 'glue')}", "distilled": tmp_path / "distilled"}
     known = Recipe.read(name).settings
     assignments = [f"{key}={value}" for key, value in small.items() if key in known]
     load = recipe.load  # all but the timing
@@ -199,6 +204,6 @@ def test_the_papers_recipes_run_on_stand_ins_of_the_same_form(name, tiny_bert, t
     recipe.main([name, "--set", *assignments, "--output", str(tmp_path / "out")])
     stages = [stage["stage"] for stage in json.loads(capsys.readouterr().out.splitlines()[-1])["stages"]]
     assert stages == [stage.command for stage in Recipe.read(name).stages]
-    if "denser" in name:
-        quality = json.loads((tmp_path / "out/denser/quality.json").read_text())
-        assert list(next(iter(quality.values()))["metrics"]) == ["teacher", "50", "10"]
+    for quality in (tmp_path / "out").glob("*/quality.json"):
+        rows = next(iter(json.loads(quality.read_text()).values()))["metrics"]
+        assert {"teacher", "50", "10"} <= set(rows)
