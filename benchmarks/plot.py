@@ -154,5 +154,6 @@ def _legends(grid: np.ndarray, colors: dict[str, str], users: str) -> None:
         [line("answered", MUTED, ls="--"), line("in time,\nelse 0", IN_TIME)],
     ]  # fmt: skip
     for axes, handles in zip(grid[:, -1], rows, strict=True):
-        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8.5,
-                    handlelength=1.2)  # fmt: skip
+        many = len(handles) > 8  # pairs of levels
+        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, handlelength=1.2,
+                    fontsize=7 if many else 8.5, labelspacing=0.1 if many else 0.5)  # fmt: skip
