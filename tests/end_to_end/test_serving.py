@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -39,8 +41,12 @@ def ask_idle(server, name, body, *, level=100, **headers):
 
 
 def rush(server, name, bodies):
-    """Send all bodies at the same moment; return the responses in their order."""
-    ready = threading.Barrier(len(bodies))
+    """Send all bodies at the same moment; return the responses in their order.
+
+    The workers stand still until nothing more joins the queue: on a fast machine they would be done with each request
+    before the next one comes.
+    """
+    ready = threading.Barrier(len(bodies) + 1)
 
     def send(body):
         with requests.Session() as session:
@@ -49,7 +55,27 @@ def rush(server, name, bodies):
             return session.post(f"{server.inference_url}/predictions/{name}", json=body, timeout=30)
 
     with ThreadPoolExecutor(len(bodies)) as pool:
-        return list(pool.map(send, bodies))
+        replies = [pool.submit(send, body) for body in bodies]
+        with standing_still(server.workers(name)):
+            ready.wait(60)
+            seen = [-1, -2]
+            while len(set(seen[-3:])) > 1:
+                time.sleep(0.03)
+                seen.append(server.describe(name)["jobQueueStatus"]["pendingRequests"])
+        return [reply.result() for reply in replies]
+
+
+@contextmanager
+def standing_still(workers):
+    """Stop these worker processes, and let them go on at the end; one that was killed meanwhile stays dead."""
+    for worker in workers:
+        os.kill(worker["pid"], signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker["pid"], signal.SIGCONT)
 
 
 def max_diff(left, right):
