@@ -64,6 +64,7 @@ dark line; the dashed line is the latency budget T. Quality is the mean over {SM
 were answered (dashed), and with every late or failed request counted as 0 (solid).</p>
 <h2>Arms and latency budgets</h2>
 <div class="scroll">{_table(summary, colors)}</div>
+{_leads(summary)}
 <h2>What the words mean</h2>
 {_glossary(summary)}
 <h2>How it was measured</h2>
@@ -151,6 +152,23 @@ def _table(summary: dict[str, Any], colors: dict[str, str]) -> str:
     head = ["arm", *(f"{'in time' if f == 'within_budget' else 'effective'}<br>T = {b} ms" for b, f, _ in columns)]
     head += [escape(summary["measure"]), "p50<br>ms", "p95<br>ms", "p99<br>ms", "requests", "failed", "levels served"]
     return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{''.join(lines)}</table>"
+
+
+def _leads(summary: dict[str, Any]) -> str:
+    """A line a budget: by how much the arm that works towards it is ahead of the others."""
+    lines = []
+    for budget, found in summary["lead"].items():
+        over = (
+            f"<code>{escape(arm)}</code> by {{:+.3f}} ({{:+.3f}} to {{:+.3f}})".format(*other["difference"])
+            for arm, other in found["over"].items()
+        )
+        if found["over"]:
+            ahead = f"<code>{escape(found['arm'])}</code> is ahead of {'; '.join(over)}"
+            lines.append(f"<p>In effective quality at T = {budget} ms {ahead}.</p>")
+    if not lines:
+        return ""
+    how = "Over the questions that both were asked, with 95 % intervals (paired bootstrap over questions)."
+    return "".join(lines) + f'<p class="muted">{how}</p>'
 
 
 def _shares(figures: dict[str, Any], colors: dict[str, str]) -> str:

@@ -3,10 +3,11 @@
     python -m benchmarks.simulate --archive model_store/mini.mar --data pydoc --split test \\
         --arms slack queue fixed:100 fixed:5 --users auto --duration 45 --output out/rush
 
-Every arm sees the same traffic. With `--repeats 3` all arms run three times, one after another, each round with traffic
-of its own, and the lead over each other arm gets an interval over the rounds. An arm that fails ends the run; what was
-finished before is written. Open loops: `--arrivals trace:FILE.csv --requests 3000 --load .6` takes the trace's busiest
-window of so many arrivals and stretches time until they offer .6 of what the largest level can carry.
+Every arm sees the same traffic, and is compared with the first over the questions that both were asked. With
+`--repeats 3` all arms run three times, one after another, each round with traffic of its own, and the lead over each
+other arm gets an interval over the rounds besides. An arm that fails ends the run; what was finished before is written.
+Open loops: `--arrivals trace:FILE.csv --requests 3000 --load .6` takes the trace's busiest window of so many arrivals
+and stretches time until they offer .6 of what the largest level can carry.
 
 The result is a folder: trace.csv (a row a request), summary.json, rush.png and index.html, to open in a browser.
 """
@@ -30,7 +31,7 @@ from benchmarks.drive import Drive, DriverError, Traffic, drive
 from benchmarks.replay import write_requests
 from benchmarks.report import write_report
 from benchmarks.server import ServerError
-from benchmarks.summary import COLUMNS, budget_name, rounds, summarise
+from benchmarks.summary import COLUMNS, behind, budget_name, lead, rounds, summarise
 from benchmarks.workload import RELATED_TOKENS, RERANK, WORKLOADS, Workload, build_workload
 from elasticlm.command import above_zero, parser, print_result, print_table, progress, run, say
 from elasticlm.errors import InputError
@@ -135,6 +136,7 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "measure": workload.measure,
         "machine": machine(),
         "arms": summarise(trace, budgets_ms),
+        "lead": lead(trace, budgets_ms),
         "workload": {
             "name": workload.name, "data": options.data, "split": data.split, "archive": options.archive.name,
             "answers": answers, "different_requests": len(workload.requests),
@@ -262,7 +264,8 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the result as a table for people: a row an arm and budget."""
     return [
         {"arm": arm, "T ms": budget, "in time %": round(100 * judged["within_budget"], 1),
-         "effective": judged["effective_quality"], summary["measure"]: figures["quality"] or 0.0,
+         "effective": judged["effective_quality"], "behind the first by": behind(summary, arm, budget),
+         summary["measure"]: figures["quality"] or 0.0,
          "p50 ms": figures["p50_ms"] or 0.0, "p95 ms": figures["p95_ms"] or 0.0,
          "requests": figures["requests"], "failed": figures["failures"]}
         for arm, figures in summary["arms"].items()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from elasticlm.retrieval.metrics import difference
 from elasticlm.schedule import parse_policy
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's, 1 to 9 degrees of freedom
@@ -21,11 +22,31 @@ def summarise(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, dic
     return {arm: _arm(rows, budgets_ms) for arm, rows in trace.groupby("arm", sort=False)}
 
 
+def lead(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, dict[str, Any]]:
+    """Return by how much effective quality is higher than under each other arm, at each budget.
+
+    In the lead is the first arm that works towards that budget, else the first of all. The difference is that of the
+    means over the questions that both were asked, with its 95 % interval and p-value (paired bootstrap over questions).
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for budget_ms in budgets_ms:
+        effective = trace["quality"].where(in_time(trace, budget_ms), 0.0).groupby([trace["arm"], trace["query_id"]])
+        means = effective.mean()
+        first = _first(trace, budget_ms)
+        over: dict[str, Any] = {}
+        for arm in trace["arm"].unique():
+            pairs = pd.concat([means[arm], means[first]], axis=1, join="inner")
+            if arm != first and len(pairs):
+                interval, p = difference(*pairs.to_numpy().T)
+                over[arm] = {"difference": [round(x, 4) for x in interval], "p": round(p, 4), "questions": len(pairs)}
+        found[budget_name(budget_ms)] = {"arm": first, "over": over}
+    return found
+
+
 def rounds(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, Any]:
     """Return each arm's figures by round, and at each budget the lead over each other arm with its 95 % interval.
 
-    In the lead is the first arm that works towards that budget, else the first of all. The interval is Student's over
-    the rounds' differences: all arms of a round meet the same traffic.
+    The interval is Student's over the rounds' differences: all arms of a round meet the same traffic.
     """
     figures: dict[str, dict[str, dict[str, list[float]]]] = {}
     for arm, rows in trace.groupby("arm", sort=False):
@@ -39,15 +60,19 @@ def rounds(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, Any]:
         }
     lead: dict[str, dict[str, Any]] = {}
     for budget_ms in budgets_ms:
-        name = budget_name(budget_ms)
-        own = (arm for arm in figures if getattr(parse_policy(arm), "budget_ms", None) == budget_ms)
-        first = next(own, next(iter(figures)))
+        name, first = budget_name(budget_ms), _first(trace, budget_ms)
         ours = figures[first][name]["effective_quality"]
         lead[name] = {"arm": first} | {
             other: _interval([a - b for a, b in zip(ours, theirs[name]["effective_quality"], strict=False)])
             for other, theirs in figures.items() if other != first
         }  # fmt: skip
     return {"arms": figures, "lead": lead}
+
+
+def _first(trace: pd.DataFrame, budget_ms: float) -> str:
+    """Return the first arm whose policy has this budget, else the first of all."""
+    arms = trace["arm"].unique()
+    return next((arm for arm in arms if getattr(parse_policy(arm), "budget_ms", None) == budget_ms), arms[0])
 
 
 def _interval(values: list[float]) -> list[float | None]:
@@ -107,6 +132,12 @@ def _arm(rows: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, Any]:
 
 def _number(value: float) -> float | None:
     return None if pd.isna(value) else round(float(value), 4)
+
+
+def behind(summary: dict[str, Any], arm: str, budget: str) -> str:
+    """Return by how much an arm's effective quality is behind that of the arm in the lead, with its interval; or ""."""
+    found = summary["lead"][budget]["over"].get(arm)
+    return "" if found is None else "{:.3f} ({:.3f} to {:.3f})".format(*found["difference"])
 
 
 def arm_budget_ms(arm: str, summary: dict[str, Any]) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.drive import read_rows
 from benchmarks.report import main, write_report
-from benchmarks.summary import COLUMNS, summarise
+from benchmarks.summary import COLUMNS, lead, summarise
 
 ARMS = {"slack:t=100,alpha=.6": ["100", "50", "10"], "fixed:100": ["100"]}
 
@@ -32,6 +32,7 @@ def summary(trace):
         "measure": "RR@10",
         "machine": {"cpu": "a <CPU>", "cores": 2, "python": "3.11", "versions": {"torch": "2"}, "date": "2024-01-01"},
         "arms": summarise(trace, [100, 150]),
+        "lead": lead(trace, [100, 150]),
         "workload": {"name": "query", "data": "pydoc", "split": "test", "archive": "mini.mar", "answers": "hits",
                      "different_requests": 7},
         "load": {"duration_s": 10.0, "users": 10, "spawn_rate": 1.0, "pause_s": [1.0, 3.0], "arrivals": None, "seed": 0,
@@ -59,6 +60,8 @@ def test_the_page_says_the_figures_and_needs_no_other_file(tmp_path, trace, summ
         for judged in summary["arms"][arm]["budgets"].values():
             assert f"{judged['within_budget']:.1%}" in page
             assert f"{judged['effective_quality']:.3f}" in page
+    (ahead,) = summary["lead"]["100"]["over"].values()
+    assert "is ahead of <code>fixed:100</code> by {:+.3f}".format(ahead["difference"][0]) in page
     assert "a &lt;CPU&gt;" in page
     assert "2.5 times what level 100 can bear" in page
     assert set(re.findall(r'(?:src|href)="([^"]{0,21})', page)) == {"data:image/png;base64"}

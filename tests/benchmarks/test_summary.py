@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from benchmarks.summary import COLUMNS, arm_budget_ms, effective_quality, rounds, summarise
+from benchmarks.summary import COLUMNS, arm_budget_ms, behind, effective_quality, lead, rounds, summarise
 
 ROWS = [
     # arm, t_s, users, queue_depth, level, latency_ms, status, query_id, quality
@@ -67,6 +67,27 @@ def test_an_arm_works_towards_its_policys_budget_else_the_tightest(trace):
     summary = {"arms": summarise(trace, [80, 200])}
     assert arm_budget_ms("slack:t=100,alpha=.6", summary) == 100
     assert arm_budget_ms("fixed:100", summary) == 80
+
+
+def test_the_lead_is_over_the_questions_that_both_were_asked(trace):
+    found = lead(trace, [100, 300])
+    assert list(found) == ["100", "300"]
+    assert {budget: one["arm"] for budget, one in found.items()} == dict.fromkeys(found, "slack:t=100,alpha=.6")
+    over = found["100"]["over"]["fixed:100"]
+    assert over["questions"] == 2  # a: 1 and 0 (late), b: .5 and 0 (never answered); c and d only one was asked
+    assert over["difference"] == [0.75, 0.5, 1.0]
+    assert found["300"]["over"]["fixed:100"]["difference"] == [0.25, 0.0, 0.5]  # a in time under both
+    assert behind({"lead": found}, "fixed:100", "100") == "0.750 (0.500 to 1.000)"
+    assert behind({"lead": found}, "slack:t=100,alpha=.6", "100") == ""
+
+
+def test_a_question_asked_twice_counts_once_in_the_lead(trace):
+    again = trace.assign(quality=trace["quality"] / 2)
+    assert lead(pd.concat([trace, again]), [100])["100"]["over"]["fixed:100"]["difference"] == [0.5625, 0.375, 0.75]
+
+
+def test_arms_without_a_common_question_have_no_lead(trace):
+    assert lead(trace.iloc[[2, 4]], [100])["100"] == {"arm": "slack:t=100,alpha=.6", "over": {}}
 
 
 def test_rounds_tell_the_lead_with_an_interval():
