@@ -11,6 +11,7 @@ from benchmarks.server import TorchServe
 from elasticlm.errors import InputError
 from elasticlm.pairs import PAIRS_FILE, read_pairs
 from elasticlm.structure import Choice, ElasticStructure
+from handlers.settings import Settings
 
 QUIET = {"disable_system_metrics": "true"}  # no process that samples the machine in the middle of a run
 
@@ -26,6 +27,7 @@ class Archive:
     batch_size: int
     workers: int
     max_batch_delay_ms: int
+    settings: Settings
 
     @classmethod
     def unpack(cls, archive: Path, folder: Path) -> "Archive":
@@ -34,15 +36,17 @@ class Archive:
             with zipfile.ZipFile(archive) as packed:
                 packed.extractall(folder)
             manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
-            settings = yaml.safe_load((folder / manifest["configFile"]).read_text())
+            served = yaml.safe_load((folder / manifest["configFile"]).read_text())
             config = json.loads((folder / "artifact" / "config.json").read_text())
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{archive}: not an archive made by `python -m handlers.archive` ({error})") from None
         levels: tuple[Choice, ...] = ElasticStructure.from_json(config["levels"]).levels
         if (folder / PAIRS_FILE).is_file():
             levels = tuple(pair.levels for pair in read_pairs(folder / PAIRS_FILE))
-        delays = settings["batchSize"], settings["minWorkers"], settings["maxBatchDelay"]
-        return cls(folder, manifest["modelName"], config.get("task", "embed"), levels, *delays)
+        return cls(
+            folder, manifest["modelName"], config.get("task", "embed"), levels, served["batchSize"],
+            served["minWorkers"], served["maxBatchDelay"], Settings.from_section(served["handler"]),
+        )  # fmt: skip
 
     @property
     def artifact(self) -> Path:

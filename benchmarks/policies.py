@@ -2,7 +2,10 @@
 
     python -m benchmarks.policies --model out/model --arrivals trace:arrivals.csv gamma:20,4 rush:60 \\
         --policies slack:t=250,alpha=.6 queue:t=250 fixed:50 --output out/policies
-    python -m benchmarks.policies --model out/model --arrivals gamma:20,4 --budget 250 --recommend --output out/best
+    python -m benchmarks.policies --archive model_store/mini.mar --arrivals gamma:20,4 --recommend --output out/best
+
+An archive brings its levels' times and quality, of a pipeline those of its pairs of levels, and the budget, batch size,
+workers and delay that it is served with; of a model all that is an option.
 
 Arrivals are open loops, `trace:FILE.csv`, `poisson:RATE`, `gamma:RATE,CV` (requests a second), or the paper's rush,
 `rush:USERS`: users grow evenly over the first 50/120 of the duration and pause 1-3 s between answer and next request.
@@ -22,27 +25,31 @@ summary.json and policies.png.
 import argparse
 import json
 import math
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from benchmarks.archive import Archive
 from benchmarks.arrivals import RAMP, at_load, mean_rate_rps, open_arrivals_s
 from benchmarks.plot import GRID, IN_TIME, INK, LATE, MUTED
 from benchmarks.queueing import (
     SIGNALS,
     ClosedLoop,
     OpenLoop,
+    PairTimes,
     Served,
     Server,
     ServiceTimes,
     Signal,
+    Times,
     all_service_ms,
     hindsight_bound,
     simulate,
@@ -54,8 +61,13 @@ from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.latency import LatencyTable
 from elasticlm.machine import machine
+from elasticlm.pairs import PAIRS_FILE
 from elasticlm.schedule import Policy, Slack, parse_policy
-from elasticlm.structure import Level, level_name, parse_level, parse_levels
+from elasticlm.structure import Choice, level_name, parse_choice
+from handlers.answers import choose_setup
+from handlers.two_stage import TwoStageAnswerer
+
+TimesT = TypeVar("TimesT", ServiceTimes, PairTimes)
 
 ALPHAS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 BATCH_SIZES = (1, 2, 4, 8)
@@ -68,27 +80,29 @@ class Quality:
     """What an answer of each level is worth: NaN for all where nobody measured it."""
 
     measure: str
-    values: dict[Level, float]
+    values: dict[Choice, float]
 
     @property
     def known(self) -> bool:
         return not any(map(math.isnan, self.values.values()))
 
-    def of(self, levels: Sequence[Level]) -> np.ndarray:
+    def of(self, levels: Sequence[Choice]) -> np.ndarray:
         return np.array([self.values[level] for level in levels])
 
 
 def main(argv: list[str] | None = None) -> None:
     options = _options().parse_args(argv)
     refuse_existing(options.output, overwrite=options.overwrite)
-    table = ServiceTimes(LatencyTable.read(options.model / LATENCY_FILE))
-    if options.levels:
-        table.check_levels(options.levels)
-        table = ServiceTimes(table, options.levels)
-    quality = read_quality(options.model, options.quality, options.judged_on, options.measure, table.levels)
+    if options.archive:
+        with tempfile.TemporaryDirectory(prefix="policies-") as folder:
+            table, quality = read_archive(options, Path(folder))
+    else:
+        table = _kept(ServiceTimes(LatencyTable.read(options.model / LATENCY_FILE)), options.levels)
+        quality = read_quality(options.model, options.quality, options.judged_on, options.measure, table.levels)
     server = Server(
-        batch_size=options.batch_size, workers=options.workers, max_batch_delay_ms=options.max_batch_delay_ms,
-        overhead_ms=options.overhead_ms, rows=options.rows, tokens=options.tokens,
+        batch_size=options.batch_size or 1, workers=options.workers or 1,
+        max_batch_delay_ms=options.max_batch_delay_ms or 1.0, overhead_ms=options.overhead_ms, rows=options.rows,
+        tokens=options.tokens,
     )  # fmt: skip
     policies = parse_policies(options.policies, options.budget, table.levels)
     own = {policy.budget_ms for policy in policies.values() if hasattr(policy, "budget_ms")}
@@ -96,14 +110,15 @@ def main(argv: list[str] | None = None) -> None:
     if not budgets_ms:
         raise InputError("no latency budget: give --budget MS, or a policy with its own t, such as slack:t=250")
     if options.recommend and not quality.known:
-        raise InputError(f"--recommend needs the quality of every level: {options.model} has none in {QUALITY_FILE}; "
+        source = options.archive or options.model
+        raise InputError(f"--recommend needs the quality of every level: {source} has none in {QUALITY_FILE}; "
                          f"give --quality {','.join(f'{level_name(k)}=..' for k in table.levels)}")  # fmt: skip
     traffics = {spec: build_traffic(spec, options, table, server) for spec in options.arrivals}
     if len(traffics) < len(options.arrivals):
         raise InputError(f"--arrivals {' '.join(options.arrivals)}: each may stand once")
     most = server.rows * max(server.batch_size, BATCH_SIZES[-1] if options.recommend else 1)
-    if most > table.rows[-1]:
-        say(f"{LATENCY_FILE} was measured up to {table.rows[-1]} rows: batches of more count in proportion, "
+    if most > table.most_rows:
+        say(f"{LATENCY_FILE} was measured up to {table.most_rows} rows: batches of more count in proportion, "
             "as if batching saved the overhead alone")  # fmt: skip
 
     budget_ms = options.budget or budgets_ms[0]
@@ -119,8 +134,8 @@ def main(argv: list[str] | None = None) -> None:
         draw(summary, budget_ms, folder / "policies.png")
     print_table(_rows(summary))
     for spec, result in summary.get("recommended", {}).items():
-        print(f"\n{spec}, T = {budget_name(budget_ms)} ms: {result['tried'][0]['levels']} and fewer levels")
-        print_table(result["tried"])
+        print(f"\n{spec}, T = {budget_name(budget_ms)} ms, levels {','.join(summary['levels'])}")
+        print_table([{**row, "levels": _said(row["levels"], summary["levels"])} for row in result["tried"]])
         print(_advice(result["best"]))
     print_result({"output": str(options.output), **summary})
 
@@ -128,7 +143,37 @@ def main(argv: list[str] | None = None) -> None:
 # -- What is read ------------------------------------------------------------------------------------------------------
 
 
-def parse_policies(texts: Sequence[str] | None, budget_ms: float | None, levels: Sequence[Level]) -> dict[str, Policy]:
+def read_archive(options: argparse.Namespace, folder: Path) -> tuple[Times, Quality]:
+    """Unpack the archive into the folder; return its service times and quality, and fill in what it is served with."""
+    archive = Archive.unpack(options.archive, folder)
+    settings = archive.settings
+    for name in ("batch_size", "workers", "max_batch_delay_ms"):
+        if getattr(options, name) is None:
+            setattr(options, name, getattr(archive, name))
+    if options.budget is None and math.isfinite(settings.budget_ms):
+        options.budget = settings.budget_ms
+    if not archive.is_pipeline:
+        table = _kept(ServiceTimes(choose_setup(archive.artifact, settings)[0]), options.levels)
+        return table, read_quality(archive.artifact, options.quality, options.judged_on, options.measure, table.levels)
+    if options.judged_on or options.measure:
+        raise InputError(f"--judged-on, --measure: the quality of a pipeline is that of its {PAIRS_FILE}")
+    say("loading both models and the index, for the length of its lists and the time of a search")
+    pairs = _kept(PairTimes(TwoStageAnswerer(folder, settings).table), options.levels)
+    if options.quality is not None:
+        return pairs, read_quality(folder, options.quality, None, None, pairs.levels)
+    measured = {level: pairs[level] for level in pairs.levels}
+    measure = measured[pairs.levels[0]].measure
+    return pairs, Quality(f"{measure} of {PAIRS_FILE}", {level: pair.quality for level, pair in measured.items()})
+
+
+def _kept(table: TimesT, levels: Sequence[Choice] | None) -> TimesT:
+    if levels is None:
+        return table
+    table.check_levels(levels)
+    return table.keeping(levels)
+
+
+def parse_policies(texts: Sequence[str] | None, budget_ms: float | None, levels: Sequence[Choice]) -> dict[str, Policy]:
     """Return the policies by name; raises InputError where one stands twice or names a level that is not there."""
     texts = texts or ["slack", "queue", f"fixed:{level_name(levels[0])}", f"fixed:{level_name(levels[-1])}"]
     policies = {}
@@ -142,7 +187,7 @@ def parse_policies(texts: Sequence[str] | None, budget_ms: float | None, levels:
 
 
 def read_quality(
-    model: Path, given: dict[Level, float] | None, judged_on: str | None, measure: str | None, levels: Sequence[Level]
+    model: Path, given: dict[Choice, float] | None, judged_on: str | None, measure: str | None, levels: Sequence[Choice]
 ) -> Quality:
     """Return each level's quality: as given, else from quality.json, else NaN (with a line that says so)."""
     file = model / QUALITY_FILE
@@ -173,7 +218,7 @@ def read_quality(
         raise InputError(f"{file}: not what `trainer evaluate --save` writes") from None
 
 
-def build_traffic(spec: str, options: argparse.Namespace, table: ServiceTimes, server: Server) -> OpenLoop | ClosedLoop:
+def build_traffic(spec: str, options: argparse.Namespace, table: Times, server: Server) -> OpenLoop | ClosedLoop:
     """Return the traffic of a spec; raises InputError."""
     kind, _, argument = spec.partition(":")
     if kind == "rush":
@@ -200,7 +245,7 @@ def build_traffic(spec: str, options: argparse.Namespace, table: ServiceTimes, s
 
 def study(
     policies: dict[str, Policy],
-    table: ServiceTimes,
+    table: Times,
     server: Server,
     traffics: dict[str, OpenLoop | ClosedLoop],
     quality: Quality,
@@ -240,7 +285,7 @@ def study(
 
 
 def trace_of(
-    arm: str, served: Served, traffic: OpenLoop | ClosedLoop, levels: Sequence[Level], quality: Quality
+    arm: str, served: Served, traffic: OpenLoop | ClosedLoop, levels: Sequence[Choice], quality: Quality
 ) -> pd.DataFrame:
     """Return a row a request, as the online simulation writes them."""
     names = np.array([level_name(level) for level in levels])
@@ -253,7 +298,7 @@ def trace_of(
 
 
 def bound(
-    table: ServiceTimes,
+    table: Times,
     server: Server,
     traffic: OpenLoop | ClosedLoop,
     quality: Quality,
@@ -277,7 +322,7 @@ def bound(
     }
 
 
-def _load(traffic: OpenLoop | ClosedLoop, table: ServiceTimes, server: Server) -> dict[str, Any]:
+def _load(traffic: OpenLoop | ClosedLoop, table: Times, server: Server) -> dict[str, Any]:
     """Return how much is asked, beside what the largest level could answer."""
     capacity_rps = server.capacity_rps(table, table.levels[0])
     if isinstance(traffic, ClosedLoop):  # what all users would send to a server that answers at once
@@ -302,7 +347,7 @@ class Trial:
 
     alpha: float
     batch_size: int
-    levels: tuple[Level, ...]
+    levels: tuple[Choice, ...]
     within_budget: float
     effective_quality: float
 
@@ -318,7 +363,7 @@ class Trial:
 
 
 def recommend(
-    table: ServiceTimes,
+    table: Times,
     server: Server,
     traffic: OpenLoop | ClosedLoop,
     quality: Quality,
@@ -332,8 +377,8 @@ def recommend(
     alphas and batch sizes with all levels; then, at the best, levels are left out one by one, as long as that gains.
     """
 
-    def attempt(alpha: float, batch_size: int, levels: tuple[Level, ...]) -> Trial:
-        kept = table if levels == table.levels else ServiceTimes(table, levels)
+    def attempt(alpha: float, batch_size: int, levels: tuple[Choice, ...]) -> Trial:
+        kept = table if levels == table.levels else table.keeping(levels)
         served = simulate(Slack(budget_ms, alpha), kept, replace(server, batch_size=batch_size), traffic, signal)
         in_time = served.in_time(budget_ms)
         gained = quality.of(levels)[served.level] * in_time
@@ -355,6 +400,12 @@ def recommend(
 
 def _rank(trial: Trial) -> tuple[bool, float, float]:
     return trial.rank
+
+
+def _said(levels: str, known: Sequence[str]) -> str:
+    """Return a row's levels as people see them: of many, those that are left out."""
+    absent = [level for level in known if level not in levels.split(",")]
+    return f"all but {','.join(absent)}" if absent else "all"
 
 
 def _advice(best: dict[str, Any]) -> str:
@@ -428,8 +479,11 @@ def draw(summary: dict[str, Any], budget_ms: float, file: Path) -> None:
 
 def _options() -> argparse.ArgumentParser:
     options = parser("python -m benchmarks.policies", "Simulate policies on arrivals from the latency table alone.")
-    options.add_argument("--model", type=Path, required=True, metavar="DIR",
-                         help="artifact folder: its latency.csv, and its quality.json where it has one")  # fmt: skip
+    served = options.add_mutually_exclusive_group(required=True)
+    served.add_argument("--model", type=Path, metavar="DIR",
+                        help="artifact folder: its latency.csv, and its quality.json where it has one")  # fmt: skip
+    served.add_argument("--archive", type=Path, metavar="FILE.mar", help="the same from an archive, with its budget, "
+                        "batch size and workers; of a pipeline its pairs of levels")  # fmt: skip
     options.add_argument("--arrivals", nargs="+", required=True, metavar="SPEC", help="trace:FILE.csv, poisson:RATE, "
                          "gamma:RATE,CV (RATE in requests a second) or rush:USERS (closed loop)")  # fmt: skip
     options.add_argument("--policies", nargs="+", metavar="POLICY", help="slack:t=MS,alpha=SHARE, queue:t=MS, "
@@ -437,22 +491,25 @@ def _options() -> argparse.ArgumentParser:
                          "(default: slack queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
     options.add_argument("--budget", type=above_zero, metavar="MS", help="latency budget T in ms: of policies without "
                          "t, of the picture and of --recommend; every policy is judged by it and by every t "
-                         "(default: the smallest t)")  # fmt: skip
+                         "(default: the archive's, else the smallest t)")  # fmt: skip
     options.add_argument("--load", type=above_zero, metavar="SHARE", help="scale open loops' time so that the mean "
                          "load is this share of the largest level's capacity (default: as they are)")  # fmt: skip
     options.add_argument("--requests", type=_count, default=3000, help="requests of an open loop; of a trace the "
                          "busiest window of so many")  # fmt: skip
     options.add_argument("--duration", type=above_zero, default=120.0, metavar="S", help="seconds of a rush")
-    options.add_argument("--batch-size", type=_count, default=1, help="requests in a batch at most (B)")
-    options.add_argument("--workers", type=_count, default=1, help="workers that share the queue (W)")
-    options.add_argument("--max-batch-delay-ms", type=above_zero, default=1.0, metavar="MS",
-                         help="how long a batch with room waits for more, in ms")  # fmt: skip
+    options.add_argument("--batch-size", type=_count, help="requests in a batch at most, B (default: the archive's, "
+                         "else 1)")  # fmt: skip
+    options.add_argument("--workers", type=_count, help="workers that share the queue, W (default: the archive's, "
+                         "else 1)")  # fmt: skip
+    options.add_argument("--max-batch-delay-ms", type=above_zero, metavar="MS", help="how long a batch with room waits "
+                         "for more, in ms (default: the archive's, else 1)")  # fmt: skip
     options.add_argument("--overhead-ms", type=_not_negative, default=2.0, metavar="MS",
                          help="the server's own time in ms; holds the worker once a batch")  # fmt: skip
     options.add_argument("--rows", type=_count, default=1, help="sequences of a request (a rerank of 8 passages is 8)")
     options.add_argument("--tokens", type=_count, help="padded length of a request in tokens (default: the shortest of "
                          "the table)")  # fmt: skip
-    options.add_argument("--levels", type=_levels, metavar="K,..", help="levels to serve (default: all of the table)")
+    options.add_argument("--levels", type=_levels, metavar="K,..", help="levels to serve, of a pipeline pairs such as "
+                         "100+50,50+10 (default: all of the table)")  # fmt: skip
     options.add_argument("--quality", type=_quality, metavar="K=Q,..", help="quality of every level, such as "
                          "100=.61,50=.6 (default: from quality.json)")  # fmt: skip
     options.add_argument("--judged-on", metavar="SPEC#SPLIT", help="whose figures of quality.json (default: its first)")
@@ -479,16 +536,19 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _levels(text: str) -> tuple[Level, ...]:
+def _levels(text: str) -> tuple[Choice, ...]:
     try:
-        return parse_levels(text)
+        levels = tuple(parse_choice(part.strip()) for part in text.split(","))
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if len(set(levels)) < len(levels):
+        raise argparse.ArgumentTypeError(f"levels {text!r}: each level may stand once")
+    return levels
 
 
-def _quality(text: str) -> dict[Level, float]:
+def _quality(text: str) -> dict[Choice, float]:
     try:
-        return {parse_level(level): _not_negative(value) for level, value in
+        return {parse_choice(level): _not_negative(value) for level, value in
                 (part.split("=") for part in text.split(","))}  # fmt: skip
     except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(

@@ -19,8 +19,9 @@ from typing import Protocol
 import numpy as np
 
 from elasticlm.latency import Cell, LatencyTable
-from elasticlm.schedule import Load, Policy
-from elasticlm.structure import Level
+from elasticlm.pairs import PairTable
+from elasticlm.schedule import Load, Policy, Table
+from elasticlm.structure import Choice, Level
 
 SHARES = (0.0, 0.5, 0.95, 0.99, 1.0)  # at which a service time's quantile function is known; linear between them
 NORMAL_P99 = 0.41  # (p99 - p95) / (p95 - p50) of a normal distribution, where a cell has no p99
@@ -50,7 +51,7 @@ class Server:
     rows: int = 1
     tokens: int | None = None
 
-    def capacity_rps(self, table: LatencyTable, level: Level) -> float:
+    def capacity_rps(self, table: Table, level: Choice) -> float:
         """Requests a second that the server answers at one level when its batches are full.
 
         >>> Server(overhead_ms=5).capacity_rps(LatencyTable.from_means({50: 45.0}), 50)
@@ -73,6 +74,15 @@ class ServiceTimes(LatencyTable):
         self._times: dict[tuple, float] = {}
         self._quantiles: dict[tuple, list[float]] = {}
 
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest batch that was measured."""
+        return self.rows[-1]
+
+    def keeping(self, levels: Sequence[Level]) -> "ServiceTimes":
+        """Return the table of these levels alone."""
+        return ServiceTimes(self, levels)
+
     def mean_ms(self, level: Level, rows: float = 1, tokens: float | None = None) -> float:
         key = (level, rows, tokens)
         if key not in self._times:
@@ -87,10 +97,7 @@ class ServiceTimes(LatencyTable):
 
     def draw_ms(self, level: Level, rows: int, tokens: int | None, share: float) -> float:
         """The service time in ms that a ``share`` in [0, 1) of all batches stays below."""
-        quantiles = self.quantiles_ms(level, rows, tokens)
-        i = bisect_right(SHARES, share) - 1
-        way = (share - SHARES[i]) / (SHARES[i + 1] - SHARES[i])
-        return quantiles[i] + way * (quantiles[i + 1] - quantiles[i])
+        return _at(share, self.quantiles_ms(level, rows, tokens))
 
     def quantiles_ms(self, level: Level, rows: int, tokens: int | None) -> list[float]:
         """Service times in ms at SHARES."""
@@ -103,6 +110,63 @@ class ServiceTimes(LatencyTable):
             mean = float(np.trapezoid(shape, SHARES))
             self._quantiles[key] = [ms * self.mean_ms(level, rows, tokens) / mean for ms in shape]
         return self._quantiles[key]
+
+
+class PairTimes(PairTable):
+    """The same of a pipeline: where its denser is slow its ranker is too, both at the same share of their times.
+
+    Its levels are those of ``table``, or of them the given ones. The depth of its lists counts as rows of the ranker.
+    """
+
+    def __init__(self, table: PairTable, levels: Sequence[Choice] | None = None) -> None:
+        super().__init__(
+            [table[level] for level in (table.levels if levels is None else levels)],
+            ServiceTimes(table.denser), ServiceTimes(table.ranker), passage_tokens=table.passage_tokens,
+            max_tokens=table.max_tokens, search_ms=table.search_ms,
+        )  # fmt: skip
+        self._quantiles: dict[tuple, list[float]] = {}
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Lengths of queries that were measured."""
+        return self.denser.tokens
+
+    @property
+    def most_rows(self) -> int:
+        """Queries of the largest batch whose lists were measured."""
+        deepest = max(pair.depth for pair in self.pairs.values())
+        return min(self.denser.rows[-1], self.ranker.rows[-1] // deepest)
+
+    def check_levels(self, levels: Sequence[Choice]) -> None:
+        """Raise InputError unless every one of ``levels`` is among the pairs."""
+        for level in levels:
+            self[level]
+
+    def keeping(self, levels: Sequence[Choice]) -> "PairTimes":
+        """Return the table of these pairs alone."""
+        return PairTimes(self, levels)
+
+    def draw_ms(self, level: Choice, rows: int, tokens: int | None, share: float) -> float:
+        """As ServiceTimes.draw_ms."""
+        return _at(share, self.quantiles_ms(level, rows, tokens))
+
+    def quantiles_ms(self, level: Choice, rows: int, tokens: int | None) -> list[float]:
+        """As ServiceTimes.quantiles_ms: the stages' quantiles added up."""
+        key = (level, rows, tokens)
+        if key not in self._quantiles:
+            added = self._time_ms(level, rows, tokens, lambda table, *asked: np.array(table.quantiles_ms(*asked)))
+            self._quantiles[key] = added.tolist()
+        return self._quantiles[key]
+
+
+Times = ServiceTimes | PairTimes
+
+
+def _at(share: float, quantiles_ms: Sequence[float]) -> float:
+    """Return the quantile function's value between those at SHARES."""
+    i = bisect_right(SHARES, share) - 1
+    way = (share - SHARES[i]) / (SHARES[i + 1] - SHARES[i])
+    return quantiles_ms[i] + way * (quantiles_ms[i + 1] - quantiles_ms[i])
 
 
 def _shape(cell: Cell) -> list[float]:
@@ -252,12 +316,12 @@ class Served:
 
 def simulate(
     policy: Policy,
-    table: ServiceTimes,
+    table: Times,
     server: Server,
     traffic: Traffic,
     signal: Signal = exact,
     *,
-    told: LatencyTable | None = None,
+    told: Table | None = None,
 ) -> Served:
     """Serve the traffic under a policy until the last request is answered.
 
@@ -318,7 +382,7 @@ def simulate(
 # -- The bound ---------------------------------------------------------------------------------------------------------
 
 
-def all_service_ms(table: ServiceTimes, server: Server, traffic: OpenLoop) -> np.ndarray:
+def all_service_ms(table: Times, server: Server, traffic: OpenLoop) -> np.ndarray:
     """Return how long each request would hold the worker at each level, overhead included: [requests, levels]."""
     quantiles = [table.quantiles_ms(level, server.rows, server.tokens) for level in table.levels]
     return np.stack([np.interp(traffic.shares, SHARES, known) for known in quantiles], axis=1) + server.overhead_ms

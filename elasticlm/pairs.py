@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
@@ -109,8 +110,8 @@ class PairTable:
         search_ms: float = 0.0,
     ) -> None:
         self.pairs = {pair.levels: pair for pair in pairs}
-        self._denser, self._ranker, self._search_ms = denser, ranker, search_ms
-        self.passage_tokens, self._max_tokens = passage_tokens, max_tokens
+        self.denser, self.ranker, self.search_ms = denser, ranker, search_ms
+        self.passage_tokens, self.max_tokens = passage_tokens, max_tokens
         self.levels: tuple[Choice, ...] = tuple(pair.levels for pair in pareto(pairs, self.mean_ms))
 
     def __getitem__(self, levels: Choice) -> MeasuredPair:
@@ -122,16 +123,16 @@ class PairTable:
 
     def mean_ms(self, level: Choice, rows: float = 1, tokens: float | None = None) -> float:
         """Mean service time in ms of ``rows`` queries padded to ``tokens``, their lists reranked."""
-        return self._time_ms(level, rows, tokens, LatencyTable.mean_ms)
+        return self._time_ms(level, rows, tokens, lambda table, *asked: table.mean_ms(*asked))
 
     def p95_ms(self, level: Choice, rows: float = 1, tokens: float | None = None) -> float:
         """The sum of both stages' 95th percentiles, in ms: theirs is at most that."""
-        return self._time_ms(level, rows, tokens, LatencyTable.p95_ms)
+        return self._time_ms(level, rows, tokens, lambda table, *asked: table.p95_ms(*asked))
 
-    def _time_ms(self, level: Choice, rows: float, tokens: float | None, of: Callable[..., float]) -> float:
+    def _time_ms(self, level: Choice, rows: float, tokens: float | None, of: Callable[..., Any]) -> Any:
         pair = self[level]
-        search_ms = of(self._denser, pair.denser, rows, tokens) + rows * self._search_ms
+        search_ms = of(self.denser, pair.denser, rows, tokens) + rows * self.search_ms
         if pair.ranker is None:
             return search_ms
-        pair_tokens = min((tokens or self._denser.tokens[0]) + self.passage_tokens, self._max_tokens)
-        return search_ms + of(self._ranker, pair.ranker, rows * pair.depth, pair_tokens)
+        pair_tokens = min((tokens or self.denser.tokens[0]) + self.passage_tokens, self.max_tokens)
+        return search_ms + of(self.ranker, pair.ranker, rows * pair.depth, pair_tokens)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from archives import archive, corpus_of_passages, index_of, pipeline, servable
 
 from benchmarks import policies
 from benchmarks.arrivals import busiest_window, open_arrivals_s
@@ -12,6 +13,7 @@ from benchmarks.summary import COLUMNS, summarise
 from elasticlm import command
 from elasticlm.errors import InputError
 from elasticlm.latency import Cell, LatencyTable
+from handlers.archive import main as pack_archive
 
 MEANS = {100: 20.0, 50: 10.0, 10: 3.0}
 QUALITY = "100=.9,50=.8,10=.6"
@@ -165,6 +167,66 @@ def test_the_recommendation_is_the_best_of_what_was_tried(place, capsys):
     else:
         assert not enough
         assert told["best"]["in time %"] == max(row["in time %"] for row in tried)
+
+
+def test_an_archive_brings_its_times_quality_budget_and_batches(tiny_artifact, tmp_path, capsys):
+    artifact = servable(tiny_artifact, tmp_path / "artifact", MEANS)
+    figures = {level: {"RR@10": value} for level, value in (("100", 0.9), ("50", 0.8), ("10", 0.6))}
+    (artifact / "quality.json").write_text(json.dumps({"pydoc#test": {"metrics": figures}}))
+    mar = archive("mini", artifact, tmp_path, latency_budget_ms=60.0)
+    words = ["--archive", str(mar), "--arrivals", "poisson:30", "--requests", "50"]
+    policies.main([*words, "--output", str(tmp_path / "out")])
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(summary["arms"]) == ["slack:t=60,alpha=.6", "queue:t=60", "fixed:100", "fixed:10"]
+    assert summary["measure"] == "RR@10 on pydoc#test"
+    assert summary["server"]["batch_size"] == 1
+    policies.main([*words, "--budget", "80", "--batch-size", "4", "--output", str(tmp_path / "other")])
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["budget_ms"] == 80
+    assert summary["server"]["batch_size"] == 4
+
+
+@pytest.fixture(scope="module")
+def two_stages(tiny_artifact, tiny_bert, tmp_path_factory):
+    """Pairs that take 65, 45 and 5 ms, and the denser alone, 1 ms."""
+    parts = tmp_path_factory.mktemp("two-stages")
+    index, data = index_of(tiny_bert), corpus_of_passages(parts / "corpus")
+    pairs = [(100, 100, 4, 0.7), (100, 50, 4, 0.6), (10, 10, 4, 0.5), (10, None, 4, 0.3), (100, 10, 4, 0.4)]
+    times = {100: 5.0, 50: 3.0, 10: 1.0}, {100: 15.0, 50: 10.0, 10: 1.0}
+    pack_archive([*pipeline(tiny_artifact, index, data, parts, *times, pairs), "--name", "two", "--output", str(parts),
+                  "--policy", "slack:t=200,alpha=.5"])  # fmt: skip
+    return str(parts / "two.mar")
+
+
+def test_a_pipelines_pairs_are_simulated_and_recommended_for(two_stages, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    policies.main(["--archive", two_stages, "--arrivals", "poisson:40", "--requests", "200", "--recommend",
+                   "--policies", "slack", "fixed:100+100", "fixed:10", "--output", out])  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    summary = json.loads(lines[-1])
+    assert summary["levels"] == ["100+100", "100+50", "10+10", "10"]  # 100+10 is slower than 10+10, and worse
+    assert summary["measure"] == "RR@10 of pairs.json"
+    assert summary["budget_ms"] == 200
+    arms = summary["arms"]
+    assert arms["fixed:100+100"]["quality"] == 0.7
+    assert 0.3 < arms["slack:t=200,alpha=.6"]["quality"] < 0.7
+    assert arms["fixed:100+100"]["p50_ms"] > 60
+    assert arms["fixed:10"]["p50_ms"] < 10
+    assert summary["recommended"]["poisson:40"]["best"]["effective"] >= arms["fixed:10"]["quality"]
+    assert any("all but 100+100" in line for line in lines)
+    assert pd.read_csv(f"{out}/trace.csv")["level"].isin(summary["levels"]).all()
+
+
+def test_of_a_pipeline_pairs_are_chosen_and_judged_by_name(two_stages, tmp_path, capsys):
+    words = ["--archive", two_stages, "--arrivals", "poisson:40", "--requests", "50", "--output", str(tmp_path / "out")]
+    policies.main([*words, "--levels", "100+50,10", "--quality", "100+50=.9,10=.1"])
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["levels"] == ["100+50", "10"]
+    assert summary["arms"]["fixed:100+50"]["quality"] == 0.9
+    for wrong, message in ((["--levels", "100+30"], "100\\+30 is not among"), (["--measure", "AP"], "pairs.json")):
+        with pytest.raises(InputError, match=message):
+            policies.main([*words[:-1], str(tmp_path / "no"), *wrong])
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_quiet_server_is_told_to_keep_all_levels_and_a_drowned_one_the_share_in_time(place, capsys):

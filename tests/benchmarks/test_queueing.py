@@ -8,14 +8,18 @@ import pytest
 from benchmarks.queueing import (
     ClosedLoop,
     OpenLoop,
+    PairTimes,
     Server,
     ServiceTimes,
     all_service_ms,
     hindsight_bound,
     simulate,
 )
+from elasticlm.errors import InputError
 from elasticlm.latency import Cell, LatencyTable
+from elasticlm.pairs import MeasuredPair, PairTable
 from elasticlm.schedule import Fixed, Load, parse_policy
+from elasticlm.structure import Pair
 
 ALONE = Server(overhead_ms=0)  # one worker, batch size 1
 
@@ -83,6 +87,44 @@ def test_remembered_look_ups_are_the_tables_own():
             assert times.mean_ms(level, rows, tokens) == grid.mean_ms(level, rows, tokens)
             assert times.p95_ms(level, rows, tokens) == grid.p95_ms(level, rows, tokens)
     assert ServiceTimes(grid, [10]).levels == (10,)
+
+
+@pytest.fixture
+def pairs():
+    """A pipeline that reranks four passages: 50 % searches in 10 ms and reranks in 20 (40 at 16 rows)."""
+    denser = LatencyTable([cell(level=level, mean_ms=level / 5) for level in (50, 10)])
+    ranker = LatencyTable([cell(level=level, rows=rows, tokens=tokens, mean_ms=level * rows / 10)
+                           for level in (50, 10) for rows in (1, 4, 8) for tokens in (16, 64)])  # fmt: skip
+    measured = [(50, 50, 0.7), (50, 10, 0.6), (10, None, 0.4), (10, 50, 0.1)]
+    return PairTable([MeasuredPair(denser=d, ranker=r, depth=4, quality=q, measure="RR@10") for d, r, q in measured],
+                     denser, ranker, passage_tokens=40, max_tokens=64, search_ms=0.5)  # fmt: skip
+
+
+def test_a_pipelines_times_are_its_tables_and_its_draws_have_their_mean(pairs):
+    times = PairTimes(pairs)
+    assert times.levels == pairs.levels == (Pair(50, 50), Pair(50, 10), 10)
+    for level in times.levels:
+        for rows in (1, 2, 3):
+            assert times.mean_ms(level, rows, 16) == pytest.approx(pairs.mean_ms(level, rows, 16))
+            assert times.p95_ms(level, rows, 16) == pytest.approx(pairs.p95_ms(level, rows, 16))
+            draws = [times.draw_ms(level, rows, 16, share) for share in np.linspace(0, 1, 20_000, endpoint=False)]
+            assert np.mean(draws) == pytest.approx(pairs.mean_ms(level, rows, 16), rel=0.001)
+            assert draws == sorted(draws)
+    assert times.most_rows == 1  # lists of four in tables of one query and of eight passages
+
+
+def test_of_a_pipeline_some_pairs_can_be_kept(pairs):
+    kept = PairTimes(pairs).keeping([Pair(50, 10), 10])
+    assert kept.levels == (Pair(50, 10), 10)
+    kept.check_levels([10])
+    with pytest.raises(InputError, match=r"50\+50 is not among the pairs of levels 50\+10, 10"):
+        kept.check_levels([Pair(50, 50)])
+
+
+def test_a_pipelines_pair_follows_the_queue(pairs):
+    served = simulate(parse_policy("queue:t=70"), PairTimes(pairs), ALONE, at(*[0.0] * 6))
+    assert served.queue_depth.tolist() == [0, 4, 3, 2, 1, 0]
+    assert served.level.tolist() == [0, 2, 1, 1, 0, 0]  # 30.5, 14.5 and 2.5 ms
 
 
 # -- One worker, one request at a time ---------------------------------------------------------------------------------
