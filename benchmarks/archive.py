@@ -2,23 +2,32 @@
 
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from benchmarks.server import TorchServe
 from elasticlm.errors import InputError
-from elasticlm.pairs import PAIRS_FILE, read_pairs
+from elasticlm.latency import LatencyTable, choose_setup
+from elasticlm.model import ElasticModel
+from elasticlm.pairs import PAIRS_FILE, PairTable, read_pairs
+from elasticlm.retrieval.index import PassageIndex
+from elasticlm.retrieval.passages import PassageTexts
+from elasticlm.retrieval.pipeline import PASSAGES_FOLDER, RANKER_FOLDER, pair_table
 from elasticlm.structure import Choice, ElasticStructure
-from handlers.settings import Settings
 
 QUIET = {"disable_system_metrics": "true"}  # no process that samples the machine in the middle of a run
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An unpacked archive: what it serves and how. A pipeline's levels are its pairs, best first."""
+    """An unpacked archive: what it serves and how. A pipeline's levels are its pairs, best first.
+
+    `handler` is that section of its model-config.yaml.
+    """
 
     folder: Path
     name: str
@@ -27,7 +36,7 @@ class Archive:
     batch_size: int
     workers: int
     max_batch_delay_ms: int
-    settings: Settings
+    handler: Mapping[str, Any]
 
     @classmethod
     def unpack(cls, archive: Path, folder: Path) -> "Archive":
@@ -45,7 +54,7 @@ class Archive:
             levels = tuple(pair.levels for pair in read_pairs(folder / PAIRS_FILE))
         return cls(
             folder, manifest["modelName"], config.get("task", "embed"), levels, served["batchSize"],
-            served["minWorkers"], served["maxBatchDelay"], Settings.from_section(served["handler"]),
+            served["minWorkers"], served["maxBatchDelay"], served["handler"],
         )  # fmt: skip
 
     @property
@@ -60,6 +69,23 @@ class Archive:
     def is_pipeline(self) -> bool:
         """Whether a ranker reranks what is found; such an archive answers searches alone."""
         return (self.folder / PAIRS_FILE).is_file()
+
+    @property
+    def ranker(self) -> Path:
+        """The ranker's artifact, of a pipeline."""
+        return self.folder / RANKER_FOLDER
+
+    def read_times(self) -> LatencyTable | PairTable:
+        """Return the service times of its levels, of a pipeline of its pairs; that loads its models and its index."""
+        setup = {name: self.handler[name] for name in ("threads", "backend", "precision") if name in self.handler}
+        table, chosen = choose_setup(self.artifact, **setup)
+        if not self.is_pipeline:
+            return table
+        stages = [(ElasticModel.from_pretrained(part), choose_setup(part, **setup)[0])
+                  for part in (self.artifact, self.ranker)]  # fmt: skip
+        passages = PassageTexts(self.folder / PASSAGES_FOLDER)
+        index = PassageIndex.load(self.folder / "index", memory_mapped=True)
+        return pair_table(read_pairs(self.folder / PAIRS_FILE), *stages, index, passages, backend=chosen.backend)
 
     @property
     def largest(self) -> Choice:

@@ -61,11 +61,9 @@ from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.latency import LatencyTable
 from elasticlm.machine import machine
-from elasticlm.pairs import PAIRS_FILE
+from elasticlm.pairs import PAIRS_FILE, PairTable
 from elasticlm.schedule import Policy, Slack, parse_policy
 from elasticlm.structure import Choice, level_name, parse_choice
-from handlers.answers import choose_setup
-from handlers.two_stage import TwoStageAnswerer
 
 TimesT = TypeVar("TimesT", ServiceTimes, PairTimes)
 
@@ -146,24 +144,24 @@ def main(argv: list[str] | None = None) -> None:
 def read_archive(options: argparse.Namespace, folder: Path) -> tuple[Times, Quality]:
     """Unpack the archive into the folder; return its service times and quality, and fill in what it is served with."""
     archive = Archive.unpack(options.archive, folder)
-    settings = archive.settings
     for name in ("batch_size", "workers", "max_batch_delay_ms"):
         if getattr(options, name) is None:
             setattr(options, name, getattr(archive, name))
-    if options.budget is None and math.isfinite(settings.budget_ms):
-        options.budget = settings.budget_ms
-    if not archive.is_pipeline:
-        table = _kept(ServiceTimes(choose_setup(archive.artifact, settings)[0]), options.levels)
-        return table, read_quality(archive.artifact, options.quality, options.judged_on, options.measure, table.levels)
-    if options.judged_on or options.measure:
+    options.budget = options.budget or archive.handler.get("latency_budget_ms")
+    if archive.is_pipeline and (options.judged_on or options.measure):
         raise InputError(f"--judged-on, --measure: the quality of a pipeline is that of its {PAIRS_FILE}")
-    say("loading both models and the index, for the length of its lists and the time of a search")
-    pairs = _kept(PairTimes(TwoStageAnswerer(folder, settings).table), options.levels)
-    if options.quality is not None:
+    if archive.is_pipeline:
+        say("loading both models and the index, for the length of lists and the time of a search")
+    table = archive.read_times()
+    if isinstance(table, PairTable):
+        pairs = _kept(PairTimes(table), options.levels)
+        if options.quality is None:
+            measures = {pair.measure for pair in pairs.pairs.values()}
+            values: dict[Choice, float] = {level: pair.quality for level, pair in pairs.pairs.items()}
+            return pairs, Quality(f"{measures.pop()} of {PAIRS_FILE}", values)
         return pairs, read_quality(folder, options.quality, None, None, pairs.levels)
-    measured = {level: pairs[level] for level in pairs.levels}
-    measure = measured[pairs.levels[0]].measure
-    return pairs, Quality(f"{measure} of {PAIRS_FILE}", {level: pair.quality for level, pair in measured.items()})
+    times = _kept(ServiceTimes(table), options.levels)
+    return times, read_quality(archive.artifact, options.quality, options.judged_on, options.measure, times.levels)
 
 
 def _kept(table: TimesT, levels: Sequence[Choice] | None) -> TimesT:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from elasticlm.artifact import LATENCY_FILE
+from elasticlm.backend.onnx import is_exported
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
 from elasticlm.machine import machine
@@ -184,6 +186,29 @@ def fastest(tables: Sequence[LatencyTable]) -> LatencyTable:
         )
 
     return min(tables, key=typical_ms)
+
+
+def choose_setup(
+    artifact: Path, *, threads: int = 1, backend: str = "auto", precision: str = "auto"
+) -> tuple[LatencyTable, Setup]:
+    """Return the latency table of an artifact to decide by, and what will run.
+
+    Of the setups that were measured with these threads, that are asked for and that this machine can run, the fastest;
+    where there is none, PyTorch (or what is asked for) by the first table.
+    """
+
+    def runs_here(setup: Setup) -> bool:
+        wanted = backend in ("auto", setup.backend) and precision in ("auto", setup.precision)
+        there = setup.backend == "torch" or backend == "onnx" or is_exported(artifact, setup.precision)
+        return wanted and there and setup.threads == threads and setup.device == "cpu"
+
+    tables = read_tables(artifact / LATENCY_FILE)
+    fitting = [table for table in tables if runs_here(table.setup)]
+    if fitting:
+        table = fastest(fitting)
+        return table, table.setup
+    asked = {"backend": backend, "precision": precision}
+    return tables[0], Setup(threads=threads, **{name: value for name, value in asked.items() if value != "auto"})
 
 
 def measure(

@@ -2,7 +2,6 @@
 
 import logging
 import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,8 @@ from torch import Tensor
 from transformers import BatchEncoding
 
 from elasticlm.artifact import LATENCY_FILE
-from elasticlm.backend.onnx import is_exported
 from elasticlm.errors import InputError
-from elasticlm.latency import Cell, LatencyTable, Setup, fastest, measure, read_tables
+from elasticlm.latency import Cell, LatencyTable, Setup, choose_setup, measure
 from elasticlm.machine import machine
 from elasticlm.model import ElasticModel
 from elasticlm.schedule import Fixed, Load, Policy
@@ -27,7 +25,9 @@ from handlers.timing import Stages
 logger = logging.getLogger(__name__)
 
 PROFILE_RUNS = 5
-"""Runs a level and cell of `profile_on_start`."""
+"""Runs a level and cell of `profile_on_start`, and searches timed at the start."""
+SEARCHED = 10
+"""Hits of those searches."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,10 @@ class Answerer:
             has_index=self.index is not None,
         )
         self.table = made_ready(self.model, self.table, settings)
-        self.search_ms = 0.0 if self.index is None else time_search(self.index, self.model)
+        self.search_ms = 0.0
+        if self.index is not None:
+            warm = self.model.embed(["warm"] * PROFILE_RUNS, level=self.model.structures.smallest).numpy()
+            self.search_ms = self.index.time_search(warm, SEARCHED)
 
     def adopt(self, settings: Settings) -> None:
         """Take the policy of these settings; raises InputError where it wants a level that is not there."""
@@ -202,7 +205,9 @@ def _pairs(request: Request) -> list[tuple[str, str | None]]:
 
 def load_model(artifact: Path, settings: Settings) -> tuple[ElasticModel, LatencyTable]:
     """Load an artifact and the latency table to decide by; raises InputError where they do not fit together."""
-    table, setup = choose_setup(artifact, settings)
+    table, setup = choose_setup(
+        artifact, threads=settings.threads, backend=settings.backend, precision=settings.precision
+    )
     model = ElasticModel.from_pretrained(
         artifact, backend=setup.backend, precision=setup.precision, threads=settings.threads
     )
@@ -227,39 +232,6 @@ def made_ready(model: ElasticModel, table: LatencyTable, settings: Settings) -> 
             if not model.encode(inputs, level).isfinite().all():
                 raise InputError(f"level {level} does not answer with finite numbers: are the weights damaged?")
     return rescaled(table, model, settings.threads) if settings.profile_on_start else table
-
-
-def time_search(index: Any, model: ElasticModel, k: int = 10) -> float:
-    """Return the median time of one query's search, ms."""
-    vector = model.embed(["warm"], level=model.structures.smallest).numpy()
-    times = []
-    for _ in range(PROFILE_RUNS):
-        started = time.perf_counter()
-        index.search(vector, k)
-        times.append((time.perf_counter() - started) * 1e3)
-    return statistics.median(times)
-
-
-def choose_setup(artifact: Path, settings: Settings) -> tuple[LatencyTable, Setup]:
-    """Return the latency table to decide by, and what will run.
-
-    Of the setups that were measured with these threads, and that the settings and this machine allow, the fastest;
-    where there is none, PyTorch (or what the settings name) by the first table.
-    """
-    tables = read_tables(artifact / LATENCY_FILE)
-    fitting = [table for table in tables if _runs_here(table.setup, artifact, settings)]
-    if fitting:
-        table = fastest(fitting)
-        return table, table.setup
-    backend = "torch" if settings.backend == "auto" else settings.backend
-    precision = "fp32" if settings.precision == "auto" else settings.precision
-    return tables[0], Setup(threads=settings.threads, backend=backend, precision=precision)
-
-
-def _runs_here(setup: Setup, artifact: Path, settings: Settings) -> bool:
-    wanted = settings.backend in ("auto", setup.backend) and settings.precision in ("auto", setup.precision)
-    there = setup.backend == "torch" or settings.backend == "onnx" or is_exported(artifact, setup.precision)
-    return wanted and there and setup.threads == settings.threads and setup.device == "cpu"
 
 
 def warn_if_stale(file: Path, table: LatencyTable, here: Setup) -> None:

@@ -35,11 +35,11 @@ from elasticlm.files import new_file, refuse_existing
 from elasticlm.latency import LatencyTable, fastest, read_tables
 from elasticlm.model import ElasticModel
 from elasticlm.pairs import PAIRS_FILE, MeasuredPair, PairTable, read_pairs, write_pairs
+from elasticlm.retrieval.passages import PassageTexts
+from elasticlm.retrieval.pipeline import PASSAGES_FOLDER, RANKER_FOLDER, pair_table
 from elasticlm.schedule import Fixed, Table, parse_policy
 from elasticlm.structure import Choice, level_name
-from handlers.passages import PassageTexts
 from handlers.settings import Settings
-from handlers.two_stage import PASSAGES_FOLDER, RANKER_FOLDER, pair_table, tokens_of_lists
 
 if TYPE_CHECKING:
     from elasticlm.retrieval.index import PassageIndex
@@ -191,8 +191,8 @@ def read_second_stage(
         raise InputError(f"--data {options.data}: {len(missing):,} of the index's {len(index):,} passages are not in "
                          f"it, such as {missing[0]!r}")  # fmt: skip
     passages = [texts[pid] for pid in index.ids]
-    tokens = tokens_of_lists(denser, ranker, index, passages, max(pair.depth for pair in pairs), backend=setup.backend)
-    return SecondStage(Path(options.ranker), pair_table(pairs, table, ranker_table, ranker, tokens), passages)
+    times = pair_table(pairs, (denser, table), (ranker, ranker_table), index, passages, backend=setup.backend)
+    return SecondStage(Path(options.ranker), times, passages)
 
 
 def schedule_settings(

@@ -1,32 +1,23 @@
 """Search, then rerank, in one answer and within one budget: a denser with its index, and a ranker behind it."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from elasticlm.backend import counted_tokens
 from elasticlm.fusion import fused
-from elasticlm.latency import LatencyTable
-from elasticlm.model import ElasticModel
-from elasticlm.pairs import PAIRS_FILE, MeasuredPair, PairTable, read_pairs
+from elasticlm.pairs import PAIRS_FILE, MeasuredPair, read_pairs
+from elasticlm.retrieval.passages import PassageTexts
+from elasticlm.retrieval.pipeline import PASSAGES_FOLDER, RANKER_FOLDER, pair_table
 from elasticlm.schedule import Fixed, Load, Policy
 from elasticlm.structure import Level
-from handlers.answers import Answer, Answerer, load_index, load_model, made_ready, time_search
-from handlers.passages import PassageTexts
+from handlers.answers import Answer, Answerer, load_index, load_model, made_ready
 from handlers.requests import Search, Service
 from handlers.settings import Settings
 from handlers.timing import Stages
-
-if TYPE_CHECKING:
-    from elasticlm.retrieval.index import PassageIndex
-
-RANKER_FOLDER, PASSAGES_FOLDER = "ranker", "passages"
-SAMPLE = 64  # searches by which it is judged how long a list's passages are
 
 Hits = dict[str, float]
 """Scores by passage id, best first."""
@@ -61,12 +52,8 @@ class TwoStageAnswerer:
         pairs = read_pairs(folder / PAIRS_FILE)
         denser_table = made_ready(self.denser, denser_table, settings)
         ranker_table = made_ready(self.ranker, ranker_table, settings)
-        search_ms = time_search(self.index, self.denser, max(pair.depth for pair in pairs))
-        depth = max(pair.depth for pair in pairs)
-        tokens = tokens_of_lists(
-            self.denser, self.ranker, self.index, self.passages, depth, backend=self.ranker.backend.name
-        )
-        self.table = pair_table(pairs, denser_table, ranker_table, self.ranker, tokens, search_ms=search_ms)
+        denser, ranker = (self.denser, denser_table), (self.ranker, ranker_table)
+        self.table = pair_table(pairs, denser, ranker, self.index, self.passages, backend=self.ranker.backend.name)
         self.adopt(settings)
 
     def adopt(self, settings: Settings) -> None:
@@ -121,48 +108,6 @@ class TwoStageAnswerer:
         weight = self.ranker.fusion_weight(level)
         ends = np.cumsum([len(found) for found in lists])[:-1]
         return [_ordered(found, own, weight) for found, own in zip(lists, np.split(scores, ends), strict=True)]
-
-
-def tokens_of_lists(
-    denser: ElasticModel,
-    ranker: ElasticModel,
-    index: "PassageIndex",
-    passages: Sequence[str] | PassageTexts,
-    depth: int,
-    *,
-    backend: str,
-) -> int:
-    """Return how long each of a list's ``depth`` passages is for the backend, in the mean over lists near a passage.
-
-    Passages that are found together are longer than any so many: long ones are near to more queries.
-    """
-    rows = np.linspace(0, len(passages) - 1, min(SAMPLE, len(passages))).astype(int)
-    near = denser.embed([passages[row] for row in rows], level=denser.structures.smallest).numpy()
-    lists = [own for own in index.search(near, depth)[1] if own]
-    ids = list(dict.fromkeys(pid for own in lists for pid in own))
-    found = ranker.tokenize_pairs([passages[index.row[pid]] for pid in ids], None)["attention_mask"].sum(1).tolist()
-    length = dict(zip(ids, found, strict=True))
-    return math.ceil(np.mean([counted_tokens(backend, [length[pid] for pid in own]) for own in lists]))
-
-
-def pair_table(
-    pairs: Sequence[MeasuredPair],
-    denser_table: LatencyTable,
-    ranker_table: LatencyTable,
-    ranker: ElasticModel,
-    tokens: int,
-    *,
-    search_ms: float = 0.0,
-) -> PairTable:
-    """Return the pairs' service times, lists taken to be padded to ``tokens`` without the query."""
-    return PairTable(
-        pairs,
-        denser_table,
-        ranker_table,
-        passage_tokens=tokens - 1,  # one [CLS] for both texts of a pair
-        max_tokens=(ranker.config.max_tokens or {})["pair"],
-        search_ms=search_ms,
-    )
 
 
 def _ordered(found: Hits, scores: np.ndarray, weight: float) -> Hits:

@@ -5,6 +5,8 @@ encoded the passages, dim, count, SHA-256 of the corpus). An index made elsewher
 """
 
 import json
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,6 +159,15 @@ class PassageIndex:
         """
         scores, rows = self.faiss.search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(self)))
         return scores, [[self.ids[row] for row in hits if row >= 0] for hits in rows]
+
+    def time_search(self, queries: np.ndarray, k: int) -> float:
+        """Return the median time in ms of a search, each query [queries, dim] by itself."""
+        times = []
+        for query in queries[:, None]:
+            started = time.perf_counter()
+            self.search(query, k)
+            times.append((time.perf_counter() - started) * 1e3)
+        return statistics.median(times)
 
     def check(self, model: "ElasticModel") -> None:
         """Raise InputError unless the index holds vectors of what encodes this model's passages.
