@@ -48,6 +48,8 @@ HERE = Path(__file__).resolve().parent
 TEMPLATE = HERE / "model-config.yaml"
 BUDGET_IN_SERVICE_TIMES = 5
 """The default latency budget: so many times the service time of the largest level."""
+LIST_ROWS, LIST_TOKENS = 8, 128
+"""What a reranker is asked for, where that budget is found: passages of a list, tokens of a pair."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -66,7 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     second = read_second_stage(options, model, table, index) if options.ranker or options.pairs else None
     times: Table = second.table if second else table
     levels: Sequence[Choice] = second.table.levels if second else model.levels
-    schedule = schedule_settings(options.policy, levels, times, options.batch_size, table.tokens[0])
+    rows, tokens = (LIST_ROWS, LIST_TOKENS) if model.config.task == "score" else (1, table.tokens[0])
+    schedule = schedule_settings(options.policy, levels, times, options.batch_size * rows, tokens)
     config = fill(TEMPLATE.read_text(encoding="utf-8"), {
         "minWorkers": options.workers, "maxWorkers": options.workers, "batchSize": options.batch_size,
         "maxBatchDelay": options.max_batch_delay_ms, "threads": setup.threads, "backend": setup.backend,
@@ -76,8 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     with new_file(target, overwrite=options.overwrite) as temporary:
         pack(options.name, artifact, index, config, temporary, second)
 
-    print_table([{"level": level_name(level), "mean ms": times.mean_ms(level), "p95 ms": times.p95_ms(level)}
-                 for level in levels])  # fmt: skip
+    print_table([{"level": level_name(level), "mean ms": times.mean_ms(level, rows, tokens),
+                  "p95 ms": times.p95_ms(level, rows, tokens)} for level in levels])  # fmt: skip
     print_result({"archive": str(target), "name": options.name, "bytes": target.stat().st_size,
                   "backend": setup.backend, "precision": setup.precision, **schedule,
                   "levels": [str(level) for level in levels] if second else list(levels),
@@ -196,21 +199,21 @@ def read_second_stage(
 
 
 def schedule_settings(
-    policy: str | None, levels: Sequence[Choice], table: Table, batch: int, tokens: int
+    policy: str | None, levels: Sequence[Choice], table: Table, rows: int, tokens: int
 ) -> dict[str, Any]:
     """Return the settings latency_budget_ms, policy and alpha for a policy as it was given, or for none.
 
     Args:
         levels: what is served, largest first.
-        tokens: the table's shortest length.
+        rows, tokens: of a full batch of usual requests.
     """
     largest = levels[0]
-    service_ms = table.mean_ms(largest, batch)
+    service_ms = table.mean_ms(largest, rows, tokens)
     budget_ms = round_up(BUDGET_IN_SERVICE_TIMES * service_ms)
     if policy is None or "t=" not in policy:
         say(
             f"latency budget: {budget_ms:g} ms, {BUDGET_IN_SERVICE_TIMES} times the {service_ms:.3g} ms of level "
-            f"{level_name(largest)} at {batch} x {tokens} tokens; choose another with --policy slack:t=MS"
+            f"{level_name(largest)} at {rows} x {tokens} tokens; choose another with --policy slack:t=MS"
         )
     try:
         chosen = parse_policy(policy or "slack", default_budget_ms=budget_ms)

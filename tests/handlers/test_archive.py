@@ -13,6 +13,7 @@ from archives import PASSAGES, index_of, servable
 
 from elasticlm.errors import InputError
 from elasticlm.latency import LatencyTable, Setup
+from elasticlm.model import ElasticModel
 from handlers.archive import TEMPLATE, fill, main, round_up
 
 MEANS_MS = {100: 40.0, 50: 20.0, 10: 5.0}
@@ -58,6 +59,15 @@ def test_without_a_policy_the_budget_is_five_service_times_of_the_largest_level(
     assert (handler["policy"], handler["latency_budget_ms"], handler["alpha"]) == ("slack", 200, 0.6)
     assert (settings["batchSize"], settings["minWorkers"], settings["maxBatchDelay"]) == (1, 1, 1)
     assert "latency budget: 200 ms, 5 times the 40 ms of level 100" in capsys.readouterr().err
+
+
+def test_a_rerankers_budget_is_that_of_a_list_of_passages(tiny_artifact, tmp_path, capsys):
+    ElasticModel.from_pretrained(tiny_artifact).with_head("score").save_pretrained(tmp_path / "headed")
+    ranker = servable(tmp_path / "headed", tmp_path / "ranker", MEANS_MS)
+    main(["--model", str(ranker), "--name", "rk", "--output", str(tmp_path)])
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1])["latency_budget_ms"] == 5 * 8 * 40
+    assert "level 100 at 8 x 128 tokens" in said.err
 
 
 @pytest.mark.parametrize(
