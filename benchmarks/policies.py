@@ -69,6 +69,7 @@ TimesT = TypeVar("TimesT", ServiceTimes, PairTimes)
 
 ALPHAS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 BATCH_SIZES = (1, 2, 4, 8)
+SERVED = ("batch_size", "workers", "max_batch_delay_ms")  # options that an archive has values of its own for
 ENOUGH = 0.99  # share within T that a recommendation should reach
 WORTH = 0.001  # what a level's absence must gain, in effective quality (or share in time), before it is left out
 
@@ -98,9 +99,8 @@ def main(argv: list[str] | None = None) -> None:
         table = _kept(ServiceTimes(LatencyTable.read(options.model / LATENCY_FILE)), options.levels)
         quality = read_quality(options.model, options.quality, options.judged_on, options.measure, table.levels)
     server = Server(
-        batch_size=options.batch_size or 1, workers=options.workers or 1,
-        max_batch_delay_ms=options.max_batch_delay_ms or 1.0, overhead_ms=options.overhead_ms, rows=options.rows,
-        tokens=options.tokens,
+        **{name: getattr(options, name) for name in SERVED if getattr(options, name) is not None},
+        overhead_ms=options.overhead_ms, rows=options.rows, tokens=options.tokens,
     )  # fmt: skip
     policies = parse_policies(options.policies, options.budget, table.levels)
     own = {policy.budget_ms for policy in policies.values() if hasattr(policy, "budget_ms")}
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
 def read_archive(options: argparse.Namespace, folder: Path) -> tuple[Times, Quality]:
     """Unpack the archive into the folder; return its service times and quality, and fill in what it is served with."""
     archive = Archive.unpack(options.archive, folder)
-    for name in ("batch_size", "workers", "max_batch_delay_ms"):
+    for name in SERVED:
         if getattr(options, name) is None:
             setattr(options, name, getattr(archive, name))
     options.budget = options.budget or archive.handler.get("latency_budget_ms")

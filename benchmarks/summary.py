@@ -58,15 +58,15 @@ def rounds(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, Any]:
             }
             for budget in budgets_ms
         }
-    lead: dict[str, dict[str, Any]] = {}
+    leads: dict[str, dict[str, Any]] = {}
     for budget_ms in budgets_ms:
         name, first = budget_name(budget_ms), _first(trace, budget_ms)
         ours = figures[first][name]["effective_quality"]
-        lead[name] = {"arm": first} | {
+        leads[name] = {"arm": first} | {
             other: _interval([a - b for a, b in zip(ours, theirs[name]["effective_quality"], strict=False)])
             for other, theirs in figures.items() if other != first
         }  # fmt: skip
-    return {"arms": figures, "lead": lead}
+    return {"arms": figures, "lead": leads}
 
 
 def _first(trace: pd.DataFrame, budget_ms: float) -> str:

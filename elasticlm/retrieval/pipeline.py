@@ -45,7 +45,8 @@ def pair_table(
     """
     depth = max(pair.depth for pair in pairs)
     tokens = tokens_of_lists(denser[0], ranker[0], index, passages, depth, backend=backend)
-    some = denser[0].embed([passages[row] for row in range(min(TIMED, len(passages)))])
+    texts = [passages[row] for row in range(min(TIMED, len(passages)))]
+    some = denser[0].embed(texts, level=denser[0].structures.smallest)
     return PairTable(
         pairs, denser[1], ranker[1],
         passage_tokens=tokens - 1,  # one [CLS] for both texts of a pair

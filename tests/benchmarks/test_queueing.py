@@ -91,7 +91,7 @@ def test_remembered_look_ups_are_the_tables_own():
 
 @pytest.fixture
 def pairs():
-    """A pipeline that reranks four passages: 50 % searches in 10 ms and reranks in 20 (40 at 16 rows)."""
+    """A pipeline that reranks four passages: 50 % searches in 10.5 ms and reranks in 20."""
     denser = LatencyTable([cell(level=level, mean_ms=level / 5) for level in (50, 10)])
     ranker = LatencyTable([cell(level=level, rows=rows, tokens=tokens, mean_ms=level * rows / 10)
                            for level in (50, 10) for rows in (1, 4, 8) for tokens in (16, 64)])  # fmt: skip
