@@ -31,14 +31,14 @@ env.sh: $(VENV)/installed environment.sh
 	@echo "Activate the environment with: . ./env.sh"
 
 demo: env.sh
-	@$(ENV) python -m benchmarks.demo --size $(DEMO)
+	@$(ENV) elasticlm demo --size $(DEMO)
 
 test: env.sh
 	@$(ENV) python -m pytest
 
 soak: env.sh
-	@$(ENV) { test -f demo/$(DEMO)/store/demo.mar || python -m benchmarks.demo --size $(DEMO); }
-	@$(ENV) python -m benchmarks.soak --archive demo/$(DEMO)/store/demo.mar --output out/soak --overwrite
+	@$(ENV) { test -f demo/$(DEMO)/store/demo.mar || elasticlm demo --size $(DEMO); }
+	@$(ENV) elasticlm soak --archive demo/$(DEMO)/store/demo.mar --output out/soak --overwrite
 
 lint: env.sh
 	@$(ENV) ruff check . && ruff format --check . && mypy

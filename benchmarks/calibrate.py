@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import requests
+from elasticlm.benchmarks.drive import Traffic, drive
+from elasticlm.benchmarks.replay import Request
+from elasticlm.benchmarks.served_archive import Archive
+from elasticlm.benchmarks.server import ServerError, TorchServe
 
-from benchmarks.archive import Archive
-from benchmarks.drive import Traffic, drive
-from benchmarks.replay import Request
-from benchmarks.server import ServerError, TorchServe
 from elasticlm.command import say
-from elasticlm.structure import Choice, level_name
+from elasticlm.model.structure import Choice, level_name
 
 RUSH = 3.0  # offered load of a rush, in capacities of the largest level
 SMALLEST_BEARS = 0.8  # and at most this share of the capacity of the smallest

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elasticlm import ElasticModel, InputError, LatencyTable
-from elasticlm.command import parser, print_result, print_table, run, say
+from elasticlm.__main__ import run_in_checkout
+from elasticlm.command import parser, print_result, print_table, say
 from elasticlm.files import new_file
-from elasticlm.schedule import parse_policy
+from elasticlm.schedule.policies import parse_policy
 
 TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 BUDGET = 5  # latency budget, in service times of the largest level
@@ -53,7 +54,7 @@ class Stages:
         self._before = ""  # keys of all stages so far: a stage is stale when any before it ran anew
 
     def run(self, title: str, command: list[str], output: Path, *, resumable: bool = False) -> None:
-        """Run ``python -m command...`` unless it is done and its output stands; go on with one that was interrupted."""
+        """Run ``elasticlm command...`` unless it is done and its output stands; go on with one that was interrupted."""
         self._number += 1
         head = f"[{self._number}/{self._total}] {title}"
         key = hashlib.sha256(json.dumps([self._before, command]).encode()).hexdigest()
@@ -65,10 +66,12 @@ class Stages:
         if resumable and self._keys.get(f"{name}, unfinished") == key:
             command = [*command, "--resume"]
         self._note(f"{name}, unfinished", key)
-        say(f"{head}\n      python -m {shlex.join(command)}")
+        say(f"{head}\n      elasticlm {shlex.join(command)}")
         start = time.monotonic()
         # The commands' own tables go to stderr with their progress: stdout is for the demo's table and result.
-        code = subprocess.run([sys.executable, "-m", *command], stdout=sys.stderr.fileno(), check=False).returncode
+        code = subprocess.run(
+            [sys.executable, "-m", "elasticlm", *command], stdout=sys.stderr.fileno(), check=False
+        ).returncode
         if code:
             raise InputError(f"{title} ended with exit code {code}; `make demo` takes up again from here")
         self._note(name, key)
@@ -82,7 +85,7 @@ class Stages:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
-    options = parser("python -m benchmarks.demo", "From a pretrained model to a rush on a page.")
+    options = parser("elasticlm demo", "From a pretrained model to a rush on a page.")
     options.add_argument("--size", choices=list(SIZES), default="full", help="how much of everything")
     options.add_argument("--output", type=Path, default=Path("demo"), help="folder for all that it makes")
     options.add_argument("--teacher", default=TEACHER, help="a BERT sentence encoder: folder or name on the hub")
@@ -98,31 +101,31 @@ def main(argv: list[str] | None = None) -> None:
     data, fresh = ["--data", size.data], "--overwrite"
     stages.run(
         "Prune: rank heads and neurons, nest the levels",
-        ["trainer", "prune", "--teacher", arguments.teacher, *data, "--levels", size.levels,
+        ["prune", "--teacher", arguments.teacher, *data, "--levels", size.levels,
          "--max-examples", str(size.max_examples), "--output", str(pruned), fresh],
         pruned,
     )  # fmt: skip
     stages.run(
         "Index: the teacher encodes the passages, as an index in production would stand",
-        ["trainer", "index", "--model", str(pruned), *data, "--output", str(index), fresh],
+        ["index", "--model", str(pruned), *data, "--output", str(index), fresh],
         index,
     )
     stages.run(
         "Align: every level learns to place queries where the teacher does, without labels",
-        ["trainer", "finetune", "--task", "align", "--model", str(pruned), "--teacher", arguments.teacher, *data,
+        ["finetune", "--task", "align", "--model", str(pruned), "--teacher", arguments.teacher, *data,
          "--index", str(index), "--max-steps", str(size.max_steps), "--output", str(model), fresh],
         model,
         resumable=True,
     )  # fmt: skip
     stages.run(
         "Evaluate: retrieval quality of every level",
-        ["trainer", "evaluate", "--model", str(model), "--teacher", arguments.teacher, *data, "--split", "test",
+        ["evaluate", "--model", str(model), "--teacher", arguments.teacher, *data, "--split", "test",
          "--index", str(index), "--output", str(quality), "--save", fresh],
         quality,
     )  # fmt: skip
     stages.run(
         "Profile: what every level costs on this machine",
-        ["trainer", "profile", "--model", str(model), "--backend", "onnx", "--rows", "1",
+        ["profile", "--model", str(model), "--backend", "onnx", "--rows", "1",
          "--tokens", size.profile_tokens],
         model / "latency.csv",
     )  # fmt: skip
@@ -132,13 +135,13 @@ def main(argv: list[str] | None = None) -> None:
     arms = [f"slack:t={budget_ms}", f"queue:t={budget_ms}", f"fixed:{table.levels[0]}", f"fixed:{table.levels[-1]}"]
     stages.run(
         "Archive: one .mar with the model, the handler and the settings",
-        ["handlers.archive", "--model", str(model), "--name", "demo", "--output", str(archive.parent),
+        ["archive", "--model", str(model), "--name", "demo", "--output", str(archive.parent),
          "--policy", arms[0], fresh],
         archive,
     )  # fmt: skip
     stages.run(
         f"Rush: {len(arms)} arms of {size.duration_s} s against the real TorchServe, budget {budget_ms} ms",
-        ["benchmarks.simulate", "--archive", str(archive), *data, "--split", "test", "--index", str(index),
+        ["simulate", "--archive", str(archive), *data, "--split", "test", "--index", str(index),
          "--workload", "related", "--arms", *arms, "--budgets", str(budget_ms), "--users", "auto",
          "--duration", str(size.duration_s), "--output", str(rush), fresh],
         rush,
@@ -184,4 +187,4 @@ def report(
 
 
 if __name__ == "__main__":
-    run(main)
+    run_in_checkout("demo")

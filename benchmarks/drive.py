@@ -22,7 +22,7 @@ class Traffic:
     """What the driver does to the server; two drives with equal traffic send the same requests.
 
     Closed loop: `users` grow by `spawn_rate` a second, each sends, waits for the answer and pauses. Open loop:
-    `arrivals`, a spec of `benchmarks.arrivals`, says when requests are sent.
+    `arrivals`, a spec of `elasticlm.benchmarks.arrivals`, says when requests are sent.
     """
 
     duration_s: float

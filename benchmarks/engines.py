@@ -1,11 +1,11 @@
-"""``python -m benchmarks.engines``: is each elastic level as fast as the strongest static engine would run it?
+"""``elasticlm engines``: is each elastic level as fast as the strongest static engine would run it?
 
-    python -m benchmarks.engines --model DIR --output out/engines --quality fp32=fp32.json int8=int8.json
-    python -m benchmarks.engines --from out/engines --readme README.md       # the tables, nothing measured again
+    elasticlm engines --model DIR --output out/engines --quality fp32=fp32.json int8=int8.json
+    elasticlm engines --from out/engines --readme README.md       # the tables, nothing measured again
 
 Timed, in one process with the same threads and in turns: tokenised tensors in, the model's answer (vectors, scores)
 out. Ours are all levels in PyTorch (``torch``) and ONNX Runtime (``onnx``, fp32 and int8). Against them run the whole
-teacher and every level alone as a static model (see benchmarks.engines_peers): PyTorch (``eager``), torch.compile
+teacher and every level alone as a static model (see elasticlm.benchmarks.engines_peers): PyTorch (``eager``), torch.compile
 (``compile``), ONNX Runtime by the stock route and without its optimizer (``onnxruntime``, ``onnxruntime-plain``; fp32
 and int8), OpenVINO (``openvino``, fp32), and the
 least that PyTorch could take, a level's fp32 products with its weights by torch.mm and nothing else (``gemm``). Hidden
@@ -34,20 +34,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from elasticlm.benchmarks import engines_memory
+from elasticlm.benchmarks.engines_peers import Builder, Peers, check, first_line
+from elasticlm.benchmarks.engines_report import OF_STOCK, OURS, Results, cells, find_gates, paste_into, read_retention
+from elasticlm.benchmarks.engines_timing import (
+    WHOLE,
+    Engine,
+    Inputs,
+    Run,
+    Shape,
+    Times,
+    names,
+    switching_cost,
+    time_rounds,
+)
 
-from benchmarks import engines_memory
-from benchmarks.engines_peers import Builder, Peers, check, first_line
-from benchmarks.engines_report import OF_STOCK, OURS, Results, cells, find_gates, paste_into, read_retention
-from benchmarks.engines_timing import WHOLE, Engine, Inputs, Run, Shape, Times, names, switching_cost, time_rounds
 from elasticlm import command
-from elasticlm.backend.onnx import graphs_folder, installed, is_exported
+from elasticlm.__main__ import run_in_checkout
+from elasticlm.backend.onnx_runtime import graphs_folder, installed, is_exported
 from elasticlm.command import progress, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.machine import machine
-from elasticlm.model import ElasticModel, download
-from elasticlm.structure import Level
-from elasticlm.teacher import resolve_teacher
+from elasticlm.model.elastic_model import ElasticModel, download
+from elasticlm.model.structure import Level
+from elasticlm.model.teacher import resolve_teacher
 
 NAMES = (*OURS, "eager", "compile", "onnxruntime", "openvino", "gemm")
 SHAPES = "1x16,8x16,1x128,8x128,32x32"
@@ -172,7 +183,7 @@ def measure(options: argparse.Namespace, argv: list[str]) -> Results:
     levels = names(model.levels)
     return Results(
         model=str(options.model), teacher=options.teacher, threads=options.threads,
-        command=shlex.join(["python", "-m", "benchmarks.engines", *argv]), machine=machine(PACKAGES), levels=levels,
+        command=shlex.join(["elasticlm", "engines", *argv]), machine=machine(PACKAGES), levels=levels,
         cells=[cell for shape, found in times.items() for cell in cells(shape, found)],
         gates=find_gates(times, levels, switching, memory), memory=memory, switching=switching,
         missing=bench.missing, retention=retention,
@@ -195,7 +206,7 @@ def load_ours(
     for precision in OURS["onnx"]:
         if not is_exported(artifact, precision):
             raise InputError(f"{graphs_folder(artifact, precision)}: no ONNX graphs in {precision}; run "
-                             f"`python -m trainer export --model {artifact} --onnx fp32 int8`")  # fmt: skip
+                             f"`elasticlm export --model {artifact} --onnx fp32 int8`")  # fmt: skip
         found["onnx", precision] = ElasticModel.from_pretrained(
             artifact, backend="onnx", precision=precision, threads=threads
         )
@@ -279,13 +290,13 @@ def tell(results: Results) -> None:
 
 
 def _options() -> argparse.ArgumentParser:
-    options = command.parser("python -m benchmarks.engines", "Hold every level against the strongest static engines.")
+    options = command.parser("elasticlm engines", "Hold every level against the strongest static engines.")
     options.add_argument("--model", metavar="DIR", help="elastic model with ONNX graphs in fp32 and int8")
     options.add_argument("--output", type=Path, metavar="DIR", help="folder for engines.csv, .json, .md and .png")
     options.add_argument("--teacher", default="sentence-transformers/all-MiniLM-L6-v2", metavar="T",
                          help="folder or hub name of the whole BERT")  # fmt: skip
     options.add_argument("--quality", nargs="+", default=[], metavar="PRECISION=FILE.json", help="evaluations by "
-                         "`trainer evaluate`, under fp32 and int8; else the artifact's quality.json")  # fmt: skip
+                         "`elasticlm evaluate`, under fp32 and int8; else the artifact's quality.json")  # fmt: skip
     options.add_argument("--teacher-int8-retention", type=float, metavar="SHARE",
                          help="of the teacher's RR@10 that its stock int8 graph keeps, for the picture")  # fmt: skip
     options.add_argument("--threads", type=int, default=1, metavar="N", help="of every engine")
@@ -303,4 +314,4 @@ def _options() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    run_in_checkout("engines")

@@ -4,7 +4,7 @@ libraries and run a small product in each.
 Every process maps copies of the files that no other process maps, so that PSS counts all of its weights; memory that
 was freed is given back to the system before it is counted. The peak is what was resident at once while it ran.
 
-``python -m benchmarks.engines_memory KIND FOLDER THREADS`` is that process: it prints one line of JSON.
+``python -m elasticlm.benchmarks.engines_memory KIND FOLDER THREADS`` is that process: it prints one line of JSON.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from transformers import BertModel
 
 from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
-from elasticlm.structure import ElasticStructure
-from elasticlm.teacher import load_bert
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import ElasticStructure
+from elasticlm.model.teacher import load_bert
 
 ROWS, TOKENS = 8, 128
 PROCESS = Path("/proc/self")
@@ -67,7 +67,7 @@ def measure(
 
 
 def _process(kind: str, folder: Path, threads: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.engines_memory", kind, str(folder.absolute()), str(threads)]
+    command = [sys.executable, "-m", "elasticlm.benchmarks.engines_memory", kind, str(folder.absolute()), str(threads)]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
                           capture_output=True, text=True, check=False)  # fmt: skip
     if done.returncode:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from elasticlm.benchmarks.engines_timing import WHOLE, Engine, Inputs, Run
 from torch import Tensor, nn
 from transformers import BertModel
 
-from benchmarks.engines_timing import WHOLE, Engine, Inputs, Run
-from elasticlm.model import ElasticModel
-from elasticlm.structure import ElasticStructure, Level, Structure, level_name
-from elasticlm.teacher import load_bert
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import ElasticStructure, Level, Structure, level_name
+from elasticlm.model.teacher import load_bert
 
 OPSET = 17
 PLAIN = "-plain"

@@ -1,4 +1,4 @@
-"""What benchmarks.engines found: gates, engines.csv, engines.json, the Pareto picture, the tables for README."""
+"""What elasticlm.benchmarks.engines found: gates, engines.csv, engines.json, the Pareto picture, the tables for README."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,14 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from elasticlm.benchmarks.engines_memory import BERT, INT8, LARGEST, TORCH, Memory
+from elasticlm.benchmarks.engines_peers import PLAIN
+from elasticlm.benchmarks.engines_timing import WHOLE, Engine, Times, ratio
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from benchmarks.engines_memory import BERT, INT8, LARGEST, TORCH, Memory
-from benchmarks.engines_peers import PLAIN
-from benchmarks.engines_timing import WHOLE, Engine, Times, ratio
-from elasticlm.artifact import QUALITY_FILE
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
+from elasticlm.model.artifact import QUALITY_FILE
 
 MEASURE = "RR@10"
 STOCKS = Engine(WHOLE, "onnxruntime", "int8"), Engine(WHOLE, "onnxruntime" + PLAIN, "int8")
@@ -114,9 +114,9 @@ class Results:
             found["gates"] = [Gate(gate["gate"], gate["value"], gate["limit"]) for gate in found["gates"]]
             return cls(**found)
         except OSError as error:
-            raise InputError(f"{file}: {error.strerror}; it is written by `python -m benchmarks.engines`") from None
+            raise InputError(f"{file}: {error.strerror}; it is written by `elasticlm engines`") from None
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{file}: expected what `python -m benchmarks.engines` writes") from None
+            raise InputError(f"{file}: expected what `elasticlm engines` writes") from None
 
     def write(self, folder: Path) -> None:
         """Write engines.csv, engines.json, engines.md and engines.png into a folder."""
@@ -210,7 +210,7 @@ def read_retention(files: Sequence[str], artifact: Path) -> dict[str, dict[str, 
         except OSError as error:
             raise InputError(f"{file}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{file}: expected an evaluation with {MEASURE}, by `trainer evaluate`") from None
+            raise InputError(f"{file}: expected an evaluation with {MEASURE}, by `elasticlm evaluate`") from None
     saved = artifact / QUALITY_FILE
     if files or not saved.is_file():
         return found

@@ -8,9 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from elasticlm.errors import InputError
-from elasticlm.latency import text_of
-from elasticlm.model import ElasticModel
-from elasticlm.structure import Level, level_name
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Level, level_name
+from elasticlm.schedule.latency import text_of
 
 WHOLE = "teacher"
 LONG_MS = 50.0  # a run that fills the caches itself

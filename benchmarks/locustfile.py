@@ -4,7 +4,7 @@ By hand, with Locust's web page at http://localhost:8089 (a row a level there):
 
     locust -f benchmarks/locustfile.py --host http://127.0.0.1:8080 --model mini --queries queries.txt
 
-`benchmarks.simulate` runs the same file headless. Sent requests go to --trace-file, a row each; the bodies of the
+`elasticlm.benchmarks.simulate` runs the same file headless. Sent requests go to --trace-file, a row each; the bodies of the
 answers one after another to --responses-file, found by the row's offset and length.
 """
 
@@ -26,8 +26,8 @@ from locust.exception import StopTest, StopUser
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # Locust runs this file, not the package
 
-from benchmarks.arrivals import parse_arrivals
-from benchmarks.replay import Replay, Request, read_requests, standard_library_requests
+from elasticlm.benchmarks.arrivals import parse_arrivals
+from elasticlm.benchmarks.replay import Replay, Request, read_requests, standard_library_requests
 
 COLUMNS = "t_s,users,queue_depth,level,latency_ms,status,query_id,timing,offset,length"
 GOLDEN_RATIO = 0.6180339887  # its multiples spread the users that Locust starts together over the second

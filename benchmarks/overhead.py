@@ -1,6 +1,6 @@
-"""``python -m benchmarks.overhead``: what a request costs end to end, beside the bare forward pass.
+"""``elasticlm overhead``: what a request costs end to end, beside the bare forward pass.
 
-    python -m benchmarks.overhead --archive model_store/mini.mar --output out/overhead
+    elasticlm overhead --archive model_store/mini.mar --output out/overhead
 
 One client, one request at a time, to the real TorchServe: an embedding archive gets a query of 16 tokens, a reranker
 one query with 8 passages of 128 tokens each pair. After every answer the same batch, tokenised before, runs through the
@@ -23,18 +23,19 @@ from typing import Any
 import pandas as pd
 import requests
 import yaml
+from elasticlm.benchmarks.served_archive import Archive
+from elasticlm.benchmarks.server import ServerError
+from elasticlm.benchmarks.signal_check import timings
 
-from benchmarks.archive import Archive
-from benchmarks.load_signal import timings
-from benchmarks.server import ServerError
-from elasticlm.artifact import LATENCY_FILE
-from elasticlm.command import above_zero, parser, print_result, print_table, progress, run
+from elasticlm.__main__ import run_in_checkout
+from elasticlm.command import above_zero, parser, print_result, print_table, progress
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
-from elasticlm.latency import LatencyTable, batch_of, read_tables
 from elasticlm.machine import machine
-from elasticlm.model import ElasticModel
-from elasticlm.structure import Choice, level_name, parse_level
+from elasticlm.model.artifact import LATENCY_FILE
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Choice, level_name, parse_level
+from elasticlm.schedule.latency import LatencyTable, batch_of, read_tables
 
 SHAPES = {"embed": (1, 16), "score": (8, 128)}  # rows and tokens
 WARM_UP = 10
@@ -157,7 +158,7 @@ def breakdown(whole: pd.Series, stages: pd.DataFrame, bare: pd.Series) -> list[d
 
 
 def _options() -> argparse.ArgumentParser:
-    options = parser("python -m benchmarks.overhead", "Time whole requests beside the bare forward pass.")
+    options = parser("elasticlm overhead", "Time whole requests beside the bare forward pass.")
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="an encoder or a reranker")
     options.add_argument("--level", metavar="K", help="the level that answers (default: the largest)")
     options.add_argument("--requests", type=int, default=200, help="requests that are timed, with --switching of each "
@@ -171,4 +172,4 @@ def _options() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_in_checkout("overhead")

@@ -4,8 +4,8 @@ import base64
 from html import escape
 from typing import Any
 
-from benchmarks.plot import SMOOTHED_S
-from benchmarks.summary import arm_budget_ms, budget_name
+from elasticlm.benchmarks.plot import SMOOTHED_S
+from elasticlm.benchmarks.summary import arm_budget_ms, budget_name
 
 ON_TIME = 0.95  # share of requests within T below which an arm is shown in red
 

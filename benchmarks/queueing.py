@@ -18,10 +18,10 @@ from typing import Protocol
 
 import numpy as np
 
-from elasticlm.latency import Cell, LatencyTable
-from elasticlm.pairs import PairTable
-from elasticlm.schedule import Load, Policy, Table
-from elasticlm.structure import Choice, Level
+from elasticlm.model.structure import Choice, Level
+from elasticlm.schedule.cascade import PairTable
+from elasticlm.schedule.latency import Cell, LatencyTable
+from elasticlm.schedule.policies import Load, Policy, Table
 
 SHARES = (0.0, 0.5, 0.95, 0.99, 1.0)  # at which a service time's quantile function is known; linear between them
 NORMAL_P99 = 0.41  # (p99 - p95) / (p95 - p50) of a normal distribution, where a cell has no p99
@@ -113,15 +113,15 @@ class ServiceTimes(LatencyTable):
 
 
 class PairTimes(PairTable):
-    """The same of a pipeline: where its denser is slow its ranker is too, both at the same share of their times.
+    """The same of a pipeline: where its retriever is slow its reranker is too, both at the same share of their times.
 
-    Its levels are those of ``table``, or of them the given ones. The depth of its lists counts as rows of the ranker.
+    Its levels are those of ``table``, or of them the given ones. The depth of its lists counts as rows of the reranker.
     """
 
     def __init__(self, table: PairTable, levels: Sequence[Choice] | None = None) -> None:
         super().__init__(
             [table[level] for level in (table.levels if levels is None else levels)],
-            ServiceTimes(table.denser), ServiceTimes(table.ranker), passage_tokens=table.passage_tokens,
+            ServiceTimes(table.retriever), ServiceTimes(table.reranker), passage_tokens=table.passage_tokens,
             max_tokens=table.max_tokens, search_ms=table.search_ms,
         )  # fmt: skip
         self._quantiles: dict[tuple, list[float]] = {}
@@ -129,13 +129,13 @@ class PairTimes(PairTable):
     @property
     def tokens(self) -> tuple[int, ...]:
         """Lengths of queries that were measured."""
-        return self.denser.tokens
+        return self.retriever.tokens
 
     @property
     def most_rows(self) -> int:
         """Queries of the largest batch whose lists were measured."""
         deepest = max(pair.depth for pair in self.pairs.values())
-        return min(self.denser.rows[-1], self.ranker.rows[-1] // deepest)
+        return min(self.retriever.rows[-1], self.reranker.rows[-1] // deepest)
 
     def check_levels(self, levels: Sequence[Choice]) -> None:
         """Raise InputError unless every one of ``levels`` is among the pairs."""

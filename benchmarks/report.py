@@ -1,6 +1,6 @@
 """Draw a simulation: rush.png after Figure 7 of ElasticLM, and index.html, one page that needs no other file.
 
-python -m benchmarks.report DIR      # draws DIR/rush.png and DIR/index.html anew from trace.csv and summary.json
+elasticlm report DIR      # draws DIR/rush.png and DIR/index.html anew from trace.csv and summary.json
 """
 
 import json
@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from elasticlm.benchmarks.drive import read_rows
+from elasticlm.benchmarks.page import page
+from elasticlm.benchmarks.plot import draw_rush, level_colors
 
-from benchmarks.drive import read_rows
-from benchmarks.page import page
-from benchmarks.plot import draw_rush, level_colors
-from elasticlm.command import parser, run, say
+from elasticlm.__main__ import run_in_checkout
+from elasticlm.command import parser, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
 
@@ -36,15 +37,17 @@ def draw(folder: Path, trace: pd.DataFrame, summary: dict[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parser("python -m benchmarks.report", "Draw a simulation's figures anew.")
-    options.add_argument("folder", type=Path, metavar="DIR", help="output folder of benchmarks.simulate")
+    options = parser("elasticlm report", "Draw a simulation's figures anew.")
+    options.add_argument("folder", type=Path, metavar="DIR", help="output folder of elasticlm.benchmarks.simulate")
     folder = options.parse_args(argv).folder
     for name in ("trace.csv", "summary.json"):
         if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: no such file; expected the output folder of benchmarks.simulate")
+            raise InputError(
+                f"{folder / name}: no such file; expected the output folder of elasticlm.benchmarks.simulate"
+            )
     draw(folder, read_rows(folder / "trace.csv"), json.loads((folder / "summary.json").read_text(encoding="utf-8")))
     say(f"{folder / 'index.html'}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_in_checkout("report")

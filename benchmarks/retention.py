@@ -1,9 +1,9 @@
-"""``python -m benchmarks.retention``: how much of the teacher's quality every level keeps, of several trainings.
+"""``elasticlm retention``: how much of the teacher's quality every level keeps, of several trainings.
 
-Takes what ``trainer evaluate`` wrote, under a label each; a label may have several files (levels trained alone)::
+Takes what ``elasticlm evaluate`` wrote, under a label each; a label may have several files (levels trained alone)::
 
-    python -m benchmarks.retention elastic=a.json alone=b50.json,b30.json --output DIR
-    python -m benchmarks.retention 5=5min.json 15=15min.json --over minutes --output DIR
+    elasticlm retention elastic=a.json alone=b50.json,b30.json --output DIR
+    elasticlm retention 5=5min.json 15=15min.json --over minutes --output DIR
 
 Writes retention.csv (a row a label and level: RR@10, retention with its 95 % interval, and the paired difference from
 the first label with its interval and p) and retention.png, with the shares that the paper reports drawn in.
@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 
 from elasticlm import command
+from elasticlm.__main__ import run_in_checkout
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
-from elasticlm.retrieval.metrics import difference
+from elasticlm.retrieval.measures import difference
 
 MEASURE = "RR@10"
 SHARE = f"{MEASURE}, share of the teacher's"
@@ -41,7 +42,7 @@ class Row:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = command.parser("python -m benchmarks.retention", "Compare trainings by what every level keeps.")
+    parser = command.parser("elasticlm retention", "Compare trainings by what every level keeps.")
     parser.add_argument("trainings", nargs="+", metavar="LABEL=A.json[,B.json]", help="evaluations under their label")
     parser.add_argument("--over", metavar="NAME", help="the labels are numbers: draw retention over them, under NAME")
     parser.add_argument("--title", default="", help="of the picture")
@@ -78,7 +79,7 @@ def read(training: str) -> list[Row]:
         except OSError as error:
             raise InputError(f"{file}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{file}: not an evaluation; expected a file written by `trainer evaluate`") from None
+            raise InputError(f"{file}: not an evaluation; expected a file written by `elasticlm evaluate`") from None
     return rows
 
 
@@ -162,4 +163,4 @@ def _is_number(label: str) -> bool:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    run_in_checkout("retention")

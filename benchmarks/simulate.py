@@ -1,6 +1,6 @@
 """The online simulation: one rush, served anew under each arm's policy by the real TorchServe.
 
-    python -m benchmarks.simulate --archive model_store/mini.mar --data pydoc --split test \\
+    elasticlm simulate --archive model_store/mini.mar --data pydoc --split test \\
         --arms slack queue fixed:100 fixed:5 --users auto --duration 45 --output out/rush
 
 Every arm sees the same traffic, and is compared with the first over the questions that both were asked. With
@@ -23,26 +23,27 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from elasticlm.benchmarks.arrivals import RAMP, at_load, open_arrivals_s, parse_arrivals
+from elasticlm.benchmarks.calibrate import measure_capacity, rush_users, warm_up
+from elasticlm.benchmarks.drive import Drive, DriverError, Traffic, drive
+from elasticlm.benchmarks.replay import write_requests
+from elasticlm.benchmarks.report import write_report
+from elasticlm.benchmarks.served_archive import Archive
+from elasticlm.benchmarks.server import ServerError
+from elasticlm.benchmarks.summary import COLUMNS, behind, budget_name, lead, rounds, summarise
+from elasticlm.benchmarks.workload import RELATED_TOKENS, RERANK, WORKLOADS, Workload, build_workload
 
-from benchmarks.archive import Archive
-from benchmarks.arrivals import RAMP, at_load, open_arrivals_s, parse_arrivals
-from benchmarks.calibrate import measure_capacity, rush_users, warm_up
-from benchmarks.drive import Drive, DriverError, Traffic, drive
-from benchmarks.replay import write_requests
-from benchmarks.report import write_report
-from benchmarks.server import ServerError
-from benchmarks.summary import COLUMNS, behind, budget_name, lead, rounds, summarise
-from benchmarks.workload import RELATED_TOKENS, RERANK, WORKLOADS, Workload, build_workload
-from elasticlm.command import above_zero, parser, print_result, print_table, progress, run, say
+from elasticlm.__main__ import run_in_checkout
+from elasticlm.command import above_zero, parser, print_result, print_table, progress, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.machine import machine
-from elasticlm.model import ElasticModel
-from elasticlm.retrieval.data import load_corpus, load_retrieval
-from elasticlm.retrieval.index import PassageIndex
-from elasticlm.schedule import parse_policy
-from elasticlm.structure import Choice, level_name
-from elasticlm.teacher import passage_encoder
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Choice, level_name
+from elasticlm.model.teacher import passage_encoder
+from elasticlm.retrieval.data_specs import load_corpus, load_retrieval
+from elasticlm.retrieval.passage_index import PassageIndex
+from elasticlm.schedule.policies import parse_policy
 
 SERVICE_TIMES = (5.0, 7.5, 10.0)  # --budgets auto, in service times of the largest level: the paper's ratio
 
@@ -274,7 +275,7 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _options() -> argparse.ArgumentParser:
-    options = parser("python -m benchmarks.simulate", "Drive a rush through TorchServe, once for each arm's policy.")
+    options = parser("elasticlm simulate", "Drive a rush through TorchServe, once for each arm's policy.")
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="what is served")
     options.add_argument("--data", required=True, metavar="SPEC", help="queries, passages and judgements")
     options.add_argument("--split", default="test", help="whose queries are sent")
@@ -338,4 +339,4 @@ def _pause(text: str) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_in_checkout("simulate")

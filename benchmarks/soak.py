@@ -1,6 +1,6 @@
 """``make soak``: ten minutes of rushes and pauses, good requests and bad ones; do memory, files or threads grow?
 
-    python -m benchmarks.soak --archive model_store/mini.mar --minutes 10 --output out/soak
+    elasticlm soak --archive model_store/mini.mar --minutes 10 --output out/soak
 
 Users come and go in waves, so that levels rise and fall; one request in twenty is malformed, one in fifty breaks its
 connection. Every few seconds each process of the server is asked for its memory (PSS, MiB), open files and threads.
@@ -22,10 +22,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import psutil
+from elasticlm.benchmarks.served_archive import Archive
+from elasticlm.benchmarks.server import TorchServe
 
-from benchmarks.archive import Archive
-from benchmarks.server import TorchServe
-from elasticlm.command import parser, print_result, print_table, progress, run
+from elasticlm.__main__ import run_in_checkout
+from elasticlm.command import parser, print_result, print_table, progress
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.machine import machine
@@ -184,7 +185,7 @@ def draw(samples: pd.DataFrame, file: Path) -> None:
 
 
 def _options() -> argparse.ArgumentParser:
-    options = parser("python -m benchmarks.soak", "Load the real server for minutes and watch what grows.")
+    options = parser("elasticlm soak", "Load the real server for minutes and watch what grows.")
     options.add_argument("--archive", type=Path, required=True, help=".mar of an embedding model")
     options.add_argument("--minutes", type=float, default=10.0, help="how long")
     options.add_argument("--users", type=int, default=12, help="users at the height of a wave")
@@ -196,4 +197,4 @@ def _options() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_in_checkout("soak")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from elasticlm.retrieval.metrics import difference
-from elasticlm.schedule import parse_policy
+from elasticlm.retrieval.measures import difference
+from elasticlm.schedule.policies import parse_policy
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's, 1 to 9 degrees of freedom
 COLUMNS = ["arm", "t_s", "users", "queue_depth", "level", "latency_ms", "status", "query_id", "quality"]
@@ -96,13 +96,13 @@ def in_time(rows: pd.DataFrame, budget_ms: float) -> pd.Series:
 
 
 def size(level: str) -> tuple[float, float]:
-    """Return what levels are ordered by: of pairs the ranker's first, the denser alone being the smallest.
+    """Return what levels are ordered by: of pairs the reranker's first, the retriever alone being the smallest.
 
     >>> sorted(["50", "10+5", "100", "10+30", "50+5"], key=size)
     ['50', '100', '10+5', '50+5', '10+30']
     """
-    denser, _, ranker = level.partition("+")
-    return float(ranker or 0), float(denser)
+    retriever, _, reranker = level.partition("+")
+    return float(reranker or 0), float(retriever)
 
 
 def budget_name(budget_ms: float) -> str:

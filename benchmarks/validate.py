@@ -1,7 +1,7 @@
 """The policy simulator held against the real server, on the arrivals that the server has seen.
 
-    python -m benchmarks.simulate --archive model_store/mini.mar ... --arrivals gamma:20,4 --load .6 --output out/gamma
-    python -m benchmarks.validate --model out/model --runs out/gamma out/trace --output out/validation.json
+    elasticlm simulate --archive model_store/mini.mar ... --arrivals gamma:20,4 --load .6 --output out/gamma
+    elasticlm validate --model out/model --runs out/gamma out/trace --output out/validation.json
 
 The simulator is told two things of the server, measured before the run: how many requests a second it answers at the
 largest and at the smallest level. They fix its two unknowns, the server's overhead a request and a factor on the
@@ -17,18 +17,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from elasticlm.benchmarks.drive import read_rows
+from elasticlm.benchmarks.queueing import OpenLoop, Server, ServiceTimes, simulate
+from elasticlm.benchmarks.summary import in_time
 
-from benchmarks.drive import read_rows
-from benchmarks.queueing import OpenLoop, Server, ServiceTimes, simulate
-from benchmarks.summary import in_time
-from elasticlm.artifact import LATENCY_FILE
-from elasticlm.command import parser, print_result, print_table, run
+from elasticlm.__main__ import run_in_checkout
+from elasticlm.command import parser, print_result, print_table
 from elasticlm.errors import InputError
 from elasticlm.files import new_file, refuse_existing
-from elasticlm.latency import LatencyTable
 from elasticlm.machine import machine
-from elasticlm.schedule import parse_policy
-from elasticlm.structure import level_name, parse_level
+from elasticlm.model.artifact import LATENCY_FILE
+from elasticlm.model.structure import level_name, parse_level
+from elasticlm.schedule.latency import LatencyTable
+from elasticlm.schedule.policies import parse_policy
 
 WITHIN_POINTS, SHARE_POINTS = 3.0, 5.0  # what the simulator may be off: share in time, share of any level
 
@@ -152,7 +153,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
         trace = read_rows(folder / "trace.csv")
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: not what `python -m benchmarks.simulate` writes ({error})") from None
+        raise InputError(f"{folder}: not what `elasticlm simulate` writes ({error})") from None
     if not summary["load"]["arrivals"]:
         raise InputError(f"{folder}: a closed loop, whose arrivals depend on the answers; run it with --arrivals")
     return summary, trace
@@ -163,11 +164,11 @@ def _budgets(summary: dict[str, Any]) -> list[str]:
 
 
 def _options() -> argparse.ArgumentParser:
-    options = parser("python -m benchmarks.validate", "Hold the policy simulator against runs of the real server.")
+    options = parser("elasticlm validate", "Hold the policy simulator against runs of the real server.")
     options.add_argument("--model", type=Path, required=True, metavar="DIR", help="artifact that was served: its "
                          "latency.csv")  # fmt: skip
     options.add_argument("--runs", type=Path, nargs="+", required=True, metavar="DIR", help="outputs of "
-                         "benchmarks.simulate with --arrivals and --load; one worker, batch size 1")  # fmt: skip
+                         "elasticlm.benchmarks.simulate with --arrivals and --load; one worker, batch size 1")  # fmt: skip
     options.add_argument("--tokens", type=int, default=128, help="length of the requests in tokens")
     options.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file to write")
     options.add_argument("--overwrite", action="store_true", help="replace the output file")
@@ -175,4 +176,4 @@ def _options() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_in_checkout("validate")

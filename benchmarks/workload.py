@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from elasticlm.benchmarks.replay import Request, text_request
 
-from benchmarks.replay import Request, text_request
 from elasticlm.errors import InputError
-from elasticlm.retrieval.metrics import per_query, ranking
+from elasticlm.retrieval.measures import per_query, ranking
 
 if TYPE_CHECKING:
-    from elasticlm.retrieval.data import RetrievalData
-    from elasticlm.retrieval.index import PassageIndex
+    from elasticlm.retrieval.data_specs import RetrievalData
+    from elasticlm.retrieval.passage_index import PassageIndex
 
 RELATED_TOKENS = 128
 RELATED_QUERIES = 100

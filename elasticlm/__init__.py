@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from elasticlm.errors import InputError
-    from elasticlm.latency import LatencyTable
-    from elasticlm.model import ElasticModel
-    from elasticlm.schedule import Load, parse_policy
-    from elasticlm.structure import ElasticStructure, Structure
+    from elasticlm.model.elastic_model import ElasticModel
+    from elasticlm.model.structure import ElasticStructure, Structure
+    from elasticlm.schedule.latency import LatencyTable
+    from elasticlm.schedule.policies import Load, parse_policy
 
 __version__ = "0.1.0"
 
@@ -16,12 +16,12 @@ __all__ = ["ElasticModel", "ElasticStructure", "InputError", "LatencyTable", "Lo
 
 _HOMES = {
     "InputError": "elasticlm.errors",
-    "LatencyTable": "elasticlm.latency",
-    "ElasticModel": "elasticlm.model",
-    "Load": "elasticlm.schedule",
-    "parse_policy": "elasticlm.schedule",
-    "ElasticStructure": "elasticlm.structure",
-    "Structure": "elasticlm.structure",
+    "LatencyTable": "elasticlm.schedule.latency",
+    "ElasticModel": "elasticlm.model.elastic_model",
+    "Load": "elasticlm.schedule.policies",
+    "parse_policy": "elasticlm.schedule.policies",
+    "ElasticStructure": "elasticlm.model.structure",
+    "Structure": "elasticlm.model.structure",
 }
 
 

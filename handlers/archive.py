@@ -1,13 +1,13 @@
 """Pack an artifact, the code that serves it and, where there is one, its index into an archive for TorchServe.
 
-    python -m handlers.archive --model out/aligned --name mini --output model_store/
+    elasticlm archive --model out/aligned --name mini --output model_store/
 
 The archive holds elastic_handler.py, the packages `elasticlm` and `handlers`, `artifact/`, `index/` and
 model-config.yaml: nothing of the checkout is needed where it is served. What could not be served is refused here.
 
-With a ranker behind the denser, searches are reranked; `ranker/`, `passages/` and pairs.json come along:
+With a reranker behind the retriever, searches are reranked; `reranker/`, `passages/` and pairs.json come along:
 
-    python -m handlers.archive --model out/denser --index out/index --ranker out/ranker --pairs out/pairs.json \\
+    elasticlm archive --model out/retriever --index out/index --reranker out/reranker --pairs out/pairs.json \\
         --data beir:squad --name search --output model_store/
 """
 
@@ -26,23 +26,24 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import elasticlm
-from elasticlm.artifact import LATENCY_FILE
+from elasticlm.__main__ import run_in_checkout
 from elasticlm.backend import BACKENDS, PRECISIONS, onnx_export
-from elasticlm.backend.onnx import FOLDER as GRAPHS_FOLDER
-from elasticlm.command import parser, print_result, print_table, run, say
+from elasticlm.backend.onnx_runtime import FOLDER as GRAPHS_FOLDER
+from elasticlm.command import parser, print_result, print_table, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_file, refuse_existing
-from elasticlm.latency import LatencyTable, fastest, read_tables
-from elasticlm.model import ElasticModel
-from elasticlm.pairs import PAIRS_FILE, MeasuredPair, PairTable, read_pairs, write_pairs
-from elasticlm.retrieval.passages import PassageTexts
-from elasticlm.retrieval.pipeline import PASSAGES_FOLDER, RANKER_FOLDER, pair_table
-from elasticlm.schedule import Fixed, Table, parse_policy
-from elasticlm.structure import Choice, level_name
-from handlers.settings import Settings
+from elasticlm.model.artifact import LATENCY_FILE
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Choice, level_name
+from elasticlm.retrieval.passage_texts import PassageTexts
+from elasticlm.schedule.cascade import PAIRS_FILE, MeasuredPair, PairTable, read_pairs, write_pairs
+from elasticlm.schedule.latency import LatencyTable, fastest, read_tables
+from elasticlm.schedule.policies import Fixed, Table, parse_policy
+from elasticlm.serving.cascade_times import PASSAGES_FOLDER, RERANKER_FOLDER, pair_table
+from elasticlm.serving.settings import Settings
 
 if TYPE_CHECKING:
-    from elasticlm.retrieval.index import PassageIndex
+    from elasticlm.retrieval.passage_index import PassageIndex
 
 HERE = Path(__file__).resolve().parent
 TEMPLATE = HERE / "model-config.yaml"
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     if setup.backend == "onnx":
         onnx_export.ensure_exported(model, artifact, setup.precision)
     index = read_index(options, model) if options.index else None
-    second = read_second_stage(options, model, table, index) if options.ranker or options.pairs else None
+    second = read_second_stage(options, model, table, index) if options.reranker or options.pairs else None
     times: Table = second.table if second else table
     levels: Sequence[Choice] = second.table.levels if second else model.levels
     rows, tokens = (LIST_ROWS, LIST_TOKENS) if model.config.task == "score" else (1, table.tokens[0])
@@ -92,12 +93,12 @@ class SecondStage:
     """What makes a pipeline of an archive that searches.
 
     Args:
-        ranker: artifact folder.
+        reranker: artifact folder.
         table: its levels are the pairs worth running.
         passages: texts of the index's passages, in its order.
     """
 
-    ranker: Path
+    reranker: Path
     table: PairTable
     passages: Sequence[str]
 
@@ -122,14 +123,14 @@ def read_artifact(
     model = ElasticModel.from_pretrained(folder)
     file = folder / LATENCY_FILE
     if not file.is_file():
-        raise InputError(f"{file}: no latency table; measure one with `python -m trainer profile --model {folder}`")
+        raise InputError(f"{file}: no latency table; measure one with `elasticlm profile --model {folder}`")
     tables = [table for table in read_tables(file)
               if backend in ("auto", table.setup.backend) and precision in ("auto", table.setup.precision)
               and threads in (None, table.setup.threads)]  # fmt: skip
     if not tables:
         asked = [name for name in (backend, precision) if name != "auto"] + [f"{threads} threads"] * bool(threads)
         raise InputError(
-            f"{file}: nothing was measured for {' '.join(asked)}; run `python -m trainer profile --model {folder}`"
+            f"{file}: nothing was measured for {' '.join(asked)}; run `elasticlm profile --model {folder}`"
         )
     table = fastest(tables)
     try:
@@ -144,9 +145,9 @@ def read_index(options: argparse.Namespace, model: ElasticModel) -> "PassageInde
 
     An index made elsewhere has no fingerprint: 16 of its passages, found by id in --data, are encoded anew.
     """
-    from elasticlm.retrieval.data import load_corpus
-    from elasticlm.retrieval.index import PassageIndex
-    from elasticlm.teacher import passage_encoder
+    from elasticlm.model.teacher import passage_encoder
+    from elasticlm.retrieval.data_specs import load_corpus
+    from elasticlm.retrieval.passage_index import PassageIndex
 
     if model.config.task != "embed":
         raise InputError(f"--index {options.index}: a model whose task is {model.config.task!r} does not search")
@@ -164,26 +165,26 @@ def read_index(options: argparse.Namespace, model: ElasticModel) -> "PassageInde
 
 
 def read_second_stage(
-    options: argparse.Namespace, denser: ElasticModel, table: LatencyTable, index: "PassageIndex | None"
+    options: argparse.Namespace, retriever: ElasticModel, table: LatencyTable, index: "PassageIndex | None"
 ) -> SecondStage:
-    """Load what reranks the denser's hits; raises InputError where the parts do not fit together.
+    """Load what reranks the retriever's hits; raises InputError where the parts do not fit together.
 
-    The ranker is served as the denser is: it must have been measured with the same backend, precision and threads.
+    The reranker is served as the retriever is: it must have been measured with the same backend, precision and threads.
     """
-    from elasticlm.retrieval.data import load_corpus
+    from elasticlm.retrieval.data_specs import load_corpus
 
-    if index is None or not (options.ranker and options.pairs and options.data):
+    if index is None or not (options.reranker and options.pairs and options.data):
         raise InputError(
-            "a ranker reranks what a search finds: give --ranker, --pairs, --index and --data (its corpus)"
+            "a reranker reranks what a search finds: give --reranker, --pairs, --index and --data (its corpus)"
         )
     setup = table.setup
-    ranker, ranker_table = read_artifact(Path(options.ranker), setup.backend, setup.precision, setup.threads)
-    if ranker.config.task != "score":
-        raise InputError(f"--ranker {options.ranker}: its task is {ranker.config.task!r}, not ranking ('score')")
+    reranker, reranker_table = read_artifact(Path(options.reranker), setup.backend, setup.precision, setup.threads)
+    if reranker.config.task != "score":
+        raise InputError(f"--reranker {options.reranker}: its task is {reranker.config.task!r}, not ranking ('score')")
     if setup.backend == "onnx":
-        onnx_export.ensure_exported(ranker, Path(options.ranker), setup.precision)
+        onnx_export.ensure_exported(reranker, Path(options.reranker), setup.precision)
     pairs = read_pairs(options.pairs)
-    for stage, model in (("denser", denser), ("ranker", ranker)):
+    for stage, model in (("retriever", retriever), ("reranker", reranker)):
         wanted = {getattr(pair, stage) for pair in pairs} - {None}
         if unknown := wanted - set(model.levels):
             known = ", ".join(map(level_name, model.levels))
@@ -194,8 +195,8 @@ def read_second_stage(
         raise InputError(f"--data {options.data}: {len(missing):,} of the index's {len(index):,} passages are not in "
                          f"it, such as {missing[0]!r}")  # fmt: skip
     passages = [texts[pid] for pid in index.ids]
-    times = pair_table(pairs, (denser, table), (ranker, ranker_table), index, passages, backend=setup.backend)
-    return SecondStage(Path(options.ranker), times, passages)
+    times = pair_table(pairs, (retriever, table), (reranker, reranker_table), index, passages, backend=setup.backend)
+    return SecondStage(Path(options.reranker), times, passages)
 
 
 def schedule_settings(
@@ -264,11 +265,11 @@ def pack(
         for part in ("tmp", "packed"):
             Path(folder, part).mkdir()
         _copy_code(Path(elasticlm.__file__).parent, staged / "elasticlm")
-        _copy_code(HERE, staged / "handlers")
+        _copy_code(HERE, staged / "elasticlm" / "handlers")
         left_out = shutil.ignore_patterns(".*", *_graphs_left_out(config))
         shutil.copytree(artifact, staged / "artifact", ignore=left_out)
         if second is not None:
-            shutil.copytree(second.ranker, staged / RANKER_FOLDER, ignore=left_out)
+            shutil.copytree(second.reranker, staged / RERANKER_FOLDER, ignore=left_out)
             PassageTexts.write(staged / PASSAGES_FOLDER, second.passages)
             write_pairs(staged / PAIRS_FILE, second.pairs)
         if index is not None:
@@ -307,25 +308,25 @@ def _copy_code(package: Path, target: Path) -> None:
 
 
 def _options() -> argparse.ArgumentParser:
-    options = parser("python -m handlers.archive", "Pack an artifact for TorchServe.")
+    options = parser("elasticlm archive", "Pack an artifact for TorchServe.")
     options.add_argument("--model", required=True, metavar="DIR", help="artifact folder with its latency.csv")
     options.add_argument("--name", required=True, help="name of the archive and, by default, of the model in the URL")
     options.add_argument("--output", required=True, metavar="DIR", help="model store; NAME.mar is written there")
-    options.add_argument("--index", metavar="DIR_OR_FAISS", help="index folder of `trainer index`, or a FAISS file "
+    options.add_argument("--index", metavar="DIR_OR_FAISS", help="index folder of `elasticlm index`, or a FAISS file "
                          "made elsewhere with --ids and --data; without one the archive does not search")  # fmt: skip
     options.add_argument("--ids", metavar="FILE", help="passage ids of a FAISS file, one a line in row order")
     options.add_argument("--data", metavar="SPEC", help="corpus of the index: of one made elsewhere, to check it by; "
-                         "with --ranker for the texts that are reranked")  # fmt: skip
-    options.add_argument("--ranker", metavar="DIR", help="a ranker's artifact folder with its latency.csv: hits are "
+                         "with --reranker for the texts that are reranked")  # fmt: skip
+    options.add_argument("--reranker", metavar="DIR", help="a reranker's artifact folder with its latency.csv: hits are "
                          "reranked, one budget for both")  # fmt: skip
-    options.add_argument("--pairs", metavar="FILE", help="quality of each pair of levels, denser and ranker: the "
-                         f"{PAIRS_FILE} of `trainer evaluate --matrix`")  # fmt: skip
+    options.add_argument("--pairs", metavar="FILE", help="quality of each pair of levels, retriever and reranker: the "
+                         f"{PAIRS_FILE} of `elasticlm evaluate --matrix`")  # fmt: skip
     options.add_argument("--teacher", metavar="T", help="the artifact's teacher, where it has moved (for that check)")
     options.add_argument("--policy", metavar="SPEC", help="slack:t=250,alpha=.6, queue:t=250 or fixed:50 (with "
-                         "--ranker fixed:50+10), t in ms (default: slack with 5 times the service time of the largest "
+                         "--reranker fixed:50+10), t in ms (default: slack with 5 times the service time of the largest "
                          "level)")  # fmt: skip
     options.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="what runs a level; auto: the "
-                         "fastest of those that `trainer profile` measured")  # fmt: skip
+                         "fastest of those that `elasticlm profile` measured")  # fmt: skip
     options.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS["onnx"]), help="of weights and "
                          "products, int8 with the backend onnx")  # fmt: skip
     options.add_argument("--batch-size", type=_positive, default=1, help="most requests answered in one forward pass")
@@ -347,4 +348,4 @@ _positive.__name__ = "whole number of at least 1"  # what argparse calls it in i
 
 
 if __name__ == "__main__":
-    run(main)
+    run_in_checkout("archive")

@@ -20,17 +20,17 @@ from typing import Any
 
 from ts.context import Context
 
-from elasticlm.schedule import Load
-from elasticlm.structure import level_name
-from handlers.answers import Answer
-from handlers.encoding import encoded
-from handlers.live import LiveSettings
-from handlers.load import ManagementProbe, QueueSignal, known_ages_ms
-from handlers.metrics import BatchReport, Demand, emit
-from handlers.requests import Asked, RequestError, accept
-from handlers.settings import Settings
-from handlers.timing import Stages
-from handlers.two_stage import open_archive
+from elasticlm.model.structure import level_name
+from elasticlm.schedule.policies import Load
+from elasticlm.serving.engine import Answer
+from elasticlm.serving.live_settings import LiveSettings
+from elasticlm.serving.requests import Asked, RequestError, accept
+from elasticlm.serving.responses import encoded
+from elasticlm.serving.settings import Settings
+from elasticlm.serving.signals import ManagementProbe, QueueSignal, known_ages_ms
+from elasticlm.serving.stages import Stages
+from elasticlm.serving.telemetry import BatchReport, Demand, emit
+from elasticlm.serving.two_stage import open_archive
 
 logger = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from elasticlm.handlers.archive import TEMPLATE, pack
 
-from elasticlm.latency import LatencyTable
-from elasticlm.model import ElasticModel
-from elasticlm.pairs import MeasuredPair, write_pairs
-from elasticlm.retrieval.index import PassageIndex
-from elasticlm.teacher import load_teacher
-from handlers.archive import TEMPLATE, pack
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_teacher
+from elasticlm.retrieval.passage_index import PassageIndex
+from elasticlm.schedule.cascade import MeasuredPair, write_pairs
+from elasticlm.schedule.latency import LatencyTable
 
 PASSAGES = {
     "p/1": "what is a glacier",
@@ -61,20 +61,26 @@ def corpus_of_passages(folder: Path) -> str:
 
 
 def pipeline(
-    artifact: Path, index: PassageIndex, data: str, folder: Path, denser_ms: dict, ranker_ms: dict, pairs: list[tuple]
+    artifact: Path,
+    index: PassageIndex,
+    data: str,
+    folder: Path,
+    retriever_ms: dict,
+    reranker_ms: dict,
+    pairs: list[tuple],
 ) -> list[str]:
-    """Make the parts of a two-stage archive; return the options of handlers.archive that name them.
+    """Make the parts of a two-stage archive; return the options of elasticlm.handlers.archive that name them.
 
     Args:
-        denser_ms, ranker_ms: service times of a row by level.
-        pairs: denser, ranker, depth and quality of each.
+        retriever_ms, reranker_ms: service times of a row by level.
+        pairs: retriever, reranker, depth and quality of each.
     """
-    servable(artifact, folder / "denser", denser_ms)
+    servable(artifact, folder / "retriever", retriever_ms)
     ElasticModel.from_pretrained(artifact).with_head("score").save_pretrained(folder / "headed")
-    servable(folder / "headed", folder / "ranker", ranker_ms)
+    servable(folder / "headed", folder / "reranker", reranker_ms)
     index.save(folder / "index")
-    measured = [MeasuredPair(denser=denser, ranker=ranker, depth=depth, quality=quality, measure="RR@10")
-                for denser, ranker, depth, quality in pairs]  # fmt: skip
+    measured = [MeasuredPair(retriever=retriever, reranker=reranker, depth=depth, quality=quality, measure="RR@10")
+                for retriever, reranker, depth, quality in pairs]  # fmt: skip
     write_pairs(folder / "pairs.json", measured)
-    return ["--model", str(folder / "denser"), "--ranker", str(folder / "ranker"), "--index", str(folder / "index"),
+    return ["--model", str(folder / "retriever"), "--reranker", str(folder / "reranker"), "--index", str(folder / "index"),
             "--pairs", str(folder / "pairs.json"), "--data", data]  # fmt: skip

@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
-from elasticlm.structure import ElasticStructure
-from elasticlm.teacher import load_teacher
+from elasticlm.model.structure import ElasticStructure
+from elasticlm.model.teacher import load_teacher
 
 WORDS = """
 the a of in to and is how what why glacier ice river rain snow cave form melt water mountain cold warm sun moon sea tide

@@ -4,14 +4,14 @@ import re
 import shutil
 from pathlib import Path
 
+import elasticlm.handlers.archive
 import numpy as np
 import pytest
 
-import handlers.archive
-import trainer.__main__
+import elasticlm.__main__
 from elasticlm import command
-from elasticlm.latency import LatencyTable
-from elasticlm.retrieval.index import PassageIndex
+from elasticlm.retrieval.passage_index import PassageIndex
+from elasticlm.schedule.latency import LatencyTable
 
 OUTPUT = "made"
 
@@ -89,7 +89,7 @@ def test_bad_input_ends_with_one_line_and_code_2(place, capsys, spoil, words, me
         spoil(place)
     before = {path.name for path in place.iterdir()}
     name, *arguments = words.split()
-    main = handlers.archive.main if name == "archive" else trainer.__main__.main
+    main = elasticlm.handlers.archive.main if name == "archive" else elasticlm.__main__.main
     with pytest.raises(SystemExit) as end:
         command.run(main, arguments if name == "archive" else [name, *arguments])
     error = capsys.readouterr().err.strip().splitlines()

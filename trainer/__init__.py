@@ -1,4 +1,4 @@
-"""The offline trainer: from a teacher to an elastic artifact. ``python -m trainer COMMAND``."""
+"""The offline trainer: from a teacher to an elastic artifact. ``elasticlm COMMAND``."""
 
 import os
 

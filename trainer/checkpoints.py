@@ -10,15 +10,15 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from elasticlm.trainer.curves import draw_curves
+from elasticlm.trainer.loop_options import flag
 from torch import nn
 from torch.optim import Optimizer
 
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
-from elasticlm.model import ElasticModel
-from elasticlm.structure import Level, level_name
-from trainer.curves import draw_curves
-from trainer.options import flag
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Level, level_name
 
 LOSS_FILE, CURVES_FILE, TRAINING_FILE = "loss.csv", "loss.png", "training.json"
 COLUMNS = ("step", "split", "level", "loss", "RR@10")

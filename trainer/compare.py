@@ -1,4 +1,4 @@
-"""``python -m trainer compare``: do two evaluations of the same queries differ, level by level?"""
+"""``elasticlm compare``: do two evaluations of the same queries differ, level by level?"""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ import numpy as np
 
 from elasticlm import command
 from elasticlm.errors import InputError
-from elasticlm.retrieval.metrics import difference, mean
+from elasticlm.retrieval.measures import difference, mean
 
 SHOWN = ("RR@10", "nDCG@10", "accuracy", "squared error")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = command.parser(
-        "python -m trainer compare", "Test whether two evaluations of the same queries differ (paired bootstrap)."
+        "elasticlm compare", "Test whether two evaluations of the same queries differ (paired bootstrap)."
     )
     parser.add_argument("first", metavar="A.json", help="what evaluate wrote")
     parser.add_argument("second", metavar="B.json", help="what evaluate wrote, on the same split")
@@ -77,5 +77,5 @@ def read_evaluation(path: str) -> dict[str, Any]:
         raise InputError(f"{path}: not JSON ({error})") from None
     needed = {"data", "split", "split_sha256", "query_ids", "per_query"}
     if not isinstance(result, dict) or not needed <= set(result):
-        raise InputError(f"{path}: not an evaluation; expected a file written by `python -m trainer evaluate`")
+        raise InputError(f"{path}: not an evaluation; expected a file written by `elasticlm evaluate`")
     return result

@@ -1,30 +1,30 @@
-"""``python -m trainer distil``: train every level on plain text to keep the teacher's attention relations."""
+"""``elasticlm distil``: train every level on plain text to keep the teacher's attention relations."""
 
 import argparse
 
 import torch
+from elasticlm.trainer import mixture
+from elasticlm.trainer.checkpoints import Checkpoints
+from elasticlm.trainer.finetune import print_report
+from elasticlm.trainer.loop import train
+from elasticlm.trainer.loop_options import LoopOptions, add_data_options, add_options, at_least, options_of
+from elasticlm.trainer.mixture import Exclusion
+from elasticlm.trainer.objectives import Relations
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.training_texts import TokenizedTexts
 
 from elasticlm import command
 from elasticlm.command import say
 from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
-from elasticlm.teacher import load_teacher
-from trainer import mixture
-from trainer.checkpoints import Checkpoints
-from trainer.finetune import print_report
-from trainer.loop import train
-from trainer.mixture import Exclusion
-from trainer.objectives import Relations
-from trainer.options import LoopOptions, add_data_options, add_options, at_least, options_of
-from trainer.processes import Processes
-from trainer.texts import TokenizedTexts
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_teacher
 
 DEFAULTS = {"distil": LoopOptions(batch_size=32, chunk_size=32, levels_per_step="3")}
 SCALES = ("sqrt", "plain")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = command.parser("python -m trainer distil", __doc__.partition(": ")[2])
+    parser = command.parser("elasticlm distil", __doc__.partition(": ")[2])
     parser.add_argument("--model", required=True, metavar="DIR", help="elastic model to start from (see prune)")
     parser.add_argument("--teacher", required=True, help="BERT encoder: a folder, or a name on the Hugging Face hub")
     add_data_options(parser, "text:FILE (a paragraph a line), or the passages of beir:DIR, hf:NAME[/CONFIG] or pydoc")
@@ -74,7 +74,3 @@ def check(teacher: ElasticModel, model: ElasticModel, relation_heads: int) -> No
         raise InputError(f"--relation-heads {relation_heads}: must divide the hidden size, {hidden}")
     if teacher.structures[teacher.structures.largest].heads[-1] * teacher.config.head_size != hidden:
         raise InputError("--teacher must have all heads of its last layer")
-
-
-if __name__ == "__main__":
-    command.run(main)

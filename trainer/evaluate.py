@@ -1,7 +1,7 @@
-"""``python -m trainer evaluate``: how well every level retrieves, reranks or classifies, beside the teacher.
+"""``elasticlm evaluate``: how well every level retrieves, reranks or classifies, beside the teacher.
 
-Rerankers, classifiers and pipelines have their own modules (trainer.reranking, trainer.classification,
-trainer.pipeline). Of encoders: the passages are encoded once by what encodes the artifact's passages (or come from an
+Rerankers, classifiers and pipelines have their own modules (elasticlm.trainer.evaluation.reranking, elasticlm.trainer.evaluation.classification,
+elasticlm.trainer.evaluation.level_pairs). Of encoders: the passages are encoded once by what encodes the artifact's passages (or come from an
 index); the queries by every level. Retention is a level's metric over that of the teacher with the teacher's own
 passages.
 """
@@ -16,23 +16,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from elasticlm.trainer.evaluation import calibration, classification, reranking
+from elasticlm.trainer.evaluation import level_pairs as pipeline
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.stored_vectors import stored_vectors
+from elasticlm.trainer.training_texts import TokenizedTexts
 
 from elasticlm import command
-from elasticlm.artifact import QUALITY_FILE
 from elasticlm.backend import BACKENDS, PRECISIONS
 from elasticlm.errors import InputError
 from elasticlm.files import new_file, new_folder, refuse_existing
-from elasticlm.model import ElasticModel
-from elasticlm.pairs import PAIRS_FILE, MeasuredPair, write_pairs
-from elasticlm.retrieval import metrics
-from elasticlm.retrieval.data import RetrievalData, load_corpus, load_retrieval
-from elasticlm.retrieval.index import PassageIndex
-from elasticlm.structure import Level, level_name, parse_levels
-from elasticlm.teacher import load_model, load_teacher, passage_encoder
-from trainer import calibration, classification, pipeline, reranking
-from trainer.processes import Processes
-from trainer.texts import TokenizedTexts
-from trainer.vectors import stored_vectors
+from elasticlm.model.artifact import QUALITY_FILE
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Level, level_name, parse_levels
+from elasticlm.model.teacher import load_model, load_teacher, passage_encoder
+from elasticlm.retrieval import measures as metrics
+from elasticlm.retrieval.data_specs import RetrievalData, load_corpus, load_retrieval
+from elasticlm.retrieval.passage_index import PassageIndex
+from elasticlm.schedule.cascade import PAIRS_FILE, MeasuredPair, write_pairs
 
 FORMAT_VERSION = 1
 TEACHER = "teacher"
@@ -49,7 +50,7 @@ class Row:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = command.parser("python -m trainer evaluate", "Measure every level on a split, beside the teacher.")
+    parser = command.parser("elasticlm evaluate", "Measure every level on a split, beside the teacher.")
     parser.add_argument("--model", required=True, help="artifact folder, or a teacher's folder or hub name")
     parser.add_argument("--data", required=True, help="beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; of a classifier "
                         "glue:DIR or hf:NAME[/CONFIG]")  # fmt: skip
@@ -68,10 +69,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fuse", action="store_true", help="reranker: fit on this split how much the first stage "
                         "should count beside each level's scores, and write it into the artifact")  # fmt: skip
     parser.add_argument("--matrix", action="store_true", help="reranker: every pair of its levels and those of "
-                        "--denser, whose best passages it reranks; beside --output a heat map, FILE.png, and "
-                        f"{PAIRS_FILE}, for handlers.archive")  # fmt: skip
-    parser.add_argument("--denser", metavar="DIR", help="--matrix: what retrieves")
-    parser.add_argument("--denser-levels", help="--matrix: levels of the denser (all)")
+                        "--retriever, whose best passages it reranks; beside --output a heat map, FILE.png, and "
+                        f"{PAIRS_FILE}, for elasticlm.handlers.archive")  # fmt: skip
+    parser.add_argument("--retriever", metavar="DIR", help="--matrix: what retrieves")
+    parser.add_argument("--retriever-levels", help="--matrix: levels of the retriever (all)")
     parser.add_argument("--run-dir", help="folder for the TREC runs, one a level")
     parser.add_argument("--save", action="store_true", help=f"also write the result into the artifact's {QUALITY_FILE}")
     parser.add_argument("--batch-size", type=int, default=32, help="queries encoded at once")
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         command.print_result({"output": args.output, "pairs": str(pairs_file), "metrics": result["metrics"]})
         return
     if model.config.task == "score":
-        result, runs = _measure_ranker(args, model, data, levels)
+        result, runs = _measure_reranker(args, model, data, levels)
         result |= {"seconds": round(time.perf_counter() - started, 1)}
         _write_runs(args, runs)
         _write(args, result, quality, len(result["query_ids"]))
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     command.print_result({"output": args.output, "seconds": result["seconds"]} | {key: result[key] for key in SUMMARY})
 
 
-def _measure_ranker(
+def _measure_reranker(
     args: argparse.Namespace, model: ElasticModel, data: RetrievalData, levels: Sequence[Level]
 ) -> tuple[dict[str, Any], dict[str, metrics.Run]]:
     """Measure a reranker; what is fitted on the way is written into its artifact."""
@@ -183,8 +184,8 @@ def _measure_ranker(
 
 
 def _check_matrix(args: argparse.Namespace, model: ElasticModel) -> None:
-    if args.matrix != bool(args.denser) or (args.denser_levels and not args.matrix):
-        raise InputError("--matrix, --denser and --denser-levels go together")
+    if args.matrix != bool(args.retriever) or (args.retriever_levels and not args.matrix):
+        raise InputError("--matrix, --retriever and --retriever-levels go together")
     if args.matrix and model.config.task != "score":
         raise InputError(f"--matrix: the task of {args.model} is {model.config.task!r}, not ranking ('score')")
     if args.matrix and (Path(args.output).suffix != ".json" or Path(args.output).name == PAIRS_FILE):
@@ -197,24 +198,26 @@ def _check_matrix(args: argparse.Namespace, model: ElasticModel) -> None:
 
 
 def _measure_pipeline(
-    args: argparse.Namespace, ranker: ElasticModel, data: RetrievalData, levels: Sequence[Level]
+    args: argparse.Namespace, reranker: ElasticModel, data: RetrievalData, levels: Sequence[Level]
 ) -> tuple[dict[str, Any], list[MeasuredPair]]:
-    """Measure every pair of levels of a denser and this ranker."""
-    denser = load_model(args.denser)
-    if denser.config.task != "embed":
-        raise InputError(f"--denser {args.denser}: its task is {denser.config.task!r}, not retrieval ('embed')")
-    denser_levels = parse_levels(args.denser_levels) if args.denser_levels else denser.levels
-    for level in denser_levels:
-        denser.structures[level]
-    encoder = passage_encoder(denser, args.teacher)
+    """Measure every pair of levels of a retriever and this reranker."""
+    retriever = load_model(args.retriever)
+    if retriever.config.task != "embed":
+        raise InputError(
+            f"--retriever {args.retriever}: its task is {retriever.config.task!r}, not retrieval ('embed')"
+        )
+    retriever_levels = parse_levels(args.retriever_levels) if args.retriever_levels else retriever.levels
+    for level in retriever_levels:
+        retriever.structures[level]
+    encoder = passage_encoder(retriever, args.teacher)
     if args.index:
         index = PassageIndex.load(args.index, args.ids)
-        _check_index(index, denser, encoder, data)
+        _check_index(index, retriever, encoder, data)
     else:
         index = _encode_passages(encoder, data)
-    result, pairs = pipeline.evaluate(denser, ranker, data, index, denser_levels=denser_levels, levels=levels,
+    result, pairs = pipeline.evaluate(retriever, reranker, data, index, retriever_levels=retriever_levels, levels=levels,
                                       depth=args.depth, max_queries=args.max_queries, seed=args.seed)  # fmt: skip
-    return result | {"model": args.model, "denser": args.denser, "index": args.index}, pairs
+    return result | {"model": args.model, "retriever": args.retriever, "index": args.index}, pairs
 
 
 def _write_runs(args: argparse.Namespace, runs: Mapping[str, metrics.Run]) -> None:

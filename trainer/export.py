@@ -1,4 +1,4 @@
-"""``python -m trainer export``: levels for elsewhere: one alone as an artifact, or all of them as ONNX graphs."""
+"""``elasticlm export``: levels for elsewhere: one alone as an artifact, or all of them as ONNX graphs."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,27 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from elasticlm.trainer.objectives import reciprocal_ranks
 from torch import Tensor
 
 from elasticlm import command
-from elasticlm.artifact import LATENCY_FILE, WEIGHTS_FILE
 from elasticlm.backend import PRECISIONS, onnx_export
-from elasticlm.backend.onnx import graphs_folder
+from elasticlm.backend.onnx_runtime import graphs_folder
 from elasticlm.command import progress, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing, sha256_file
-from elasticlm.latency import LatencyTable, read_tables
-from elasticlm.model import ElasticModel
-from elasticlm.retrieval.data import RetrievalData, load_retrieval
-from elasticlm.structure import ElasticStructure, Level, level_name, parse_level
-from elasticlm.teacher import load_model
-from trainer.objectives import reciprocal_ranks
+from elasticlm.model.artifact import LATENCY_FILE, WEIGHTS_FILE
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import ElasticStructure, Level, level_name, parse_level
+from elasticlm.model.teacher import load_model
+from elasticlm.retrieval.data_specs import RetrievalData, load_retrieval
+from elasticlm.schedule.latency import LatencyTable, read_tables
 
 QUERIES, PASSAGES = 256, 2048  # that graphs are compared on
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = command.parser("python -m trainer export", __doc__.partition(": ")[2])
+    parser = command.parser("elasticlm export", __doc__.partition(": ")[2])
     parser.add_argument("--model", required=True, metavar="DIR", help="elastic model")
     parser.add_argument("--level", metavar="K", help="the level to take out alone, such as 30; needs --output")
     parser.add_argument("--output", metavar="DIR", help="artifact folder to write the level into")
@@ -128,7 +128,3 @@ class Ranking:
     @staticmethod
     def _embed(model: ElasticModel, texts: Sequence[str], level: Level, kind: str) -> Tensor:
         return model.embed(texts, level=level, kind=kind, show_progress=kind == "passage")  # type: ignore[arg-type]
-
-
-if __name__ == "__main__":
-    command.run(main)

@@ -1,4 +1,4 @@
-"""``python -m trainer finetune``: train every level of an elastic model for a task."""
+"""``elasticlm finetune``: train every level of an elastic model for a task."""
 
 import argparse
 from collections.abc import Mapping
@@ -6,30 +6,37 @@ from typing import Any
 
 import numpy as np
 import torch
+from elasticlm.trainer import mixture
+from elasticlm.trainer.checkpoints import Checkpoints
+from elasticlm.trainer.loop import train
+from elasticlm.trainer.loop_options import (
+    LoopOptions,
+    add_data_options,
+    add_options,
+    at_least,
+    check_temperature,
+    options_of,
+)
+from elasticlm.trainer.mixture import Exclusion
+from elasticlm.trainer.negatives import OF_RERANKERS, with_negatives
+from elasticlm.trainer.objectives import ALIGN_TEMPERATURE, Align, Classify, Rerank, Retrieve, contrastive_temperature
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.stored_vectors import stored_vectors
+from elasticlm.trainer.training_pairs import TrainingPairs, load_examples, load_pairs, texts_to_join
+from elasticlm.trainer.training_texts import TokenizedTexts
 
 from elasticlm import command
 from elasticlm.command import say
 from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
-from elasticlm.retrieval.data import load_corpus
-from elasticlm.retrieval.index import PassageIndex
-from elasticlm.teacher import load_model, passage_encoder
-from trainer import mixture
-from trainer.checkpoints import Checkpoints
-from trainer.loop import train
-from trainer.mixture import Exclusion
-from trainer.negatives import OF_RANKERS, with_negatives
-from trainer.objectives import ALIGN_TEMPERATURE, Align, Classify, Denser, Ranker, contrastive_temperature
-from trainer.options import LoopOptions, add_data_options, add_options, at_least, check_temperature, options_of
-from trainer.pairs import TrainingPairs, load_examples, load_pairs, texts_to_join
-from trainer.processes import Processes
-from trainer.texts import TokenizedTexts
-from trainer.vectors import stored_vectors
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_model, passage_encoder
+from elasticlm.retrieval.data_specs import load_corpus
+from elasticlm.retrieval.passage_index import PassageIndex
 
 DEFAULTS = {
     "align": LoopOptions(levels_per_step="3", freeze_embeddings=True),
-    "denser": LoopOptions(batch_size=32, lr=1e-4),
-    "ranker": LoopOptions(batch_size=16, chunk_size=16, lr=3e-4),
+    "retrieve": LoopOptions(batch_size=32, lr=1e-4),
+    "rerank": LoopOptions(batch_size=16, chunk_size=16, lr=3e-4),
     "classify": LoopOptions(batch_size=32, lr=3e-4),
 }
 SETTINGS = {  # what a resumed run must agree on, besides the loop's options
@@ -46,25 +53,25 @@ SETTINGS = {  # what a resumed run must agree on, besides the loop's options
         "passages_per_step",
         "temperature",
     ),
-    "denser": ("task", "data", "split", "exclude", "query_tokens", "passage_tokens", "negatives", "temperature"),
-    "ranker": ("task", "data", "split", "exclude", "query_tokens", "passage_tokens", "negatives", "run", "teacher"),
+    "retrieve": ("task", "data", "split", "exclude", "query_tokens", "passage_tokens", "negatives", "temperature"),
+    "rerank": ("task", "data", "split", "exclude", "query_tokens", "passage_tokens", "negatives", "run", "teacher"),
     "classify": ("task", "data", "split", "exclude", "teacher"),
 }
 INDEX_PASSAGES, DATA_PASSAGES = 65536, 4096
 DRAWN = 0  # seed of the texts drawn, whatever --seed: their stored vectors are found again
-NEGATIVES = {"denser": 1, "ranker": OF_RANKERS}
+NEGATIVES = {"retrieve": 1, "rerank": OF_RERANKERS}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = command.parser("python -m trainer finetune", __doc__.partition(": ")[2])
+    parser = command.parser("elasticlm finetune", __doc__.partition(": ")[2])
     parser.add_argument("--task", required=True, metavar="|".join(DEFAULTS), help="align: pull queries at every level "
-                        "to where the teacher puts them, no labels needed; denser: supervised retrieval with in-batch "
-                        "and BM25 negatives, passages by the largest level; ranker: score a query with each of its "
+                        "to where the teacher puts them, no labels needed; retriever: supervised retrieval with in-batch "
+                        "and BM25 negatives, passages by the largest level; reranker: score a query with each of its "
                         "passages against those that a retriever ranks high; classify: labelled sentences or pairs, "
                         "classes or values")  # fmt: skip
     parser.add_argument("--model", required=True, metavar="DIR", help="elastic model to start from (see prune)")
     parser.add_argument("--teacher", help="align: what encodes the passages (default: as named in the model); "
-                        "ranker, classify: a fine-tuned one of that task, whose outputs are matched too")  # fmt: skip
+                        "reranker, classify: a fine-tuned one of that task, whose outputs are matched too")  # fmt: skip
     add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; align: glue:DIR too, for its sentences; "
                      "classify: glue:DIR or hf:NAME[/CONFIG]")  # fmt: skip
     parser.add_argument("--index", metavar="DIR|FILE.faiss", help="align: an existing index of the teacher's passages")
@@ -80,13 +87,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "with, in tokens (default: align 64, else 128)")  # fmt: skip
     parser.add_argument("--passages-per-step", type=int, default=4096, metavar="N", help="align: passages that a step "
                         "compares with: the best of each query by the teacher, others at random")  # fmt: skip
-    parser.add_argument("--negatives", type=int, metavar="M", help="hard negatives a query and step (default: denser "
-                        "1, ranker 7)")  # fmt: skip
-    parser.add_argument("--run", metavar="FILE", help="ranker: a retriever's run over the training queries, in TREC "
+    parser.add_argument("--negatives", type=int, metavar="M", help="hard negatives a query and step (default: retriever "
+                        "1, reranker 7)")  # fmt: skip
+    parser.add_argument("--run", metavar="FILE", help="reranker: a retriever's run over the training queries, in TREC "
                         "form, whose best are the negatives (default: what the set's candidates "
                         "refuse, then BM25's best, made on the spot)")  # fmt: skip
     parser.add_argument("--temperature", type=float, help="of the distribution over passages (default: align .02, "
-                        "denser .05; 1 where vectors do not have length 1)")  # fmt: skip
+                        "retriever .05; 1 where vectors do not have length 1)")  # fmt: skip
     add_options(parser, DEFAULTS)
     args = parser.parse_args(argv)
     if args.task not in DEFAULTS:
@@ -112,11 +119,11 @@ def main(argv: list[str] | None = None) -> None:
         teacher = teacher_of(args, model)
         objective = align(args, options, model, teacher, exclusion, processes)
         passages = {"encoder": "teacher", "fingerprint": teacher.fingerprint()}
-    elif args.task == "denser":
-        objective = denser(args, options, model, exclusion, processes)
+    elif args.task == "retrieve":
+        objective = retriever(args, options, model, exclusion, processes)
         passages = None
-    elif args.task == "ranker":
-        objective = ranker(args, options, model, exclusion, processes)
+    elif args.task == "rerank":
+        objective = reranker(args, options, model, exclusion, processes)
     else:
         objective = classify(args, options, model, exclusion, processes)
 
@@ -176,15 +183,15 @@ def teacher_of(args: argparse.Namespace, model: ElasticModel) -> ElasticModel:
     return teacher
 
 
-def denser(
+def retriever(
     args: argparse.Namespace, options: LoopOptions, model: ElasticModel, exclusion: Exclusion, processes: Processes
-) -> Denser:
+) -> Retrieve:
     """The supervised objective over the split's pairs, with BM25 negatives for the queries that training will see."""
     pairs, negatives = with_negatives(pairs_of_run(args, options, exclusion), args.negatives)
     passages = TokenizedTexts.of(model, pairs.passages, "passage", args.passage_tokens or 128)
     queries = TokenizedTexts.of(model, pairs.queries, "query", args.query_tokens)
-    say(f"denser: {len(queries)} queries, {len(passages)} passages among their positives and negatives")
-    return Denser(model, queries, passages, pairs.positives, negatives,
+    say(f"retriever: {len(queries)} queries, {len(passages)} passages among their positives and negatives")
+    return Retrieve(model, queries, passages, pairs.positives, negatives,
                   temperature=args.temperature or contrastive_temperature(model), negatives_per_query=args.negatives,
                   processes=processes, chunk_size=options.chunk_size, seed=options.seed)  # fmt: skip
 
@@ -195,9 +202,9 @@ def pairs_of_run(args: argparse.Namespace, options: LoopOptions, exclusion: Excl
     return load_pairs(args.data, args.split, exclusion).sample(wanted, options.seed)
 
 
-def ranker(
+def reranker(
     args: argparse.Namespace, options: LoopOptions, model: ElasticModel, exclusion: Exclusion, processes: Processes
-) -> Ranker:
+) -> Rerank:
     """The reranking objective over the split's pairs; the model gets a fresh head unless it ranks already."""
     pairs = pairs_of_run(args, options, exclusion)
     pairs, negatives = with_negatives(pairs, args.negatives, run=args.run, judged=True)
@@ -205,8 +212,8 @@ def ranker(
         model = model.with_head("score", seed=options.seed)
     teacher = fine_tuned_teacher(args, model, processes)
     queries, passages, limit = texts_to_join(model, pairs, args.query_tokens, args.passage_tokens)
-    say(f"ranker: {len(queries):,} queries, {len(passages):,} passages among their positives and negatives")
-    return Ranker(model, queries, passages, pairs.positives, negatives,
+    say(f"reranker: {len(queries):,} queries, {len(passages):,} passages among their positives and negatives")
+    return Rerank(model, queries, passages, pairs.positives, negatives,
                   negatives_per_query=args.negatives, teacher=teacher, max_tokens=limit, processes=processes,
                   chunk_size=options.chunk_size, seed=options.seed)  # fmt: skip
 
@@ -249,7 +256,3 @@ def print_report(output: str, report: Mapping[str, Any]) -> None:
     command.print_table([{"level": level, "dev loss before": before[level], "after": after[level]} for level in before])
     keys = ("steps", "minutes", "dev_loss_before", "dev_loss_after")
     command.print_result({"output": str(output)} | {key: report[key] for key in keys})
-
-
-if __name__ == "__main__":
-    command.run(main)

@@ -1,4 +1,4 @@
-"""``python -m trainer index``: encode a corpus into a passage index with what encodes the model's passages.
+"""``elasticlm index``: encode a corpus into a passage index with what encodes the model's passages.
 
 An interrupted run goes on where it stopped: vectors are kept beside the output until it stands.
 """
@@ -7,19 +7,20 @@ import shutil
 import time
 from pathlib import Path
 
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.stored_vectors import stored_vectors
+from elasticlm.trainer.training_texts import TokenizedTexts
+
 from elasticlm import command
 from elasticlm.files import refuse_existing
-from elasticlm.retrieval.data import load_corpus
-from elasticlm.retrieval.index import PassageIndex
-from elasticlm.teacher import load_model, passage_encoder
-from trainer.processes import Processes
-from trainer.texts import TokenizedTexts
-from trainer.vectors import stored_vectors
+from elasticlm.model.teacher import load_model, passage_encoder
+from elasticlm.retrieval.data_specs import load_corpus
+from elasticlm.retrieval.passage_index import PassageIndex
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = command.parser(
-        "python -m trainer index", "Encode a corpus into a passage index; run again, an interrupted one goes on."
+        "elasticlm index", "Encode a corpus into a passage index; run again, an interrupted one goes on."
     )
     parser.add_argument("--model", required=True, help="artifact folder, or a teacher's folder or hub name")
     parser.add_argument("--data", required=True, help="beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")

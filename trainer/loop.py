@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from elasticlm.trainer.checkpoints import Checkpoints, TrainingLog
+from elasticlm.trainer.loop_options import LoopOptions
+from elasticlm.trainer.objectives import Objective
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.training_texts import BatchOrder
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from elasticlm.command import progress, say
 from elasticlm.errors import InputError
 from elasticlm.machine import machine
-from elasticlm.model import ElasticModel
-from elasticlm.structure import Level, level_name
-from trainer.checkpoints import Checkpoints, TrainingLog
-from trainer.objectives import Objective
-from trainer.options import LoopOptions
-from trainer.processes import Processes
-from trainer.texts import BatchOrder
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Level, level_name
 
 DEV_SHARE = 0.1  # at most this much of the examples is held out for the dev loss
 DEV_STEP = 2**31  # what dev batches draw: nothing that a training step draws
@@ -303,6 +303,6 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
 
 
 def _resume_command() -> str:
-    words = ["python", "-m", "trainer", *sys.argv[1:]]
+    words = ["elasticlm", *sys.argv[1:]]
     words = [word for word in words if word not in ("--overwrite", "--resume")]
-    return shlex.join(words + ["--resume"] * ("recipe" not in words[3:4]))  # a recipe goes on as it is
+    return shlex.join(words + ["--resume"] * ("recipe" not in words[1:2]))  # a recipe goes on as it is

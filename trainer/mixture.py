@@ -8,7 +8,7 @@ from itertools import islice
 from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.retrieval.corpus import shuffled
-from elasticlm.retrieval.data import load_corpus, load_everything, load_queries, load_texts
+from elasticlm.retrieval.data_specs import load_corpus, load_everything, load_queries, load_texts
 
 RUN = 10  # words in a row that two texts must not share
 WORD = re.compile(r"\w+")

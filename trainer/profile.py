@@ -1,21 +1,22 @@
-"""``python -m trainer profile``: measure what each level of an artifact costs on this machine (latency.csv)."""
+"""``elasticlm profile``: measure what each level of an artifact costs on this machine (latency.csv)."""
 
 import argparse
 from pathlib import Path
 
-from elasticlm import command, latency
-from elasticlm.artifact import LATENCY_FILE
+from elasticlm import command
 from elasticlm.backend import BACKENDS, PRECISIONS
-from elasticlm.backend.onnx import is_exported
 from elasticlm.backend.onnx_export import can_export, ensure_exported
+from elasticlm.backend.onnx_runtime import is_exported
 from elasticlm.command import progress
 from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
-from elasticlm.structure import level_name, parse_levels
+from elasticlm.model.artifact import LATENCY_FILE
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import level_name, parse_levels
+from elasticlm.schedule import latency
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = command.parser("python -m trainer profile", __doc__.partition(": ")[2])
+    parser = command.parser("elasticlm profile", __doc__.partition(": ")[2])
     parser.add_argument("--model", required=True, metavar="DIR", help=f"elastic model; its {LATENCY_FILE} is written")
     parser.add_argument("--levels", help="levels to measure (default: all)")
     parser.add_argument("--rows", default=_listed(latency.ROWS), help="sequences a batch")
@@ -93,7 +94,3 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 def _listed(numbers: tuple[int, ...]) -> str:
     return ",".join(map(str, numbers))
-
-
-if __name__ == "__main__":
-    command.run(main)

@@ -1,4 +1,4 @@
-"""``python -m trainer prune``: rank a teacher's heads and neurons, nest the levels in it, write the artifact."""
+"""``elasticlm prune``: rank a teacher's heads and neurons, nest the levels in it, write the artifact."""
 
 import argparse
 import time
@@ -6,6 +6,26 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from elasticlm.trainer import mixture
+from elasticlm.trainer.loop_options import add_data_options, at_least, check_temperature
+from elasticlm.trainer.mixture import Exclusion
+from elasticlm.trainer.negatives import OF_RERANKERS, with_negatives
+from elasticlm.trainer.objectives import (
+    Classify,
+    ClassifyBatch,
+    Rerank,
+    RerankBatch,
+    classify_losses,
+    contrastive_losses,
+    contrastive_temperature,
+    in_batch,
+    rerank_losses,
+)
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.scores import Scores, expressive_scores
+from elasticlm.trainer.stored_vectors import stored_vectors
+from elasticlm.trainer.training_pairs import load_examples, load_pairs, texts_to_join
+from elasticlm.trainer.training_texts import TokenizedTexts
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertForMaskedLM, DataCollatorForLanguageModeling
@@ -14,44 +34,24 @@ from elasticlm import command
 from elasticlm.command import progress, say
 from elasticlm.errors import InputError
 from elasticlm.files import refuse_existing
-from elasticlm.model import ElasticModel
-from elasticlm.structure import ElasticStructure, level_name, parse_levels
-from elasticlm.teacher import WHOLE, as_bert, load_bert, load_teacher, resolve_teacher
-from trainer import mixture
-from trainer.mixture import Exclusion
-from trainer.negatives import OF_RANKERS, with_negatives
-from trainer.objectives import (
-    Classify,
-    ClassifyBatch,
-    Ranker,
-    RankerBatch,
-    classify_losses,
-    contrastive_losses,
-    contrastive_temperature,
-    in_batch,
-    ranker_losses,
-)
-from trainer.options import add_data_options, at_least, check_temperature
-from trainer.pairs import load_examples, load_pairs, texts_to_join
-from trainer.processes import Processes
-from trainer.scores import Scores, expressive_scores
-from trainer.texts import TokenizedTexts
-from trainer.vectors import stored_vectors
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import ElasticStructure, level_name, parse_levels
+from elasticlm.model.teacher import WHOLE, as_bert, load_bert, load_teacher, resolve_teacher
 
 MASKED_SHARE = 0.15
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = command.parser("python -m trainer prune", __doc__.partition(": ")[2])
+    parser = command.parser("elasticlm prune", __doc__.partition(": ")[2])
     parser.add_argument("--teacher", required=True, help="BERT encoder: a folder, or a name on the Hugging Face hub; "
-                        "or a ranker or classifier fine-tuned whole (prune --levels 100, then finetune)")  # fmt: skip
+                        "or a reranker or classifier fine-tuned whole (prune --levels 100, then finetune)")  # fmt: skip
     add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; of a classifier glue:DIR")
     parser.add_argument("--levels", default="100,50,30,20,10,5", help="percentages of the prunable parameters to keep; "
                         "100 keeps the whole teacher too, without it the largest level is cut")  # fmt: skip
     parser.add_argument("--score-loss", choices=("contrastive", "mlm", "labels", "random"),
                         help="loss that heads and neurons are scored by: contrastive (queries against the passages of "
                         "their batch; the default of encoders), mlm (masked tokens, for teachers with that head), "
-                        "labels (the loss that a ranker or classifier was fine-tuned with; theirs), or random: no "
+                        "labels (the loss that a reranker or classifier was fine-tuned with; theirs), or random: no "
                         "loss, the baseline of units at random")  # fmt: skip
     parser.add_argument("--fresh-weights", action="store_true", help="start the layers from random weights, keep the "
                         "teacher's embeddings: a baseline")  # fmt: skip
@@ -162,16 +162,16 @@ def contrastive_scores(args: argparse.Namespace, teacher: ElasticModel) -> Score
 
 
 def label_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
-    """Scores by the loss that a ranker or classifier was fine-tuned with; of a ranker each pair feels its list's."""
+    """Scores by the loss that a reranker or classifier was fine-tuned with; of a reranker each pair feels its list's."""
     processes, exclusion = Processes(), Exclusion(args.exclude)
-    objective: Ranker | Classify
+    objective: Rerank | Classify
     if teacher.config.task == "score":
-        pairs = load_pairs(args.data, args.split, exclusion).sample(args.max_examples // (1 + OF_RANKERS), args.seed)
-        pairs, negatives = with_negatives(pairs, OF_RANKERS, judged=True)
+        pairs = load_pairs(args.data, args.split, exclusion).sample(args.max_examples // (1 + OF_RERANKERS), args.seed)
+        pairs, negatives = with_negatives(pairs, OF_RERANKERS, judged=True)
         queries, passages, limit = texts_to_join(teacher, pairs, passage_tokens=args.max_tokens)
-        objective = Ranker(teacher, queries, passages, pairs.positives, negatives, negatives_per_query=OF_RANKERS,
+        objective = Rerank(teacher, queries, passages, pairs.positives, negatives, negatives_per_query=OF_RERANKERS,
                            teacher=None, max_tokens=limit, processes=processes, seed=args.seed,
-                           chunk_size=max(1, args.batch_size // (1 + OF_RANKERS)))  # fmt: skip
+                           chunk_size=max(1, args.batch_size // (1 + OF_RERANKERS)))  # fmt: skip
     else:
         data, targets = load_examples(args.data, args.split, teacher.config.labels, exclusion)
         drawn = np.random.default_rng(args.seed).permutation(len(targets))[: args.max_examples]
@@ -181,10 +181,10 @@ def label_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
     bert = as_bert(teacher).to(processes.device)  # where the batches are
     teacher.to(processes.device)
 
-    def losses(batch: RankerBatch | ClassifyBatch) -> Tensor:
+    def losses(batch: RerankBatch | ClassifyBatch) -> Tensor:
         outputs = teacher.finish(bert(**batch.inputs).last_hidden_state, batch.inputs["attention_mask"])
-        if isinstance(batch, RankerBatch):
-            return ranker_losses(outputs.view(batch.queries, -1))
+        if isinstance(batch, RerankBatch):
+            return rerank_losses(outputs.view(batch.queries, -1))
         return classify_losses(outputs, batch.targets)
 
     by_length = np.argsort(objective.lengths, kind="stable")
@@ -227,7 +227,3 @@ def _batches(order: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarr
     batches = np.array_split(order, -(-len(order) // batch_size))
     for examples in progress(batches, desc="scores", unit="batch"):
         yield len(examples), examples
-
-
-if __name__ == "__main__":
-    command.run(main)

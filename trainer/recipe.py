@@ -1,4 +1,4 @@
-"""``python -m trainer recipe``: run stages in a row, as a YAML file says; what is done is not done again.
+"""``elasticlm recipe``: run stages in a row, as a YAML file says; what is done is not done again.
 
 A recipe holds ``description``, ``minutes`` (on an idle machine with 2 cores), ``settings``, ``exclude`` and ``stages``.
 A stage is one command with its options; ``{key}`` in an option, or in a setting below it, stands for that setting (a
@@ -27,11 +27,12 @@ from typing import Any
 import yaml
 
 from elasticlm import command
+from elasticlm.__main__ import load
 from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
-from trainer.__main__ import COMMANDS, load
 
+COMMANDS = ("prune", "distil", "finetune", "index", "evaluate", "compare", "profile", "export")  # that a stage may run
 RECIPES = Path(__file__).with_name("recipes")
 FIELDS = ("base", "description", "minutes", "settings", "exclude", "stages")
 STATE_FILE = "recipe.json"
@@ -139,7 +140,7 @@ class Recipe:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = command.parser("python -m trainer recipe", __doc__.partition(": ")[2].partition("\n")[0])
+    parser = command.parser("elasticlm recipe", __doc__.partition(": ")[2].partition("\n")[0])
     parser.add_argument("recipe", metavar="NAME_OR_FILE", help=f"one of {', '.join(names())}, or a .yaml file")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change settings of the recipe")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder that the stages write into; a "
@@ -234,7 +235,3 @@ def _given(options: list[str], output: Path) -> Path | None:
 
 def _target(options: list[str]) -> Path | None:
     return Path(options[options.index("--output") + 1]) if "--output" in options else None
-
-
-if __name__ == "__main__":
-    command.run(main)

@@ -11,9 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from elasticlm.trainer.processes import Processes
 from torch import Tensor
-
-from trainer.processes import Processes
 
 
 class Representations:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from elasticlm.structure import Level
+    from elasticlm.model.structure import Level
 
 BACKENDS = ("torch", "onnx")
 PRECISIONS = {"torch": ("fp32",), "onnx": ("fp32", "int8")}

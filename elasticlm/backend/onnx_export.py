@@ -10,15 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from elasticlm.artifact import WEIGHTS_FILE
-from elasticlm.backend.onnx import EXPORT_FILE, OnnxBackend, check_export, check_precision, graphs_folder, installed
-from elasticlm.backend.pytorch import TorchBackend
+from elasticlm.backend.onnx_runtime import (
+    EXPORT_FILE,
+    OnnxBackend,
+    check_export,
+    check_precision,
+    graphs_folder,
+    installed,
+)
+from elasticlm.backend.torch_backend import TorchBackend
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, sha256_file
-from elasticlm.latency import text_of
 from elasticlm.machine import machine
-from elasticlm.model import ElasticModel
-from elasticlm.structure import Level, level_name
+from elasticlm.model.artifact import WEIGHTS_FILE
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Level, level_name
+from elasticlm.schedule.latency import text_of
 
 MOST_DIFFERENCE = 1e-4  # of fp32 vectors, element by element
 LEAST_COSINE = 0.99  # of int8 vectors, in the mean

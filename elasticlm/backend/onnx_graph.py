@@ -4,7 +4,7 @@
              attention_mask  int32 [batch, tokens], 1 for tokens and 0 for padding
     output   hidden          float [batch, tokens, dim]
 
-Word embeddings stay outside: all levels share them (see elasticlm.backend.onnx). In int8, a matrix has a scale for each
+Word embeddings stay outside: all levels share them (see elasticlm.backend.onnx_runtime). In int8, a matrix has a scale for each
 of its columns, and what it multiplies a scale and zero point a batch, found as it runs (dynamic quantisation). A few
 neurons of each layer reach many times the values of all others (of MiniLM 28 against 6) and would take the scale for
 themselves: these stay in fp32, beside the others.
@@ -20,10 +20,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from elasticlm.backend.onnx import EMBEDDINGS, HIDDEN, MASK
-from elasticlm.encoder import ElasticEncoder, ElasticLayer, FeedForward, SelfAttention
+from elasticlm.backend.onnx_runtime import EMBEDDINGS, HIDDEN, MASK
 from elasticlm.errors import InputError
-from elasticlm.structure import Structure
+from elasticlm.model.encoder import ElasticEncoder, ElasticLayer, FeedForward, SelfAttention
+from elasticlm.model.structure import Structure
 
 OPSET = 17
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators

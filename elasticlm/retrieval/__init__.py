@@ -8,6 +8,6 @@ hub.py       hf:NAME[/CONFIG]
 pydoc.py     pydoc, the embedded default
 index.py     PassageIndex over FAISS; needs faiss and numpy only, so that a server can import it
 passages.py  PassageTexts, the texts of an index's passages in memory-mapped files
-pipeline.py  how long a denser and a ranker behind it take, over one index
+pipeline.py  how long a retriever and a reranker behind it take, over one index
 metrics.py   RR@10, nDCG@10, R@k, AP by ir_measures; retention by the paired bootstrap
 """

@@ -9,10 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-
-from benchmarks.arrivals import parse_arrivals
-from benchmarks.drive import LOCUSTFILE, Traffic, drive, newest_rows
-from benchmarks.replay import Request, write_requests
+from elasticlm.benchmarks.arrivals import parse_arrivals
+from elasticlm.benchmarks.drive import LOCUSTFILE, Traffic, drive, newest_rows
+from elasticlm.benchmarks.replay import Request, write_requests
 
 SERVICE_S = 0.05
 

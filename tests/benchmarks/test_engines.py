@@ -1,4 +1,4 @@
-"""benchmarks.engines: gates and ratios as tables, README's block, the peers' numbers, a short run of the command."""
+"""elasticlm.benchmarks.engines: gates and ratios as tables, README's block, the peers' numbers, a short run of the command."""
 
 import json
 import shutil
@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-from benchmarks import engines, engines_memory
-from benchmarks.engines_memory import BERT, INT8, LARGEST, TORCH
-from benchmarks.engines_peers import Peers, check
-from benchmarks.engines_report import (
+from elasticlm.benchmarks import engines, engines_memory
+from elasticlm.benchmarks.engines_memory import BERT, INT8, LARGEST, TORCH
+from elasticlm.benchmarks.engines_peers import Peers, check
+from elasticlm.benchmarks.engines_report import (
     BEGIN,
     END,
     STOCKS,
@@ -24,10 +23,11 @@ from benchmarks.engines_report import (
     paste,
     read_retention,
 )
-from benchmarks.engines_timing import WHOLE, Engine, Shape, ratio, switching_cost, time_rounds
+from elasticlm.benchmarks.engines_timing import WHOLE, Engine, Shape, ratio, switching_cost, time_rounds
+
 from elasticlm.backend import onnx_export
 from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
+from elasticlm.model.elastic_model import ElasticModel
 
 TEXTS = ["how does ice form", "what is the moon", "the wolf and the bear in the cold snow"]
 FP32, OURS8 = Engine("50", "onnx"), Engine("50", "onnx", "int8")
@@ -85,7 +85,7 @@ def test_switching_is_told_from_staying(monkeypatch):
         now[0] += 1.0 if level == last[0] else 1.5
         last[0] = level
 
-    monkeypatch.setattr("benchmarks.engines_timing.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("elasticlm.benchmarks.engines_timing.time.perf_counter", lambda: now[0])
     assert switching_cost(run, (50, 10), seconds=0, pairs=3) == pytest.approx(1.5)
     assert switching_cost(lambda level: now.__setitem__(0, now[0] + 1), (50, 10), seconds=9, pairs=3) == pytest.approx(
         1.0

@@ -5,10 +5,10 @@ import json
 import pandas as pd
 import pytest
 from archives import archive, servable
+from elasticlm.benchmarks.overhead import breakdown, main
 
-from benchmarks.overhead import breakdown, main
 from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
+from elasticlm.model.elastic_model import ElasticModel
 
 MEANS_MS = {100: 3.0, 50: 2.0, 10: 1.0}
 
@@ -16,8 +16,8 @@ MEANS_MS = {100: 3.0, 50: 2.0, 10: 1.0}
 @pytest.fixture(scope="module")
 def reranker(tiny_artifact, tmp_path_factory):
     folder = tmp_path_factory.mktemp("overhead")
-    ElasticModel.from_pretrained(tiny_artifact).with_head("score").save_pretrained(folder / "ranker")
-    return archive("ranker", servable(folder / "ranker", folder / "model", MEANS_MS), folder,
+    ElasticModel.from_pretrained(tiny_artifact).with_head("score").save_pretrained(folder / "reranker")
+    return archive("reranker", servable(folder / "reranker", folder / "model", MEANS_MS), folder,
                    latency_budget_ms=100, backend="torch", precision="fp32")  # fmt: skip
 
 

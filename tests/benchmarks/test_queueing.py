@@ -4,8 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-
-from benchmarks.queueing import (
+from elasticlm.benchmarks.queueing import (
     ClosedLoop,
     OpenLoop,
     PairTimes,
@@ -15,11 +14,12 @@ from benchmarks.queueing import (
     hindsight_bound,
     simulate,
 )
+
 from elasticlm.errors import InputError
-from elasticlm.latency import Cell, LatencyTable
-from elasticlm.pairs import MeasuredPair, PairTable
-from elasticlm.schedule import Fixed, Load, parse_policy
-from elasticlm.structure import Pair
+from elasticlm.model.structure import Pair
+from elasticlm.schedule.cascade import MeasuredPair, PairTable
+from elasticlm.schedule.latency import Cell, LatencyTable
+from elasticlm.schedule.policies import Fixed, Load, parse_policy
 
 ALONE = Server(overhead_ms=0)  # one worker, batch size 1
 
@@ -92,12 +92,12 @@ def test_remembered_look_ups_are_the_tables_own():
 @pytest.fixture
 def pairs():
     """A pipeline that reranks four passages: 50 % searches in 10.5 ms and reranks in 20."""
-    denser = LatencyTable([cell(level=level, mean_ms=level / 5) for level in (50, 10)])
-    ranker = LatencyTable([cell(level=level, rows=rows, tokens=tokens, mean_ms=level * rows / 10)
+    retriever = LatencyTable([cell(level=level, mean_ms=level / 5) for level in (50, 10)])
+    reranker = LatencyTable([cell(level=level, rows=rows, tokens=tokens, mean_ms=level * rows / 10)
                            for level in (50, 10) for rows in (1, 4, 8) for tokens in (16, 64)])  # fmt: skip
     measured = [(50, 50, 0.7), (50, 10, 0.6), (10, None, 0.4), (10, 50, 0.1)]
-    return PairTable([MeasuredPair(denser=d, ranker=r, depth=4, quality=q, measure="RR@10") for d, r, q in measured],
-                     denser, ranker, passage_tokens=40, max_tokens=64, search_ms=0.5)  # fmt: skip
+    return PairTable([MeasuredPair(retriever=d, reranker=r, depth=4, quality=q, measure="RR@10") for d, r, q in measured],
+                     retriever, reranker, passage_tokens=40, max_tokens=64, search_ms=0.5)  # fmt: skip
 
 
 def test_a_pipelines_times_are_its_tables_and_its_draws_have_their_mean(pairs):

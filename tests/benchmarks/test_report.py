@@ -6,10 +6,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-
-from benchmarks.drive import read_rows
-from benchmarks.report import main, write_report
-from benchmarks.summary import COLUMNS, lead, summarise
+from elasticlm.benchmarks.drive import read_rows
+from elasticlm.benchmarks.report import main, write_report
+from elasticlm.benchmarks.summary import COLUMNS, lead, summarise
 
 ARMS = {"slack:t=100,alpha=.6": ["100", "50", "10"], "fixed:100": ["100"]}
 

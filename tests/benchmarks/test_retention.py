@@ -1,12 +1,12 @@
-"""benchmarks.retention: its table against the evaluations, its pictures, its refusals."""
+"""elasticlm.benchmarks.retention: its table against the evaluations, its pictures, its refusals."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from elasticlm.benchmarks import retention
 
-from benchmarks import retention
 from elasticlm.errors import InputError
 
 QUERIES = [f"q{i}" for i in range(40)]

@@ -11,17 +11,17 @@ from pathlib import Path
 import psutil
 import pytest
 from archives import archive, pipeline, servable
+from elasticlm.benchmarks import calibrate, simulate
+from elasticlm.benchmarks.calibrate import rush_users
+from elasticlm.benchmarks.drive import DriverError, drive, read_rows
+from elasticlm.benchmarks.simulate import main
+from elasticlm.benchmarks.summary import COLUMNS, summarise
+from elasticlm.handlers import archive as packing
 
-from benchmarks import calibrate, simulate
-from benchmarks.calibrate import rush_users
-from benchmarks.drive import DriverError, drive, read_rows
-from benchmarks.simulate import main
-from benchmarks.summary import COLUMNS, summarise
 from elasticlm.errors import InputError
-from elasticlm.retrieval.data import load_corpus
-from elasticlm.retrieval.index import PassageIndex
-from elasticlm.teacher import load_teacher
-from handlers import archive as packing
+from elasticlm.model.teacher import load_teacher
+from elasticlm.retrieval.data_specs import load_corpus
+from elasticlm.retrieval.passage_index import PassageIndex
 
 ROOT = Path(__file__).parents[2]
 
@@ -158,7 +158,7 @@ def test_stopped_from_outside_it_stops_its_server(command, tmp_path):
         [
             sys.executable,
             "-m",
-            "benchmarks.simulate",
+            "elasticlm.benchmarks.simulate",
             *command,
             "--arms",
             "fixed:10",

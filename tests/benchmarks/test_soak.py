@@ -1,12 +1,11 @@
-"""benchmarks.soak: what counts as a leak, and a short run against the real server."""
+"""elasticlm.benchmarks.soak: what counts as a leak, and a short run against the real server."""
 
 import json
 
 import pandas as pd
 import pytest
 from archives import archive, servable
-
-from benchmarks import soak
+from elasticlm.benchmarks import soak
 
 
 def samples(process, **measures):

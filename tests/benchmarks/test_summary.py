@@ -2,8 +2,7 @@
 
 import pandas as pd
 import pytest
-
-from benchmarks.summary import COLUMNS, arm_budget_ms, behind, effective_quality, lead, rounds, summarise
+from elasticlm.benchmarks.summary import COLUMNS, arm_budget_ms, behind, effective_quality, lead, rounds, summarise
 
 ROWS = [
     # arm, t_s, users, queue_depth, level, latency_ms, status, query_id, quality

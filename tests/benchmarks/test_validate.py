@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from elasticlm.benchmarks.queueing import OpenLoop, Server, simulate
+from elasticlm.benchmarks.summary import COLUMNS, summarise
+from elasticlm.benchmarks.validate import calibrate, main
 
-from benchmarks.queueing import OpenLoop, Server, simulate
-from benchmarks.summary import COLUMNS, summarise
-from benchmarks.validate import calibrate, main
 from elasticlm.errors import InputError
-from elasticlm.latency import LatencyTable
-from elasticlm.schedule import parse_policy
+from elasticlm.schedule.latency import LatencyTable
+from elasticlm.schedule.policies import parse_policy
 
 MEANS_MS = {100: 40.0, 50: 20.0, 10: 4.0}
 ARM, BUDGET_MS = "slack:t=150,alpha=.6", 150.0

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from elasticlm.benchmarks.workload import build_workload
 
-from benchmarks.workload import build_workload
 from elasticlm.errors import InputError
-from elasticlm.retrieval.data import RetrievalData
-from elasticlm.retrieval.index import PassageIndex
+from elasticlm.retrieval.data_specs import RetrievalData
+from elasticlm.retrieval.passage_index import PassageIndex
 
 
 def retrieval_data(titles):

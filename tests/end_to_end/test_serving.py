@@ -13,11 +13,11 @@ import pytest
 import requests
 import torch
 from archives import PASSAGES, archive, index_of, servable
+from elasticlm.benchmarks.server import TorchServe
 
-from benchmarks.server import TorchServe
 from elasticlm.backend.onnx_export import export
-from elasticlm.latency import LatencyTable, Setup
-from elasticlm.model import ElasticModel
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.schedule.latency import LatencyTable, Setup
 
 pytestmark = pytest.mark.end_to_end
 

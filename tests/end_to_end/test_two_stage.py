@@ -4,15 +4,15 @@ import time
 
 import pytest
 from archives import PASSAGES, corpus_of_passages, index_of, pipeline
+from elasticlm.benchmarks.server import TorchServe
+from elasticlm.handlers.archive import main
 from test_serving import QUERIES, ask, rush
 
-from benchmarks.server import TorchServe
-from elasticlm.model import ElasticModel
-from handlers.archive import main
+from elasticlm.model.elastic_model import ElasticModel
 
 pytestmark = pytest.mark.end_to_end
 
-DENSER_MS, RANKER_MS = {100: 5.0, 50: 3.0, 10: 1.0}, {100: 15.0, 50: 10.0, 10: 1.0}
+RETRIEVER_MS, RERANKER_MS = {100: 5.0, 50: 3.0, 10: 1.0}, {100: 15.0, 50: 10.0, 10: 1.0}
 PAIRS = [(100, 100, 4, 0.7), (100, 50, 4, 0.6), (10, 10, 4, 0.5), (10, None, 4, 0.3), (100, 10, 4, 0.4)]
 """Of 200 ms x .5: 65 ms keep to it alone, 45 with one request behind, 5 with 17, 1 with more."""
 
@@ -25,7 +25,7 @@ def parts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(parts, tiny_artifact, tiny_bert):
     index, data = index_of(tiny_bert), corpus_of_passages(parts / "corpus")
-    options = pipeline(tiny_artifact, index, data, parts, DENSER_MS, RANKER_MS, PAIRS)
+    options = pipeline(tiny_artifact, index, data, parts, RETRIEVER_MS, RERANKER_MS, PAIRS)
     main([*options, "--name", "two", "--output", str(parts), "--policy", "slack:t=200,alpha=.5"])
     with TorchServe({"two": parts / "two.mar"}) as running:
         yield running
@@ -40,15 +40,15 @@ def ask_idle(server, body):
     return reply
 
 
-def test_an_idle_server_answers_in_the_order_of_the_best_pairs_ranker(server, parts):
+def test_an_idle_server_answers_in_the_order_of_the_best_pairs_reranker(server, parts):
     reply = ask_idle(server, {"query": QUERIES[0], "k": 3})
     assert reply.status_code == 200
     assert set(reply.json()) == {"hits", "levels"}
-    assert reply.json()["levels"] == {"denser": 100, "ranker": 100}
+    assert reply.json()["levels"] == {"retriever": 100, "reranker": 100}
     hits = reply.json()["hits"]
     assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
-    ranker = ElasticModel.from_pretrained(parts / "ranker")
-    expected = ranker.score(QUERIES[0], [PASSAGES[hit["id"]] for hit in hits], level=100)
+    reranker = ElasticModel.from_pretrained(parts / "reranker")
+    expected = reranker.score(QUERIES[0], [PASSAGES[hit["id"]] for hit in hits], level=100)
     assert [hit["score"] for hit in hits] == pytest.approx(expected.tolist(), abs=1e-5)
 
 

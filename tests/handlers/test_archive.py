@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 from archives import PASSAGES, index_of, servable
+from elasticlm.handlers.archive import TEMPLATE, fill, main, round_up
 
 from elasticlm.errors import InputError
-from elasticlm.latency import LatencyTable, Setup
-from elasticlm.model import ElasticModel
-from handlers.archive import TEMPLATE, fill, main, round_up
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.schedule.latency import LatencyTable, Setup
 
 MEANS_MS = {100: 40.0, 50: 20.0, 10: 5.0}
 
@@ -63,8 +63,8 @@ def test_without_a_policy_the_budget_is_five_service_times_of_the_largest_level(
 
 def test_a_rerankers_budget_is_that_of_a_list_of_passages(tiny_artifact, tmp_path, capsys):
     ElasticModel.from_pretrained(tiny_artifact).with_head("score").save_pretrained(tmp_path / "headed")
-    ranker = servable(tmp_path / "headed", tmp_path / "ranker", MEANS_MS)
-    main(["--model", str(ranker), "--name", "rk", "--output", str(tmp_path)])
+    reranker = servable(tmp_path / "headed", tmp_path / "reranker", MEANS_MS)
+    main(["--model", str(reranker), "--name", "rk", "--output", str(tmp_path)])
     said = capsys.readouterr()
     assert json.loads(said.out.splitlines()[-1])["latency_budget_ms"] == 5 * 8 * 40
     assert "level 100 at 8 x 128 tokens" in said.err
@@ -114,7 +114,7 @@ def test_an_artifact_without_a_table_or_with_a_table_short_of_a_level_is_refused
     (without / "latency.csv").unlink()
     lines = (short / "latency.csv").read_text().splitlines(keepends=True)
     (short / "latency.csv").write_text("".join(line for line in lines if not line.startswith("10,")))
-    with pytest.raises(InputError, match="python -m trainer profile --model"):
+    with pytest.raises(InputError, match="elasticlm profile --model"):
         pack(without, tmp_path / "store")
     with pytest.raises(InputError, match="no row for level 10"):
         pack(short, tmp_path / "store")
@@ -159,7 +159,7 @@ def test_an_archive_is_replaced_only_on_request(artifact, tmp_path):
 
 
 def test_the_command_ends_with_two_and_one_line_on_bad_input(tmp_path):
-    command = [sys.executable, "-m", "handlers.archive", "--model", str(tmp_path / "none"), "--name", "mini"]
+    command = [sys.executable, "-m", "elasticlm.handlers.archive", "--model", str(tmp_path / "none"), "--name", "mini"]
     checkout = Path(__file__).parents[2]
     done = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True, cwd=checkout)
     assert done.returncode == 2

@@ -6,18 +6,18 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import elasticlm.handlers.elastic_handler
 import pytest
+from elasticlm.handlers.elastic_handler import ElasticHandler
 from ts.context import Context, RequestProcessor
 from ts.utils.util import list_classes_from_module
 
-import handlers.elastic_handler
-from elasticlm.structure import Level
-from handlers.answers import Answer
-from handlers.elastic_handler import ElasticHandler
-from handlers.load import QueueSignal
-from handlers.metrics import Demand
-from handlers.requests import Service
-from handlers.settings import Settings
+from elasticlm.model.structure import Level
+from elasticlm.serving.engine import Answer
+from elasticlm.serving.requests import Service
+from elasticlm.serving.settings import Settings
+from elasticlm.serving.signals import QueueSignal
+from elasticlm.serving.telemetry import Demand
 
 
 class Metrics:
@@ -55,7 +55,7 @@ def handle(made, bodies, headers=()):
 
 
 def test_torchserve_finds_exactly_one_class_in_the_archives_root_file():
-    spec = importlib.util.spec_from_file_location("plain_name", Path(handlers.elastic_handler.__file__))
+    spec = importlib.util.spec_from_file_location("plain_name", Path(elasticlm.handlers.elastic_handler.__file__))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert [found.__name__ for found in list_classes_from_module(module)] == ["ElasticHandler"]

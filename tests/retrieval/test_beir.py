@@ -5,7 +5,7 @@ import pytest
 from sets import PASSAGES, QRELS, QUERIES, write_beir
 
 from elasticlm.errors import InputError
-from elasticlm.retrieval.data import load_corpus, load_queries, load_retrieval, load_texts, split_sha256
+from elasticlm.retrieval.data_specs import load_corpus, load_queries, load_retrieval, load_texts, split_sha256
 
 
 def test_a_split_holds_the_whole_corpus_and_only_its_own_queries(beir_folder):

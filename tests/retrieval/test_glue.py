@@ -5,7 +5,7 @@ import json
 import pytest
 
 from elasticlm.errors import InputError
-from elasticlm.retrieval.data import load_corpus, load_everything, load_queries, load_retrieval, load_texts
+from elasticlm.retrieval.data_specs import load_corpus, load_everything, load_queries, load_retrieval, load_texts
 
 
 @pytest.fixture

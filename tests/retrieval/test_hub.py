@@ -3,8 +3,8 @@ import pytest
 from sets import CARD, PASSAGES, QRELS, write_hub_beir, write_hub_tevatron, write_tsv
 
 from elasticlm.errors import InputError
-from elasticlm.retrieval import hub
-from elasticlm.retrieval.data import load_corpus, load_everything, load_queries, load_retrieval, load_texts
+from elasticlm.retrieval import hub_dataset as hub
+from elasticlm.retrieval.data_specs import load_corpus, load_everything, load_queries, load_retrieval, load_texts
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from elasticlm.errors import InputError
-from elasticlm.retrieval.data import load_labelled
+from elasticlm.retrieval.data_specs import load_labelled
 
 PAIRS = [("Rain fell.", "Snow fell.", 0), ("It was cold.", "It froze.", 1)]
 

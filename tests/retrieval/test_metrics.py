@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from elasticlm.errors import InputError
-from elasticlm.retrieval import metrics
+from elasticlm.retrieval import measures as metrics
 
 QRELS = {"q1": {"a": 2, "b": 1, "c": 0}, "q2": {"d": 1}, "q3": {"e": 1}}
 RUN = {"q1": {"x": 9.0, "b": 8.0, "a": 7.0, "c": 6.0}, "q2": {"d": 1.0, "x": 0.5}}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
-from elasticlm.retrieval.index import PassageIndex
-from elasticlm.teacher import load_teacher
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_teacher
+from elasticlm.retrieval.passage_index import PassageIndex
 
 IDS = [f"p{i}" for i in range(40)]
 
@@ -155,7 +155,7 @@ def test_what_is_no_index_is_refused(vectors, tmp_path):
 
 def test_a_server_can_load_it_without_the_data_libraries():
     code = (
-        "import sys; import elasticlm.retrieval.index; "
+        "import sys; import elasticlm.retrieval.passage_index; "
         "print(sorted({'torch', 'transformers', 'datasets', 'ir_measures', 'pandas'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

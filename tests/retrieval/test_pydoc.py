@@ -3,8 +3,8 @@ import json
 import pytest
 
 from elasticlm.errors import InputError
-from elasticlm.retrieval import pydoc
-from elasticlm.retrieval.data import load_corpus, load_queries, load_retrieval
+from elasticlm.retrieval import docstrings as pydoc
+from elasticlm.retrieval.data_specs import load_corpus, load_queries, load_retrieval
 
 PACKAGES = {"argparse", "asyncio", "collections", "concurrent", "csv", "email", "http", "json", "logging", "pathlib",
             "shutil", "statistics", "string", "subprocess", "typing", "unittest", "urllib", "zipfile"}  # fmt: skip

@@ -1,8 +1,8 @@
 import pytest
 
 from elasticlm.errors import InputError
-from elasticlm.retrieval.data import load_corpus, load_queries, load_retrieval, load_texts
-from elasticlm.retrieval.text import halves, sentences
+from elasticlm.retrieval.data_specs import load_corpus, load_queries, load_retrieval, load_texts
+from elasticlm.retrieval.text_file import halves, sentences
 
 PARAGRAPH = "Rain number {0} fell on the town all night. The river rose over the {0} old stones. Nobody slept well."
 

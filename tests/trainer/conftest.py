@@ -3,9 +3,8 @@
 import json
 
 import pytest
+from elasticlm.trainer.processes import Processes
 from random_texts import make_texts
-
-from trainer.processes import Processes
 
 
 @pytest.fixture(scope="session")

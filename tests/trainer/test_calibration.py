@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from elasticlm.trainer import evaluate
+from elasticlm.trainer.evaluation.calibration import expected_calibration_error, fit, report
 from scipy.special import expit
 
-from elasticlm.artifact import read_config
 from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
-from elasticlm.structure import ElasticStructure
-from trainer import evaluate
-from trainer.calibration import expected_calibration_error, fit, report
+from elasticlm.model.artifact import read_config
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import ElasticStructure
 
 
 def drawn(a, b, count=20_000):
@@ -50,7 +50,7 @@ def test_levels_of_another_scale_decide_alike_once_calibrated():
 
 def test_it_is_fitted_on_dev_written_into_the_artifact_and_measured_on_test(tiny_artifact, tiny_beir, tmp_path):
     model = ElasticModel.from_pretrained(tiny_artifact).with_head("score")
-    folder = tmp_path / "ranker"
+    folder = tmp_path / "reranker"
     model.save_pretrained(folder)
     command = ["--model", str(folder), "--data", f"beir:{tiny_beir}", "--depth", "8", "--levels", "100"]
 
@@ -89,6 +89,6 @@ def test_it_is_fitted_on_dev_written_into_the_artifact_and_measured_on_test(tiny
 def test_a_broken_calibration_is_refused_with_its_field(tiny_artifact, tmp_path, broken):
     model = ElasticModel.from_pretrained(tiny_artifact).with_head("score")
     model.config.calibration = broken
-    model.save_pretrained(tmp_path / "ranker")
+    model.save_pretrained(tmp_path / "reranker")
     with pytest.raises(InputError, match=r"calibration\."):
-        ElasticModel.from_pretrained(tmp_path / "ranker")
+        ElasticModel.from_pretrained(tmp_path / "reranker")

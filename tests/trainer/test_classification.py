@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from elasticlm.trainer import evaluate, finetune, prune
+from elasticlm.trainer.evaluation.classification import measures_of
+from elasticlm.trainer.objectives import classify_losses, state_losses
+from elasticlm.trainer.training_texts import TokenizedTexts
 from random_texts import make_texts
 from torch.nn import functional as F
 
 from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
-from trainer import evaluate, finetune, prune
-from trainer.classification import measures_of
-from trainer.objectives import classify_losses, state_losses
-from trainer.texts import TokenizedTexts
+from elasticlm.model.elastic_model import ElasticModel
 
 SHORT = ["--max-steps", "60", "--batch-size", "16", "--lr", "3e-3", "--precision", "fp32", "--threads", "1"]
 

@@ -5,13 +5,13 @@ import faiss
 import ir_measures
 import numpy as np
 import pytest
+from elasticlm.trainer import evaluate, index
 from sets import PASSAGES, QUERIES, write_beir
 
 from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
-from elasticlm.retrieval.data import load_retrieval
-from elasticlm.teacher import load_teacher
-from trainer import evaluate, index
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_teacher
+from elasticlm.retrieval.data_specs import load_retrieval
 
 MEASURES = ["RR@10", "nDCG@10", "R@5", "R@20", "R@100"]
 
@@ -112,7 +112,7 @@ def test_an_index_made_elsewhere_is_checked_on_a_sample(evaluated, tiny_bert, ti
 def test_where_the_artifact_encodes_its_own_passages_both_sides_have_their_own(
     tiny_artifact, tiny_bert, tiny_beir, tmp_path
 ):
-    folder = tmp_path / "denser"
+    folder = tmp_path / "retriever"
     model = ElasticModel.from_pretrained(tiny_artifact)
     for parameter in model.parameters():
         parameter.data += 0.05 * parameter.data.std().nan_to_num() * parameter.data.sign()

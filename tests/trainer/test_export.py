@@ -3,15 +3,15 @@ import shutil
 
 import pytest
 import torch
+from elasticlm.trainer.evaluate import main as evaluate
+from elasticlm.trainer.export import main
+from elasticlm.trainer.profile import main as profile
 
 from elasticlm import ElasticModel, InputError, LatencyTable
-from elasticlm.artifact import write_weights
 from elasticlm.backend import onnx_export
-from elasticlm.latency import read_tables
-from elasticlm.teacher import passage_encoder
-from trainer.evaluate import main as evaluate
-from trainer.export import main
-from trainer.profile import main as profile
+from elasticlm.model.artifact import write_weights
+from elasticlm.model.teacher import passage_encoder
+from elasticlm.schedule.latency import read_tables
 
 TEXTS = ["how does ice form", "the river and the rain"]
 

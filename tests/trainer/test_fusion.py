@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from elasticlm.trainer import evaluate, finetune
+from elasticlm.trainer.evaluation.fusion_weights import WEIGHTS, fit, fuse
 
-from elasticlm.artifact import read_config
 from elasticlm.errors import InputError
-from elasticlm.fusion import fused, on_one_scale
-from elasticlm.model import ElasticModel
-from elasticlm.structure import ElasticStructure
-from trainer import evaluate, finetune
-from trainer.fusion import WEIGHTS, fit, fuse
+from elasticlm.model.artifact import read_config
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import ElasticStructure
+from elasticlm.retrieval.score_fusion import fused, on_one_scale
 
 QRELS = {"q1": {"a": 1}, "q2": {"d": 1}}
 FIRST = {"q1": {"a": 30.0, "b": 20.0, "c": 10.0}, "q2": {"d": 0.9, "e": 0.8}}
@@ -25,40 +25,40 @@ def test_a_list_goes_from_0_to_1_whatever_its_retrievers_scale(scores, scaled):
     assert on_one_scale(np.array(scores)).tolist() == pytest.approx(scaled)
 
 
-def test_fused_scores_are_the_rankers_and_so_much_of_the_first_stages():
+def test_fused_scores_are_the_rerankers_and_so_much_of_the_first_stages():
     assert fused(np.array([1.0, 2.0, 3.0]), np.array([30.0, 20.0, 10.0]), 4).tolist() == [5, 4, 3]
     assert fuse({"q2": {"e": 1.0, "d": 2.0}}, FIRST, 2)["q2"] == {"e": 1.0, "d": 4.0}
 
 
 @pytest.mark.parametrize(
-    ("ranker", "weight"),
+    ("reranker", "weight"),
     [
         ({"q1": {"a": 3.0, "b": 2.0, "c": 1.0}, "q2": {"d": 2.0, "e": 1.0}}, 0),  # right already: the smallest
         ({"q1": {"a": 0.0, "b": 3.0, "c": 0.0}, "q2": {"d": 0.0, "e": 1.0}}, 8),  # q1 needs more than 2 x 3
         ({"q1": {"a": 0.0, "b": 0.1, "c": 0.0}, "q2": {"d": 0.0, "e": 1e9}}, 0.25),  # q2 is past help
     ],
 )
-def test_the_smallest_of_the_best_weights_is_taken(ranker, weight):
+def test_the_smallest_of_the_best_weights_is_taken(reranker, weight):
     assert weight in WEIGHTS
-    assert fit(ranker, FIRST, QRELS, "RR@10") == weight
+    assert fit(reranker, FIRST, QRELS, "RR@10") == weight
 
 
 @pytest.fixture
-def ranker(tiny_artifact, tmp_path):
-    """Folder with a random ranker."""
-    ElasticModel.from_pretrained(tiny_artifact).with_head("score").save_pretrained(tmp_path / "ranker")
-    return tmp_path / "ranker"
+def reranker(tiny_artifact, tmp_path):
+    """Folder with a random reranker."""
+    ElasticModel.from_pretrained(tiny_artifact).with_head("score").save_pretrained(tmp_path / "reranker")
+    return tmp_path / "reranker"
 
 
-def test_it_is_fitted_on_dev_written_into_the_artifact_and_measured_on_test(ranker, tiny_beir, tmp_path):
+def test_it_is_fitted_on_dev_written_into_the_artifact_and_measured_on_test(reranker, tiny_beir, tmp_path):
     def evaluated(split, *more):
-        command = ["--model", str(ranker), "--data", f"beir:{tiny_beir}", "--depth", "8", "--split", split, *more]
+        command = ["--model", str(reranker), "--data", f"beir:{tiny_beir}", "--depth", "8", "--split", split, *more]
         evaluate.main([*command, "--output", str(tmp_path / f"{split}.json"), "--run-dir", str(tmp_path / split)])
         return json.loads((tmp_path / f"{split}.json").read_text())
 
     assert "fusion" not in evaluated("test")
     on_dev = evaluated("dev", "--levels", "100,50", "--fuse")
-    fitted = read_config(ranker).fusion
+    fitted = read_config(reranker).fusion
     assert fitted == on_dev["fusion"]
     assert set(fitted) == {"100", "50"}
     assert max(fitted.values()) > 0  # BM25 is right nearly always here, a random head is not
@@ -73,11 +73,11 @@ def test_it_is_fitted_on_dev_written_into_the_artifact_and_measured_on_test(rank
     assert runs == set(found["metrics"])
 
 
-def test_it_goes_with_its_levels_its_head_and_further_training(ranker, tiny_beir, tmp_path):
-    model = ElasticModel.from_pretrained(ranker)
+def test_it_goes_with_its_levels_its_head_and_further_training(reranker, tiny_beir, tmp_path):
+    model = ElasticModel.from_pretrained(reranker)
     model.config.fusion = {"100": 4.0, "50": 0.5}
-    model.config.save_pretrained(ranker)
-    finetune.main(["--task", "ranker", "--model", str(ranker), "--data", f"beir:{tiny_beir}", "--max-steps", "1",
+    model.config.save_pretrained(reranker)
+    finetune.main(["--task", "rerank", "--model", str(reranker), "--data", f"beir:{tiny_beir}", "--max-steps", "1",
                    "--batch-size", "4", "--negatives", "2", "--output", str(tmp_path / "trained")])  # fmt: skip
     assert read_config(tmp_path / "trained").fusion is None
     assert (model.fusion_weight(50), model.fusion_weight(10)) == (0.5, 0.0)
@@ -86,18 +86,18 @@ def test_it_goes_with_its_levels_its_head_and_further_training(ranker, tiny_beir
 
 
 @pytest.mark.parametrize("broken", [{"7": 1.0}, {"50": -1.0}, {"50": float("inf")}])
-def test_a_broken_fusion_is_refused_with_its_field(ranker, broken):
-    config = json.loads((ranker / "config.json").read_text())
-    (ranker / "config.json").write_text(json.dumps(config | {"fusion": broken}))
+def test_a_broken_fusion_is_refused_with_its_field(reranker, broken):
+    config = json.loads((reranker / "config.json").read_text())
+    (reranker / "config.json").write_text(json.dumps(config | {"fusion": broken}))
     with pytest.raises(InputError, match=r"fusion\."):
-        ElasticModel.from_pretrained(ranker)
+        ElasticModel.from_pretrained(reranker)
 
 
 @pytest.mark.parametrize(
     ("change", "says"), [(["--split", "test"], "another than test"), (["--model", "X"], "'embed'")]
 )
-def test_it_is_not_fitted_on_test_nor_for_an_encoder(ranker, tiny_artifact, tiny_beir, tmp_path, change, says):
+def test_it_is_not_fitted_on_test_nor_for_an_encoder(reranker, tiny_artifact, tiny_beir, tmp_path, change, says):
     change = [str(tiny_artifact) if part == "X" else part for part in change]
     with pytest.raises(InputError, match=says):
-        evaluate.main(["--model", str(ranker), "--data", f"beir:{tiny_beir}", "--split", "dev", "--fuse",
+        evaluate.main(["--model", str(reranker), "--data", f"beir:{tiny_beir}", "--split", "dev", "--fuse",
                        "--output", str(tmp_path / "x.json"), *change])  # fmt: skip

@@ -2,14 +2,14 @@ import json
 
 import numpy as np
 import pytest
+from elasticlm.trainer.index import main
 from sets import PASSAGES, write_beir
 
 from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
-from elasticlm.retrieval.data import load_corpus
-from elasticlm.retrieval.index import PassageIndex
-from elasticlm.teacher import load_teacher
-from trainer.index import main
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_teacher
+from elasticlm.retrieval.data_specs import load_corpus
+from elasticlm.retrieval.passage_index import PassageIndex
 
 
 def test_the_passages_of_an_artifact_are_encoded_by_its_teacher(tiny_artifact, tiny_bert, tmp_path, capsys):

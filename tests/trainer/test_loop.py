@@ -5,13 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from random_texts import make_texts
-
-from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
-from elasticlm.teacher import load_teacher
-from trainer.checkpoints import Checkpoints, TrainingLog
-from trainer.loop import (
+from elasticlm.trainer.checkpoints import Checkpoints, TrainingLog
+from elasticlm.trainer.loop import (
     accumulate_gradients,
     evaluate,
     learning_rate_factor,
@@ -20,9 +15,14 @@ from trainer.loop import (
     make_optimizers,
     train,
 )
-from trainer.objectives import Align
-from trainer.options import LoopOptions
-from trainer.texts import TokenizedTexts
+from elasticlm.trainer.loop_options import LoopOptions
+from elasticlm.trainer.objectives import Align
+from elasticlm.trainer.training_texts import TokenizedTexts
+from random_texts import make_texts
+
+from elasticlm.errors import InputError
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_teacher
 
 TEXTS = make_texts(60, seed=7)
 LEVELS = (100, 50, 30, 20, 10, 5)

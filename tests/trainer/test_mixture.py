@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from elasticlm.trainer import mixture
+from elasticlm.trainer.mixture import Exclusion
+from elasticlm.trainer.training_pairs import load_pairs
 
 from elasticlm.errors import InputError
-from trainer import mixture
-from trainer.mixture import Exclusion
-from trainer.pairs import load_pairs
 
 LONG = "one two three four five six seven eight nine ten eleven twelve"
 

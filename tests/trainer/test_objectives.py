@@ -7,32 +7,32 @@ from threading import Barrier
 import numpy as np
 import pytest
 import torch
-from random_texts import make_texts
-from torch.nn import functional as F
-
-from elasticlm.model import ElasticModel
-from elasticlm.teacher import load_teacher
-from trainer.loop import accumulate_gradients
-from trainer.objectives import (
+from elasticlm.trainer.loop import accumulate_gradients
+from elasticlm.trainer.objectives import (
     Align,
-    Denser,
     Relations,
+    Retrieve,
     align_losses,
     contrastive_losses,
     in_batch,
     reciprocal_ranks,
     relation_losses,
 )
-from trainer.processes import Processes
-from trainer.texts import TokenizedTexts
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.training_texts import TokenizedTexts
+from random_texts import make_texts
+from torch.nn import functional as F
+
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_teacher
 
 TEXTS = make_texts(24, seed=4)
 PASSAGES = make_texts(40, seed=5, shortest=8, longest=20)
 
 
-def make_denser(folder, processes, *, chunk_size):
+def make_retriever(folder, processes, *, chunk_size):
     model = ElasticModel.from_pretrained(folder)
-    return Denser(
+    return Retrieve(
         model, TokenizedTexts.of(model, TEXTS, "query"), TokenizedTexts.of(model, PASSAGES, "passage"),
         positives=[[i, i + 1] if i % 5 == 0 else [i] for i in range(24)],
         negatives=np.arange(24)[:, None] % 8 + np.arange(25, 31),
@@ -63,9 +63,9 @@ def greatest_difference(found, expected):
     return max((found[name] - expected[name]).abs().max().item() for name in found if found[name].numel())
 
 
-@pytest.mark.parametrize("make", [make_align, make_relations, make_denser])
+@pytest.mark.parametrize("make", [make_align, make_relations, make_retriever])
 def test_chunks_equal_one_big_batch(make, tiny_artifact, tiny_bert, processes):
-    folders = (tiny_artifact,) if make is make_denser else (tiny_artifact, tiny_bert)
+    folders = (tiny_artifact,) if make is make_retriever else (tiny_artifact, tiny_bert)
     rows, levels = np.arange(20), (100, 50, 10)
     losses, big = gradients(make(*folders, processes, chunk_size=1000), rows, levels)
     chunked_losses, small = gradients(make(*folders, processes, chunk_size=3), rows, levels)
@@ -89,9 +89,9 @@ class OneOfTwo(Processes):
         return total
 
 
-@pytest.mark.parametrize("make", [make_align, make_relations, make_denser])
+@pytest.mark.parametrize("make", [make_align, make_relations, make_retriever])
 def test_two_processes_equal_one(make, tiny_artifact, tiny_bert, processes):
-    folders = (tiny_artifact,) if make is make_denser else (tiny_artifact, tiny_bert)
+    folders = (tiny_artifact,) if make is make_retriever else (tiny_artifact, tiny_bert)
     rows, levels = np.arange(19), (100, 50, 10)  # an odd number: the processes' shares differ
     losses, alone = gradients(make(*folders, processes, chunk_size=4), rows, levels)
     shared, barrier = [None, None], Barrier(2)
@@ -105,12 +105,12 @@ def test_two_processes_equal_one(make, tiny_artifact, tiny_bert, processes):
     assert losses_0 == losses_1 == pytest.approx(losses, rel=1e-5, abs=1e-4)
 
 
-def test_denser_gradient_equals_that_of_the_plain_loss(tiny_artifact, processes):
-    objective = make_denser(tiny_artifact, processes, chunk_size=1000)
+def test_retriever_gradient_equals_that_of_the_plain_loss(tiny_artifact, processes):
+    objective = make_retriever(tiny_artifact, processes, chunk_size=1000)
     rows, levels = np.arange(20), (100, 50, 10)
     _, found = gradients(objective, rows, levels)
 
-    plain = make_denser(tiny_artifact, processes, chunk_size=1000)
+    plain = make_retriever(tiny_artifact, processes, chunk_size=1000)
     model = plain.model
     negatives = np.random.default_rng([0, 2, 3]).permuted(plain.negatives[rows], axis=1)[:, :2]
     among = sorted({plain.positives[row][0] for row in rows} | set(negatives.ravel().tolist()))

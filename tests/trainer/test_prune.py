@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from elasticlm.trainer import prune
 from random_texts import make_texts
 
 from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
-from elasticlm.teacher import load_teacher
-from trainer import prune
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_teacher
 
 
 @pytest.fixture

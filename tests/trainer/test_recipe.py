@@ -4,14 +4,14 @@ import json
 
 import pytest
 import yaml
+from elasticlm.trainer import distil, finetune, prune, recipe
+from elasticlm.trainer.recipe import RECIPES, Recipe
 from random_texts import make_texts
 from sets import PASSAGES, write_hub_beir, write_hub_glue, write_hub_tevatron, write_jsonl
 
 from elasticlm.errors import InputError
-from elasticlm.retrieval.data import open_source
-from elasticlm.structure import parse_levels
-from trainer import distil, finetune, prune, recipe
-from trainer.recipe import RECIPES, Recipe
+from elasticlm.model.structure import parse_levels
+from elasticlm.retrieval.data_specs import open_source
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_the_papers_recipes_run_on_stand_ins_of_the_same_form(name, tiny_bert, t
     beir = f"hf:{write_hub_beir(tmp_path / 'beir')}"
     small = {"teacher": tiny_bert, "levels": "50,10", "max_steps": 2, "batch_size": 4, "chunk_size": 4}
     small |= {"data": f"hf:{wikipedia}", "wikipedia": f"hf:{wikipedia}", "distil_steps": 2, "distil_batch_size": 4}
-    if name.startswith(("paper_denser", "paper_ranker")):
+    if name.startswith(("paper_retrieve", "paper_rerank")):
         small |= {"data": tevatron, "test": beir, "test_split": "validation", "negatives": 2, "query_tokens": 8}
         small |= {"passage_tokens": 16, "distil_chunk_size": 4, "depth": 5}
     if name.endswith("triviaqa"):

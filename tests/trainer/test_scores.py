@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from elasticlm.trainer.objectives import contrastive_losses
+from elasticlm.trainer.scores import Gates, Scores, expressive_scores, gated
+from elasticlm.trainer.training_texts import TokenizedTexts
 from random_texts import make_texts
 from torch.nn import functional as F
 from transformers import BertModel
 
-from elasticlm.teacher import load_bert, load_teacher
-from trainer.objectives import contrastive_losses
-from trainer.scores import Gates, Scores, expressive_scores, gated
-from trainer.texts import TokenizedTexts
+from elasticlm.model.teacher import load_bert, load_teacher
 
 
 @pytest.fixture(scope="module")

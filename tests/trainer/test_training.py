@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
+from elasticlm.trainer import distil, finetune
 
-from elasticlm.artifact import fingerprint
 from elasticlm.errors import InputError
-from elasticlm.model import ElasticModel
-from elasticlm.retrieval.index import PassageIndex
-from elasticlm.teacher import load_teacher
-from trainer import distil, finetune
+from elasticlm.model.artifact import fingerprint
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_teacher
+from elasticlm.retrieval.passage_index import PassageIndex
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["--max-steps", "40", "--batch-size", "16", "--dev-examples", "16", "--precision", "fp32", "--threads", "1"]
@@ -77,8 +77,8 @@ def test_align_never_reads_another_splits_queries(align, beir, tmp_path):
         finetune.main([*align, "--split", "dev"])
 
 
-def test_denser_lowers_the_loss_and_encodes_passages_by_its_largest_level(tiny_artifact, beir, tmp_path, capsys):
-    finetune.main(["--task", "denser", "--model", str(tiny_artifact), "--data", f"beir:{beir}", *SHORT, "--lr", "1e-3",
+def test_retriever_lowers_the_loss_and_encodes_passages_by_its_largest_level(tiny_artifact, beir, tmp_path, capsys):
+    finetune.main(["--task", "retrieve", "--model", str(tiny_artifact), "--data", f"beir:{beir}", *SHORT, "--lr", "1e-3",
                    "--output", str(tmp_path / "out")])  # fmt: skip
     report = result(capsys)
     for level in ("100", "50", "10"):
@@ -129,7 +129,7 @@ def test_bad_inputs_of_distil_are_refused(tiny_artifact, tiny_bert, text_file, t
 
 
 def run_finetune(arguments):
-    command = [sys.executable, "-m", "trainer", "finetune", *arguments]
+    command = [sys.executable, "-m", "elasticlm.trainer", "finetune", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
 

@@ -1,0 +1,93 @@
+"""``elasticlm COMMAND``: every command of the project, by its name.
+
+A command is a module with ``main(argv)``; it is imported when it is asked for, so that ``elasticlm --help`` answers at
+once. The table below is the only place where the library names trainer, handlers and benchmarks.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+
+from elasticlm import command
+from elasticlm.errors import InputError
+from elasticlm.hints import unknown
+
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "Train": {
+        "prune": ("elasticlm.trainer.prune", "rank a teacher's heads and neurons and write nested levels"),
+        "distil": ("elasticlm.trainer.distil", "train all levels on plain text to keep the teacher's relations"),
+        "finetune": ("elasticlm.trainer.finetune", "train all levels for a task: align, retrieve, rerank, classify"),
+        "index": ("elasticlm.trainer.index", "encode a corpus into a passage index"),
+        "export": ("elasticlm.trainer.export", "write one level as its own artifact, or ONNX graphs of all levels"),
+        "recipe": ("elasticlm.trainer.recipe", "run several of these in a row, as a YAML file says"),
+    },
+    "Measure": {
+        "evaluate": ("elasticlm.trainer.evaluate", "measure the quality of every level against the teacher"),
+        "compare": ("elasticlm.trainer.compare", "test whether two evaluations differ"),
+        "retention": ("elasticlm.benchmarks.retention", "draw what each level keeps, over several evaluations"),
+        "glue-mean": ("elasticlm.benchmarks.glue_mean", "average what each level keeps over several GLUE sets"),
+        "profile": ("elasticlm.trainer.profile", "measure the latency table of an artifact on this machine"),
+        "engines": ("elasticlm.benchmarks.engines", "time every level against static inference engines"),
+    },
+    "Serve": {
+        "archive": ("elasticlm.handlers.archive", "pack an artifact for TorchServe"),
+        "policies": ("elasticlm.benchmarks.policy_study", "simulate policies on your arrivals, without a server"),
+        "simulate": ("elasticlm.benchmarks.simulate", "send a rush to a TorchServe of its own and draw it"),
+        "validate": ("elasticlm.benchmarks.validate", "compare the policy simulator with runs of the real server"),
+        "overhead": ("elasticlm.benchmarks.overhead", "measure what the server adds to a request"),
+        "signal": ("elasticlm.benchmarks.signal_check", "compare the load signal with the server's true queue"),
+        "soak": ("elasticlm.benchmarks.soak", "run rushes for minutes and watch memory and file handles"),
+        "report": ("elasticlm.benchmarks.report", "draw the pictures and the page of a simulation again"),
+        "demo": ("elasticlm.benchmarks.demo", "from a pretrained model to a rush on a page"),
+    },
+}
+MODULES = {name: module for group in COMMANDS.values() for name, (module, _) in group.items()}
+
+
+def main(argv: list[str] | None = None) -> int | None:
+    """Run the command that ``argv`` names (default: the process's own arguments)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return None if argv else command.BAD_INPUT
+    if argv[0] == "--version":
+        from elasticlm import __version__
+
+        print(f"elasticlm {__version__}")
+        return None
+    return load(argv[0])(argv[1:])
+
+
+def load(name: str) -> Callable[[list[str]], int | None]:
+    """Return the main function of a command; raises InputError for an unknown name."""
+    if name not in MODULES:
+        raise InputError(unknown("command", name, MODULES))
+    return importlib.import_module(MODULES[name]).main
+
+
+def usage() -> str:
+    """The help of ``elasticlm`` itself, grouped by what people do."""
+    width = max(map(len, MODULES))
+    lines = ["usage: elasticlm COMMAND [options]", "", "elasticlm COMMAND --help shows a command's options."]
+    for group, commands in COMMANDS.items():
+        lines += ["", f"{group}:", *(f"  {name.ljust(width)}  {text}" for name, (_, text) in commands.items())]
+    return "\n".join(lines)
+
+
+def run() -> None:
+    """The console script ``elasticlm``."""
+    command.run(main)
+
+
+def run_in_checkout(*words: str) -> None:
+    """Start ``elasticlm`` anew with these words before the process's own arguments.
+
+    For modules that run under their short name in a checkout (``python -m trainer``): in the new process every file is
+    loaded once, under its full name.
+    """
+    os.execv(sys.executable, [sys.executable, "-m", "elasticlm", *words, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,309 @@
+"""ElasticModel: text in, tensors out, at any level."""
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from elasticlm.backend import BACKENDS, Backend, counted_tokens
+from elasticlm.backend.onnx_runtime import OnnxBackend, check_export, graphs_folder
+from elasticlm.backend.torch_backend import TorchBackend
+from elasticlm.command import progress
+from elasticlm.errors import InputError
+from elasticlm.files import new_folder
+from elasticlm.model import artifact
+from elasticlm.model.artifact import ElasticBertConfig
+from elasticlm.model.encoder import ElasticEncoder
+from elasticlm.model.structure import ElasticStructure, Level, level_name
+
+Kind = Literal["query", "passage"]
+
+
+class ElasticModel(nn.Module):
+    """An elastic encoder with its head and tokenizer.
+
+    >>> model = ElasticModel.from_pretrained("out/aligned")      # doctest: +SKIP
+    >>> model.embed(["how do glaciers form?"], level=10).shape   # doctest: +SKIP
+    torch.Size([1, 384])
+    """
+
+    def __init__(self, config: ElasticBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.structures = artifact.validate(config)
+        self.encoder = ElasticEncoder(config, self.structures[self.structures.largest])
+        outputs = _outputs(config)
+        self.head = nn.Linear(config.hidden_size, outputs) if outputs else None
+        self.backend: Backend = TorchBackend(self.encoder, self.structures)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        backend: str = "torch",
+        precision: str = "fp32",
+        threads: int = 1,
+    ) -> "ElasticModel":
+        """Load an artifact from a folder, or by its name from the Hugging Face hub.
+
+        Args:
+            backend: "torch", or "onnx" for graphs that ``elasticlm export --onnx`` made: the layers' weights are then in
+                the graphs alone, and the model can neither be trained nor cut.
+            precision: of the graphs, "fp32" or "int8".
+            threads: of ONNX Runtime.
+
+        Raises InputError, in one line, on whatever is wrong with it.
+        """
+        if backend not in BACKENDS:
+            raise InputError(f"backend {backend!r}: expected {' or '.join(BACKENDS)}")
+        folder = download(str(name_or_path), revision=revision)
+        config = artifact.read_config(folder)
+        model = cls.without_weights(config, artifact.read_tokenizer(folder))
+        if backend == "onnx":
+            model.encoder.layers = nn.ModuleList()
+        weights = artifact.read_weights(folder, model.state_dict(), others=backend == "onnx")
+        model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
+        if backend == "onnx":
+            model.run_onnx(folder, precision=precision, threads=threads)
+        return model
+
+    def run_onnx(self, folder: str | Path, *, precision: str = "fp32", threads: int = 1) -> None:
+        """Let ONNX Runtime run the levels from now on, by the graphs in this artifact folder.
+
+        Raises InputError where onnxruntime or the graphs are missing, or the graphs are those of other weights.
+        """
+        check_export(folder, precision)
+        self.backend = OnnxBackend(graphs_folder(folder, precision), self.encoder.embeddings, self.levels,
+                                   precision=precision, threads=threads)  # fmt: skip
+
+    @classmethod
+    def without_weights(cls, config: ElasticBertConfig, tokenizer: PreTrainedTokenizerBase) -> "ElasticModel":
+        """A model on the meta device, for ``load_state_dict(weights, assign=True)``."""
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # layers that keep no unit
+            return cls(config, tokenizer)
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write the artifact folder; it exists whole or not at all."""
+        with new_folder(folder, overwrite=overwrite) as temporary:
+            self.config.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            artifact.write_weights(temporary, self.state_dict())
+
+    def cut(
+        self,
+        structures: ElasticStructure,
+        head_order: np.ndarray | None = None,
+        neuron_order: np.ndarray | None = None,
+    ) -> "ElasticModel":
+        """Return a new model with these structures, its units taken from this one's largest level in the given order.
+
+        Args:
+            structures: the new levels.
+            head_order: unit indices [layers, heads], best first; None keeps the order (and cuts prefixes).
+            neuron_order: the same for neurons [layers, neurons].
+        """
+        config = copy.deepcopy(self.config)
+        config.levels = structures.to_json()
+        for field in ("calibration", "fusion"):
+            fitted = getattr(config, field) or {}
+            setattr(config, field, {name: fit for name, fit in fitted.items() if name in config.levels} or None)
+        largest, weights = structures[structures.largest], self.state_dict()
+        for i in range(largest.layers):
+            heads = np.arange(largest.heads[i]) if head_order is None else head_order[i, : largest.heads[i]]
+            neurons = np.arange(largest.neurons[i]) if neuron_order is None else neuron_order[i, : largest.neurons[i]]
+            rows = torch.from_numpy((heads[:, None] * config.head_size + np.arange(config.head_size)).ravel())
+            units = {"attention": rows, "feed_forward": torch.from_numpy(neurons)}
+            for name in [name for name in weights if name.startswith(f"encoder.layers.{i}.")]:
+                block, part = name.split(".")[3], name.split(".")[4]
+                if part in ("query", "key", "value", "up"):
+                    weights[name] = weights[name][units[block]]
+                elif name.endswith(("output.weight", "down.weight")):
+                    weights[name] = weights[name][:, units[block]]
+        model = self.without_weights(config, self.tokenizer)
+        model.load_state_dict({name: weight.clone() for name, weight in weights.items()}, assign=True)
+        return model
+
+    def with_head(self, task: str, labels: Sequence[str] | None = None, *, seed: int = 0) -> "ElasticModel":
+        """Return a new model with this one's encoder and a fresh head for a task: "score", or "classify" with labels.
+
+        The head's weights are drawn as BERT's, its bias is 0.
+        """
+        config = copy.deepcopy(self.config)
+        config.task, config.labels = task, list(labels) if labels else None
+        config.passages = config.calibration = config.fusion = None
+        weights = {name: weight.clone() for name, weight in self.state_dict().items() if not name.startswith("head.")}
+        random = torch.Generator().manual_seed(seed)
+        shape = (_outputs(config), config.hidden_size)
+        weights["head.weight"] = torch.randn(shape, generator=random) * config.initializer_range
+        weights["head.bias"] = torch.zeros(shape[0])
+        model = self.without_weights(config, self.tokenizer)
+        model.load_state_dict(weights, assign=True)
+        return model
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return self.structures.levels
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.embeddings.norm.weight.device
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the vectors of the largest level (in PyTorch)."""
+        assert len(self.encoder.layers) == self.config.num_hidden_layers, "loaded for ONNX Runtime, without its layers"
+        return artifact.fingerprint(self.config, self.state_dict(), self.tokenizer)
+
+    def tokenize(self, texts: Sequence[str], kind: Kind = "query") -> BatchEncoding:
+        """Return input_ids, attention_mask, token_type_ids, LongTensors [batch, tokens], padded to the longest.
+
+        The prompt of ``kind`` is put before each text; texts over its length limit are truncated (see truncated()).
+        """
+        prompt = (self.config.prompts or {}).get(kind, "")
+        return self._tokenize([prompt + text for text in texts], None, limit=cast(dict, self.config.max_tokens)[kind])
+
+    def tokenize_pairs(self, firsts: Sequence[str], seconds: Sequence[str] | None) -> BatchEncoding:
+        """Like tokenize(), for pairs of texts (or single ones), with the token types of the tokenizer's pairs."""
+        return self._tokenize(list(firsts), seconds, limit=cast(dict, self.config.max_tokens)["pair"])
+
+    def _tokenize(self, firsts: list[str], seconds: Sequence[str] | None, *, limit: int) -> BatchEncoding:
+        pairs = None if seconds is None else list(seconds)
+        return self.tokenizer(firsts, pairs, padding=True, truncation=True, max_length=limit,
+                              return_token_type_ids=True, return_tensors="pt").to(self.device)  # fmt: skip
+
+    @staticmethod
+    def truncated(inputs: BatchEncoding) -> list[bool]:
+        """Which texts of a tokenised batch were cut at the length limit."""
+        return [bool(encoding.overflowing) for encoding in inputs.encodings or ()]
+
+    def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Pool hidden states [batch, tokens, dim] to vectors [batch, dim], normalised where the model says so."""
+        if self.config.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+        return F.normalize(pooled, dim=-1) if self.config.normalize else pooled
+
+    def finish(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """Turn hidden states [batch, tokens, dim] into what the task answers.
+
+        embed: vectors [batch, dim]; score: [batch]; classify: logits [batch, labels], both from [CLS].
+        """
+        if self.head is None:
+            return self.pool(hidden, attention_mask)
+        logits = self.head(hidden[:, 0])
+        return logits.squeeze(-1) if self.config.task == "score" else logits
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, *, level: Level
+    ) -> Tensor:
+        """Run one level with gradients: vectors, scores or logits as in finish(). For training."""
+        hidden = self.encoder(input_ids, attention_mask, token_type_ids, structure=self.structures[level])
+        return self.finish(hidden, attention_mask)
+
+    @torch.inference_mode()
+    def encode(self, inputs: Mapping[str, Tensor], level: Level) -> Tensor:
+        """Run one level on a tokenised batch through the backend, without gradients. For serving and measuring."""
+        return self.finish(self.backend.hidden(inputs, level), inputs["attention_mask"])
+
+    def counted(self, inputs: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Rows and tokens that a tokenised batch counts as for a latency table of this backend."""
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        return len(lengths), counted_tokens(self.backend.name, lengths)
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        level: Level | None = None,
+        kind: Kind = "query",
+        batch_size: int = 32,
+        show_progress: bool = False,
+    ) -> Tensor:
+        """Embed texts at a level (None: the largest).
+
+        Returns:
+            FloatTensor [texts, dim] on the CPU, in the order of the texts. Batches are formed by length.
+        """
+        self._require("embed")
+        level = self.structures.largest if level is None else level
+        vectors = torch.empty(len(texts), self.config.hidden_size)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        bar = progress(total=len(texts), desc=f"embed {kind} at {level}", unit="text") if show_progress else None
+        for batch in batches:
+            vectors[batch] = self.encode(self.tokenize([texts[i] for i in batch], kind), level).float().cpu()
+            if bar is not None:
+                bar.update(len(batch))
+        if bar is not None:
+            bar.close()
+        return vectors
+
+    def score(self, query: str, passages: Sequence[str], *, level: Level | None = None) -> Tensor:
+        """Score a query against passages at a level; higher is more relevant. Returns FloatTensor [passages]."""
+        self._require("score")
+        inputs = self.tokenize_pairs([query] * len(passages), passages)
+        return self.encode(inputs, self.structures.largest if level is None else level).float().cpu()
+
+    def probabilities(self, scores: Tensor, level: Level) -> Tensor | None:
+        """How likely passages with these scores at this level are relevant; None where the level is not calibrated.
+
+        sigmoid(a score + b), the same scale at every level (see ``elasticlm evaluate --calibrate``).
+        """
+        fitted = (self.config.calibration or {}).get(level_name(level))
+        return None if fitted is None else torch.sigmoid(fitted[0] * scores + fitted[1])
+
+    def fusion_weight(self, level: Level) -> float:
+        """How much a first stage counts beside this level's scores (see elasticlm.retrieval.score_fusion); 0 unless it was fitted."""
+        return (self.config.fusion or {}).get(level_name(level), 0.0)
+
+    def classify(
+        self, sentences: Sequence[str], seconds: Sequence[str] | None = None, *, level: Level | None = None
+    ) -> Tensor:
+        """Classify sentences or sentence pairs at a level. Returns logits, FloatTensor [sentences, labels]."""
+        self._require("classify")
+        inputs = self.tokenize_pairs(sentences, seconds)
+        return self.encode(inputs, self.structures.largest if level is None else level).float().cpu()
+
+    def _require(self, task: str) -> None:
+        if self.config.task != task:
+            raise InputError(f"this model's task is {self.config.task!r}, not {task!r}")
+
+
+def _outputs(config: ElasticBertConfig) -> int:
+    """Outputs of the head that a task needs; 0: none."""
+    return {"embed": 0, "score": 1, "classify": len(config.labels or ())}[config.task]
+
+
+def download(name: str, *, revision: str | None = None) -> Path:
+    """Return the local folder of a model: the folder itself, or a snapshot of that name on the hub (cached).
+
+    Raises InputError where there is neither.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if Path(name).is_dir():
+        return Path(name)
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.csv", "*.model", "*.onnx", "pytorch_model.bin"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except HFValidationError:
+        raise InputError(f"{name}: no such folder") from None
+    except Exception as error:  # offline, gone, private: the hub's own words
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{name}: no such folder, and the hub does not have it or is out of reach ({reason})"
+        ) from None

@@ -1,0 +1,113 @@
+"""Data specs, one door: ``beir:DIR``, ``glue:DIR``, ``text:FILE``, ``hf:NAME[/CONFIG]``, ``pydoc[:PASSAGES]``.
+
+What each spec holds stands in its own module; here a spec is told apart and asked.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from elasticlm.errors import InputError
+from elasticlm.retrieval.corpus import Corpus, RetrievalData, split_sha256
+from elasticlm.retrieval.labelled import Labelled
+
+__all__ = [
+    "Corpus",
+    "Labelled",
+    "RetrievalData",
+    "load_corpus",
+    "load_everything",
+    "load_labelled",
+    "load_queries",
+    "load_retrieval",
+    "load_texts",
+    "split_sha256",
+]
+
+SPECS = "beir:DIR, glue:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc"
+
+
+class Source(Protocol):
+    """What a data spec can be asked for."""
+
+    def corpus(self) -> Corpus: ...
+
+    def queries(self, split: str) -> tuple[list[str], list[str]]: ...
+
+    def retrieval(self, split: str) -> RetrievalData: ...
+
+    def texts(self, split: str | None, seed: int | None = None) -> Iterable[str]: ...
+
+    def everything(self) -> Iterable[str]: ...
+
+
+def open_source(spec: str) -> Source:
+    """Return the source that a spec names; InputError where it names none."""
+    kind, _, rest = spec.partition(":")
+    if kind == "pydoc":
+        from elasticlm.retrieval.docstrings import Pydoc
+
+        return Pydoc(rest)
+    if not rest or kind not in ("beir", "glue", "text", "hf"):
+        raise InputError(f"data {spec!r}: expected {SPECS}")
+    if kind == "beir":
+        from elasticlm.retrieval.beir import BeirFolder
+
+        return BeirFolder(rest)
+    if kind == "glue":
+        from elasticlm.retrieval.glue import GlueFolder
+
+        return GlueFolder(rest)
+    if kind == "text":
+        from elasticlm.retrieval.text_file import TextFile
+
+        return TextFile(rest)
+    from elasticlm.retrieval.hub_dataset import HubDataset
+
+    return HubDataset(rest)
+
+
+def load_retrieval(spec: str, split: str | None = None) -> RetrievalData:
+    """Load the corpus and one split's judged queries (default: test).
+
+    ``text:`` and plain texts from the hub give the two halves of each paragraph as a pair.
+    """
+    return open_source(spec).retrieval(split or "test")
+
+
+def load_corpus(spec: str) -> Corpus:
+    """Load all passages of a spec, which belong to no split. Of a text: its paragraphs, whole."""
+    return open_source(spec).corpus()
+
+
+def load_queries(spec: str, split: str) -> tuple[list[str], list[str]]:
+    """Load ids and texts of one split's queries, for training without labels; never another split's.
+
+    Of a text: the sentences of the split's paragraphs.
+    """
+    return open_source(spec).queries(split)
+
+
+def load_texts(spec: str, split: str | None = "train", seed: int | None = None) -> Iterable[str]:
+    """Load running text for masked or relation objectives: a text's paragraphs, a retrieval set's passages.
+
+    Args:
+        seed: of their random order; None: as they come. What is large is streamed: take no more than is needed.
+    """
+    return open_source(spec).texts(split, seed)
+
+
+def load_everything(spec: str) -> Iterable[str]:
+    """Load every passage, and the queries of every split: what a training that excludes this set must not see."""
+    return open_source(spec).everything()
+
+
+def load_labelled(spec: str, split: str, labels: Sequence[str] | None = None) -> Labelled:
+    """Load one split of labelled sentences or pairs, of ``glue:`` or ``hf:``.
+
+    Args:
+        labels: those that a model knows, which others are refused against; None takes the data's.
+    """
+    source = open_source(spec)
+    if not hasattr(source, "labelled"):
+        raise InputError(f"{spec} has no labelled sentences; expected glue:DIR or hf:NAME[/CONFIG]")
+    return source.labelled(split, labels)

@@ -1,0 +1,272 @@
+"""``hf:NAME[/CONFIG]``: data sets of the Hugging Face hub, or a local folder in the same form, through ``datasets``.
+
+NAME is OWNER/NAME on the hub or a folder (``hf:./folder``). Three layouts are understood:
+
+- BEIR's: configurations ``corpus`` and ``queries`` (``_id``, ``title``, ``text``), judgements (``query-id``,
+  ``corpus-id``, ``score``) in the configuration ``qrels`` or ``default``, else in the data set NAME-qrels;
+- Tevatron's: a row a query, with ``query_id``, ``query``, ``positive_passages`` and ``negative_passages`` (lists of
+  ``docid``, ``title``, ``text``); the corpus is all the passages that the split names;
+- a column of text, a paragraph a row: sentences are queries and halves are pairs, as for ``text:FILE``.
+
+Labelled sentences are read from a column ``label`` and the sentence columns of GLUE's sets.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elasticlm.command import say
+from elasticlm.errors import InputError
+from elasticlm.retrieval.corpus import Corpus, Qrels, RetrievalData, cache_folder, shuffled
+from elasticlm.retrieval.labelled import Labelled, Row, labelled
+from elasticlm.retrieval.text_file import MIN_QUERY_WORDS, Paragraphs
+
+if TYPE_CHECKING:
+    import datasets
+
+LARGE_BYTES = 1 << 30  # a text set above this is streamed, and only its first rows are taken
+STREAMED_ROWS = 200_000
+STRINGS = ("string", "large_string")
+TEVATRON_COLUMNS = {"query_id", "query", "positive_passages", "negative_passages"}
+SPLIT_NAMES = {"dev": ["dev", "validation", "validation_matched"], "validation": ["validation", "dev"]}
+SENTENCES = (("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"),
+             ("question", "sentence"), ("sentence", None), ("text", None))  # fmt: skip
+
+
+class HubDataset:
+    """A data set opened by name; nothing is read before it is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.spec = f"hf:{name}"
+        self.path, self.config = _path_and_config(name)
+        if self.config is not None and self.config not in self._configs:
+            raise InputError(f"{self.spec}: no configuration {self.config!r} (there: {', '.join(self._configs)})")
+
+    def corpus(self) -> Corpus:
+        if self._is_beir:
+            columns = self._table("corpus", passages=True)
+            return Corpus(columns["_id"], columns["title"], columns["text"])
+        rows = self._open(self.path, self.config, None)
+        return self._judged(rows, None)[0] if _is_tevatron(rows) else self._paragraphs(None).corpus()
+
+    def queries(self, split: str) -> tuple[list[str], list[str]]:
+        if not self._is_beir:
+            rows = self._open(self.path, self.config, split)
+            if not _is_tevatron(rows):
+                return self._paragraphs(split).sentences()
+            return _column(rows, self.spec, "query_id"), _column(rows, self.spec, "query")
+        texts = self._query_texts()
+        query_ids = list(self._qrels(split, queries=texts))
+        return query_ids, [texts[qid] for qid in query_ids]
+
+    def retrieval(self, split: str) -> RetrievalData:
+        if not self._is_beir:
+            rows = self._open(self.path, self.config, split)
+            if _is_tevatron(rows):
+                return RetrievalData.of(self.spec, split, *self._judged(rows, split))
+            paragraphs = self._paragraphs(split)
+            return paragraphs.pairs(split, paragraphs)
+        texts, corpus = self._query_texts(), self.corpus()
+        qrels = self._qrels(split, queries=texts, passages=set(corpus.ids))
+        return RetrievalData.of(self.spec, split, corpus, texts, qrels)
+
+    def texts(self, split: str | None, seed: int | None = None) -> Iterable[str]:
+        """Passages; of a text set its lines, read from disk (a very large set: from the hub) as they are taken."""
+        if self._is_beir:
+            return shuffled(self.corpus().passages, seed)
+        rows = self._open(self.path, self.config, split, whole=True)
+        if _is_tevatron(rows):
+            return shuffled(self._judged(rows, split)[0].passages, seed)
+        if seed is not None:
+            rows = rows.shuffle(seed=seed)  # an order of rows, or of a buffer of a stream; texts stay where they are
+        return self._lines(rows, self._text_column(rows))
+
+    def labelled(self, split: str, labels: Sequence[str] | None = None) -> Labelled:
+        """A split with its labels, checked against those that a model knows."""
+        rows = self._open(self.path, self.config, split)
+        there = rows.column_names
+        columns = next((pair for pair in SENTENCES if all(name is None or name in there for name in pair)), None)
+        if columns is None or "label" not in there:
+            raise InputError(f"{self.spec}: no column 'label' with sentences; the columns are {', '.join(there)}")
+        own = getattr(rows.features["label"], "names", None)
+        return labelled(self.spec, split, self._labelled_rows(rows, split, *columns), labels=labels or own)
+
+    def _labelled_rows(
+        self, rows: "datasets.Dataset", split: str, first: str, second: str | None
+    ) -> Iterator[tuple[str, Row]]:
+        for number, row in enumerate(rows):
+            place = f"{self.spec}, split {split}, row {number}"
+            yield place, (row[first], row[second] if second else None, row["label"])
+
+    def everything(self) -> Iterable[str]:
+        if self._is_beir:
+            return self.corpus().passages + list(self._query_texts().values())
+        import datasets
+
+        with _loading(self.spec):
+            splits = datasets.get_dataset_split_names(self.path, self.config)
+        tevatron = _is_tevatron(self._open(self.path, self.config, splits[0]))
+        queries = (self.queries(split)[1] for split in splits if tevatron)
+        return chain.from_iterable(chain((self.texts(split) for split in splits), queries))
+
+    @cached_property
+    def _configs(self) -> list[str]:
+        import datasets
+
+        with _loading(self.spec):
+            return datasets.get_dataset_config_names(self.path)
+
+    @property
+    def _is_beir(self) -> bool:
+        return self.config is None and {"corpus", "queries"} <= set(self._configs)
+
+    def _query_texts(self) -> dict[str, str]:
+        columns = self._table("queries", passages=False)
+        return dict(zip(columns["_id"], columns["text"], strict=True))
+
+    def _table(self, config: str, *, passages: bool) -> dict[str, list[str]]:
+        """Checked columns of the corpus or the queries, whose one split bears any name."""
+        rows = self._open(self.path, config, None)
+        where = f"{self.spec}, configuration {config}"
+        columns = {"_id": _column(rows, where, "_id", "id"), "text": _column(rows, where, "text")}
+        columns["title"] = _column(rows, where, "title") if "title" in rows.column_names else [""] * len(rows)
+        ids = set()
+        for number, (row_id, text) in enumerate(zip(columns["_id"], columns["text"], strict=True)):
+            if row_id in ids:
+                raise InputError(f"{where}, row {number}: id {row_id!r} stands there twice")
+            if not text.strip():
+                raise InputError(f"{where}, row {number}: the text of {row_id!r} is empty")
+            ids.add(row_id)
+        return columns
+
+    def _qrels(self, split: str, *, queries: dict[str, str], passages: set[str] | None = None) -> Qrels:
+        config = next((name for name in ("qrels", "default") if name in self._configs), None)
+        rows = self._open(self.path if config else f"{self.path}-qrels", config, split)
+        where = f"{self.spec}, judgements of split {split}"
+        query_ids, passage_ids = _column(rows, where, "query-id"), _column(rows, where, "corpus-id")
+        qrels: Qrels = {}
+        for number, (qid, pid, score) in enumerate(zip(query_ids, passage_ids, rows["score"], strict=True)):
+            if qid not in queries:
+                raise InputError(f"{where}, row {number}: query id {qid!r} is not among the queries")
+            if passages is not None and pid not in passages:
+                raise InputError(f"{where}, row {number}: passage id {pid!r} is not in the corpus")
+            qrels.setdefault(qid, {})[pid] = int(score)
+        return qrels
+
+    def _judged(self, rows: "datasets.Dataset", split: str | None) -> tuple[Corpus, dict[str, str], Qrels]:
+        """Passages, queries and judgements of Tevatron's rows; a passage of several queries stands once."""
+        passages: dict[str, tuple[str, str]] = {}
+        queries: dict[str, str] = {}
+        qrels: Qrels = {}
+        for number, row in enumerate(rows):
+            if not (row["query"] or "").strip():
+                raise InputError(f"{self.spec}, split {split}, row {number}: an empty query")
+            qid = str(row["query_id"])
+            queries[qid] = row["query"]
+            for passage in (*row["positive_passages"], *row["negative_passages"]):
+                passages.setdefault(str(passage["docid"]), (passage.get("title") or "", passage["text"]))
+            qrels[qid] = {str(passage["docid"]): 1 for passage in row["positive_passages"]}
+        titles, texts = zip(*passages.values(), strict=True) if passages else ((), ())
+        return Corpus(list(passages), list(titles), list(texts)), queries, qrels
+
+    def _paragraphs(self, split: str | None) -> Paragraphs:
+        rows = self._open(self.path, self.config, split)
+        column = self._text_column(rows)
+        texts = [" ".join((row[column] or "").split()) for row in rows]
+        numbered = [(str(number), text) for number, text in enumerate(texts) if text]
+        if not numbered:
+            raise InputError(f"{self.spec}: column {column!r} holds no text")
+        return Paragraphs(self.spec, [pid for pid, _ in numbered], [text for _, text in numbered])
+
+    def _text_column(self, rows: "datasets.Dataset | datasets.IterableDataset") -> str:
+        strings = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "") in STRINGS]
+        if "text" not in strings and len(strings) != 1:
+            raise InputError(
+                f"{self.spec}: expected the configurations corpus and queries, or a column 'text'; "
+                f"the columns are {', '.join(rows.features)}"
+            )
+        return "text" if "text" in strings else strings[0]
+
+    def _lines(self, rows: "datasets.Dataset | datasets.IterableDataset", column: str) -> Iterator[str]:
+        """Lines of at least four words: of an article its paragraphs."""
+        with _loading(self.spec):
+            for row in rows:
+                for line in (row[column] or "").splitlines():
+                    if len(words := line.split()) >= MIN_QUERY_WORDS:
+                        yield " ".join(words)
+
+    def _open(self, path: str, config: str | None, split: str | None, *, whole: bool = False) -> "datasets.Dataset":
+        """One split's rows (the only or the first split where none is asked for).
+
+        A very large text is streamed: its first rows as a table, or, where it is wanted ``whole``, the stream itself.
+        """
+        import datasets
+
+        cache = str(_cache_of(path))
+        with _loading(self.spec):
+            splits = datasets.get_dataset_split_names(path, config)
+            wanted = split or splits[0]
+            found = next((name for name in SPLIT_NAMES.get(wanted, [wanted]) if name in splits), None)
+            if found is None:
+                raise InputError(f"{self.spec}: no split {split!r} (there: {', '.join(splits)})")
+            details = datasets.load_dataset_builder(path, config, cache_dir=cache).info
+            size = details.dataset_size or details.download_size or 0
+            judged = self._is_beir or set(details.features or ()) >= TEVATRON_COLUMNS
+            if size <= LARGE_BYTES or judged:  # a corpus must be whole
+                return datasets.load_dataset(path, config, split=found, cache_dir=cache)
+            stream = datasets.load_dataset(path, config, split=found, cache_dir=cache, streaming=True)
+            if whole:
+                say(f"{self.spec}: {size / 2**30:.1f} GiB, streaming")
+                return stream
+            say(f"{self.spec}: {size / 2**30:.1f} GiB, streaming its first {STREAMED_ROWS:,} rows")
+            return datasets.Dataset.from_list(list(islice(stream, STREAMED_ROWS)), features=stream.features)
+
+
+def _is_tevatron(rows: "datasets.Dataset | datasets.IterableDataset") -> bool:
+    return set(rows.column_names or ()) >= TEVATRON_COLUMNS
+
+
+def _path_and_config(name: str) -> tuple[str, str | None]:
+    """Tell NAME from CONFIG: a folder that exists, or OWNER/NAME, or a bare NAME, is the name."""
+    path, _, config = name.rpartition("/")
+    if Path(name).is_dir() or "/" not in name:
+        return name, None
+    if Path(path).is_dir() and name.startswith((".", "/")):
+        return path, config
+    if name.startswith((".", "/")):
+        raise InputError(f"hf:{name}: no such folder")
+    return (path, config) if name.count("/") == 2 else (name, None)
+
+
+def _cache_of(path: str) -> Path:
+    """Where a set's tables are kept: for a local folder, by the state of its files, which ``datasets`` does not see."""
+    state = [
+        (str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns)
+        for file in sorted(Path(path).rglob("*"))
+        if file.is_file()
+    ]
+    return cache_folder() / "datasets" / (hashlib.sha256(repr(state).encode()).hexdigest()[:16] if state else "hub")
+
+
+def _column(rows: Any, where: str, *names: str) -> list[str]:
+    """A column as texts, under the first of its possible names."""
+    for name in names:
+        if name in rows.column_names:
+            return ["" if value is None else str(value) for value in rows[name]]
+    raise InputError(f"{where}: no column {' or '.join(names)} (there: {', '.join(rows.column_names)})")
+
+
+@contextmanager
+def _loading(spec: str) -> Iterator[None]:
+    """Whatever ``datasets`` raises (not found, out of reach, a broken file) becomes one line that names the spec."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # its exceptions share no base class
+        cause = error.__cause__ or error
+        raise InputError(f"{spec} cannot be loaded: {type(cause).__name__}: {str(cause).splitlines()[0]}") from error

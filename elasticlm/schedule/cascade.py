@@ -1,0 +1,140 @@
+"""A pipeline of a retriever and a reranker: what every pair of their levels was measured to be worth, and what it takes.
+
+pairs.json, written by ``elasticlm evaluate --matrix``; reranker null: the retriever alone::
+
+    [{"retriever": 50, "reranker": 10, "depth": 20, "quality": 0.61, "measure": "RR@10"}, ...]
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from elasticlm.errors import InputError
+from elasticlm.files import new_file
+from elasticlm.model.structure import Choice, Level, Pair, level_name, parse_level
+from elasticlm.schedule.latency import LatencyTable
+
+PAIRS_FILE = "pairs.json"
+OLD_NAMES = {"denser": "retriever", "ranker": "reranker"}  # of the fields in files of format 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredPair:
+    """A pair of levels and its quality: the mean of a measure where the retriever's best ``depth`` passages are reranked.
+
+    Raises InputError on values out of range.
+    """
+
+    retriever: Level
+    reranker: Level | None
+    depth: int
+    quality: float
+    measure: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "retriever", parse_level(self.retriever))
+        object.__setattr__(self, "reranker", None if self.reranker is None else parse_level(self.reranker))
+        if type(self.depth) is not int or self.depth < 1:
+            raise InputError(f"depth {self.depth!r}: expected 1 or more passages")
+        if not (isinstance(self.quality, int | float) and math.isfinite(self.quality)):
+            raise InputError(f"quality {self.quality!r}: expected a number")
+
+    @property
+    def levels(self) -> Choice:
+        return self.retriever if self.reranker is None else Pair(self.retriever, self.reranker)
+
+
+def read_pairs(file: str | Path) -> list[MeasuredPair]:
+    """Read pairs.json. Raises InputError that names the file."""
+    try:
+        entries = json.loads(Path(file).read_text("utf-8"))
+        pairs = [MeasuredPair(**{OLD_NAMES.get(key, key): value for key, value in entry.items()}) for entry in entries]
+    except OSError:
+        raise InputError(f"{file}: no such file; `elasticlm evaluate --matrix` writes one") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        expected = ", ".join(field.name for field in fields(MeasuredPair))
+        raise InputError(f"{file}: expected a list of pairs, each with {expected} ({error})") from None
+    if not pairs or len({pair.measure for pair in pairs}) > 1:
+        raise InputError(f"{file}: expected one pair of levels or more, all of one measure")
+    names = [level_name(pair.levels) for pair in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{file}: {twice} stands there twice")
+    return pairs
+
+
+def write_pairs(file: str | Path, pairs: Iterable[MeasuredPair], *, overwrite: bool = True) -> None:
+    """Write pairs.json, in this order, a pair a line."""
+    lines = ",\n ".join(json.dumps(asdict(pair)) for pair in pairs)
+    with new_file(file, overwrite=overwrite) as temporary:
+        temporary.write_text(f"[{lines}]\n", "utf-8")
+
+
+def pareto(pairs: Iterable[MeasuredPair], time_ms: Callable[[Choice], float]) -> list[MeasuredPair]:
+    """Return the pairs worth running, best and slowest first: no other is as good or better in no more time."""
+    kept: list[MeasuredPair] = []
+    for pair in sorted(pairs, key=lambda pair: (-pair.quality, time_ms(pair.levels))):
+        if not kept or time_ms(pair.levels) < time_ms(kept[-1].levels):
+            kept.append(pair)
+    return kept
+
+
+class PairTable:
+    """Service times of a pipeline, asked for by a policy like a LatencyTable.
+
+        t(pair) = t_retriever(rows, tokens) + rows x search + t_reranker(rows x depth, tokens of a pair)
+
+    ``levels`` are the pairs worth running for one short query, best first; every pair has its times.
+
+    Args:
+        passage_tokens: what a list's passages are padded to; a pair has them and the query's tokens.
+        max_tokens: of a pair.
+        search_ms: the index's time a query.
+
+    >>> retriever, reranker = (LatencyTable.from_means({50: 4 * ms, 10: ms}) for ms in (1.0, 2.0))
+    >>> measured = [(50, 50, 0.7), (10, 50, 0.6), (10, None, 0.4), (50, None, 0.5), (50, 10, 0.4)]
+    >>> pairs = [MeasuredPair(retriever=d, reranker=r, depth=8, quality=q, measure="RR@10") for d, r, q in measured]
+    >>> table = PairTable(pairs, retriever, reranker, passage_tokens=64, max_tokens=128)
+    >>> [(level_name(pair), table.mean_ms(pair)) for pair in table.levels]
+    [('50+50', 68.0), ('10+50', 65.0), ('50', 4.0), ('10', 1.0)]
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[MeasuredPair],
+        retriever: LatencyTable,
+        reranker: LatencyTable,
+        *,
+        passage_tokens: int,
+        max_tokens: int,
+        search_ms: float = 0.0,
+    ) -> None:
+        self.pairs = {pair.levels: pair for pair in pairs}
+        self.retriever, self.reranker, self.search_ms = retriever, reranker, search_ms
+        self.passage_tokens, self.max_tokens = passage_tokens, max_tokens
+        self.levels: tuple[Choice, ...] = tuple(pair.levels for pair in pareto(pairs, self.mean_ms))
+
+    def __getitem__(self, levels: Choice) -> MeasuredPair:
+        """Return the pair of these levels; raises InputError where there is none."""
+        if levels not in self.pairs:
+            offered = ", ".join(map(level_name, self.pairs))
+            raise InputError(f"{level_name(levels)} is not among the pairs of levels {offered}")
+        return self.pairs[levels]
+
+    def mean_ms(self, level: Choice, rows: float = 1, tokens: float | None = None) -> float:
+        """Mean service time in ms of ``rows`` queries padded to ``tokens``, their lists reranked."""
+        return self._time_ms(level, rows, tokens, lambda table, *asked: table.mean_ms(*asked))
+
+    def p95_ms(self, level: Choice, rows: float = 1, tokens: float | None = None) -> float:
+        """The sum of both stages' 95th percentiles, in ms: theirs is at most that."""
+        return self._time_ms(level, rows, tokens, lambda table, *asked: table.p95_ms(*asked))
+
+    def _time_ms(self, level: Choice, rows: float, tokens: float | None, of: Callable[..., Any]) -> Any:
+        pair = self[level]
+        search_ms = of(self.retriever, pair.retriever, rows, tokens) + rows * self.search_ms
+        if pair.reranker is None:
+            return search_ms
+        pair_tokens = min((tokens or self.retriever.tokens[0]) + self.passage_tokens, self.max_tokens)
+        return search_ms + of(self.reranker, pair.reranker, rows * pair.depth, pair_tokens)

@@ -1,0 +1,289 @@
+"""From accepted requests to answers: tokenise, choose a level, run it, convert. No server in here."""
+
+import logging
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchEncoding
+
+from elasticlm.errors import InputError
+from elasticlm.machine import machine
+from elasticlm.model.artifact import LATENCY_FILE
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Choice, Level
+from elasticlm.schedule.latency import Cell, LatencyTable, Setup, choose_setup, measure
+from elasticlm.schedule.policies import Fixed, Load, Policy
+from elasticlm.serving.requests import Classify, Embed, Request, Score, Search, Service
+from elasticlm.serving.settings import Settings
+from elasticlm.serving.stages import Stages
+
+logger = logging.getLogger(__name__)
+
+PROFILE_RUNS = 5
+"""Runs a level and cell of `profile_on_start`, and searches timed at the start."""
+SEARCHED = 10
+"""Hits of those searches."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The body of one answer, the level that it was made at, and its share of the batch's time at the largest, ms.
+
+    Vectors and scores in the body are NumPy arrays, see elasticlm.serving.responses. A pipeline's level is a pair.
+    """
+
+    body: dict[str, Any]
+    level: Choice
+    largest_ms: float = 0.0
+
+
+class Answerer:
+    """Model, latency table, policy and index of one archive: requests in, answers out.
+
+    Args:
+        folder: holds `artifact/` and, where the archive can search, `index/`.
+        settings: the handler's settings.
+
+    Raises InputError where the parts do not fit together.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        torch.set_num_threads(settings.threads)
+        self.model, self.table = load_model(folder / "artifact", settings)
+        self.adopt(settings)
+        self.index = load_index(folder / "index", self.model, settings.threads)
+        self.service = Service(
+            task=self.model.config.task,
+            passages_encoder=(self.model.config.passages or {}).get("encoder"),
+            has_index=self.index is not None,
+        )
+        self.table = made_ready(self.model, self.table, settings)
+        self.search_ms = 0.0
+        if self.index is not None:
+            warm = self.model.embed(["warm"] * PROFILE_RUNS, level=self.model.structures.smallest).numpy()
+            self.search_ms = self.index.time_search(warm, SEARCHED)
+
+    def adopt(self, settings: Settings) -> None:
+        """Take the policy of these settings; raises InputError where it wants a level that is not there."""
+        policy: Policy = settings.parsed_policy()
+        if isinstance(policy, Fixed):
+            self.model.structures[policy.level]
+        self.policy = policy
+
+    def answer(self, requests: Sequence[Request], load: Load, stages: Stages | None = None) -> list[Answer]:
+        """Return the answers of a batch, in its order.
+
+        Everything runs at one level, which the policy chooses; passages alone run at the largest, so that a rush can
+        never poison an index, and their time counts as overhead in the choice.
+
+        Args:
+            load: what is known of the queue; rows, tokens and batch are filled in here, overhead added to.
+            stages: takes the time of each stage.
+        """
+        stages = stages or Stages()
+        groups: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(_kind(request), []).append(i)
+        inputs = {kind: self._tokenise(kind, [requests[i] for i in group]) for kind, group in groups.items()}
+        stages.done("tokenize")
+        level = self._choose(
+            requests, {kind: self.model.counted(tokenised) for kind, tokenised in inputs.items()}, load
+        )
+        stages.done("decide")
+        answers: dict[int, Answer] = {}
+        for kind, group in groups.items():
+            at = self.model.structures.largest if kind == "passage" else level
+            answers |= zip(group, self._run([requests[i] for i in group], inputs[kind], at, stages), strict=True)
+            stages.done("convert")
+        return [answers[i] for i in range(len(requests))]
+
+    def _choose(self, requests: Sequence[Request], shapes: Mapping[str, Sequence[int]], load: Load) -> Level:
+        """Return the level for what is elastic in a batch whose groups have these shapes (rows, tokens)."""
+        elastic = [shape for kind, shape in shapes.items() if kind != "passage"]
+        if not elastic:
+            return self.model.structures.largest
+        fixed_ms = self.search_ms * sum(isinstance(request, Search) for request in requests)
+        if "passage" in shapes:
+            fixed_ms += self.table.mean_ms(self.model.structures.largest, *shapes["passage"])
+        load = replace(
+            load,
+            rows=sum(rows for rows, _ in elastic),
+            tokens=max(tokens for _, tokens in elastic),
+            batch=sum(_kind(request) != "passage" for request in requests),
+            overhead_ms=load.overhead_ms + fixed_ms,
+        )
+        return self.policy.choose(self.table, load)
+
+    def _tokenise(self, kind: str, requests: Sequence[Request]) -> BatchEncoding:
+        """Tokenise requests of one kind, one row a text or pair."""
+        if kind in ("query", "passage"):
+            texts = [request.query if isinstance(request, Search) else request.text for request in requests]  # type: ignore[union-attr]
+            return self.model.tokenize(texts, kind)  # type: ignore[arg-type]
+        pairs = [pair for request in requests for pair in _pairs(request)]
+        firsts, seconds = map(list, zip(*pairs, strict=True))
+        return self.model.tokenize_pairs(firsts, seconds if kind == "pair" else None)
+
+    def _run(
+        self, requests: Sequence[Request], inputs: BatchEncoding, level: Level, stages: Stages
+    ) -> Iterator[Answer]:
+        """Yield the requests' answers at a level; `inputs` holds their rows one after another."""
+        outputs = self.model.encode(inputs, level).float().cpu()
+        stages.done("forward")
+        largest_ms = self.table.mean_ms(self.model.structures.largest, *self.model.counted(inputs)) / len(requests)
+        hits = self._search(requests, outputs)
+        stages.done("search")
+        truncated = self.model.truncated(inputs)
+        row = 0
+        for request in requests:
+            rows = len(request.passages) if isinstance(request, Score) else 1
+            body = self._body(request, outputs[row : row + rows], hits, level) | {"level": level}
+            if any(truncated[row : row + rows]):
+                body["truncated"] = True
+            yield Answer(body, level, largest_ms)
+            row += rows
+
+    def _body(
+        self, request: Request, outputs: Tensor, hits: Iterator[list[dict[str, Any]]], level: Level
+    ) -> dict[str, Any]:
+        match request:
+            case Embed():
+                return {"embedding": outputs[0].numpy()}
+            case Search(k=k):
+                return {"hits": next(hits)[:k]}
+            case Score():
+                likely = self.model.probabilities(outputs, level)
+                return {"scores": outputs.numpy()} | ({} if likely is None else {"probabilities": likely.numpy()})
+            case Classify():
+                labels = self.model.config.labels or []
+                scores = outputs[0].softmax(-1) if len(labels) > 1 else outputs[0]  # one label: a regression
+                return {
+                    "label": labels[int(scores.argmax())],
+                    "scores": dict(zip(labels, scores.tolist(), strict=True)),
+                }
+
+    def _search(self, requests: Sequence[Request], vectors: Tensor) -> Iterator[list[dict[str, Any]]]:
+        """Return the hits of every search among the requests, all searched at once."""
+        asked = [(i, request.k) for i, request in enumerate(requests) if isinstance(request, Search)]
+        if not asked:
+            return iter(())
+        assert self.index is not None  # refuse_unserved() lets no search through without an index
+        rows, ks = zip(*asked, strict=True)
+        scores, ids = self.index.search(vectors[list(rows)].numpy(), max(ks))
+        return iter(
+            [{"id": i, "score": s} for i, s in zip(*found, strict=False)]  # an inexact index may find fewer than k
+            for found in zip(ids, scores.tolist(), strict=True)
+        )
+
+
+def _kind(request: Request) -> str:
+    """What may share a forward pass: queries, passages, pairs, or single sentences."""
+    match request:
+        case Embed(kind=kind):
+            return kind
+        case Search():
+            return "query"
+        case Classify(sentence2=None):
+            return "single"
+        case _:
+            return "pair"
+
+
+def _pairs(request: Request) -> list[tuple[str, str | None]]:
+    match request:
+        case Score(query=query, passages=passages):
+            return [(query, passage) for passage in passages]
+        case Classify(sentence1=first, sentence2=second):
+            return [(first, second)]
+        case _:
+            raise TypeError(f"{type(request).__name__} is no pair")
+
+
+def load_model(artifact: Path, settings: Settings) -> tuple[ElasticModel, LatencyTable]:
+    """Load an artifact and the latency table to decide by; raises InputError where they do not fit together."""
+    table, setup = choose_setup(
+        artifact, threads=settings.threads, backend=settings.backend, precision=settings.precision
+    )
+    model = ElasticModel.from_pretrained(
+        artifact, backend=setup.backend, precision=setup.precision, threads=settings.threads
+    )
+    table.check_levels(model.levels)
+    warn_if_stale(artifact / LATENCY_FILE, table, setup)
+    return model, table
+
+
+def made_ready(model: ElasticModel, table: LatencyTable, settings: Settings) -> LatencyTable:
+    """Set the length limits of the settings and run every level, so that no request pays for first times.
+
+    Levels run at the table's smallest and largest cell. Returns the table, scaled to this machine where the settings
+    say so. Raises InputError on a level whose weights are damaged.
+    """
+    limits = dict(model.config.max_tokens or {})
+    shorter = {kind: min(limits[kind], settings.max_tokens or limits[kind]) for kind in ("query", "pair")}
+    model.config.max_tokens = limits | shorter
+    for rows, tokens in {(table.rows[0], table.tokens[0]), (table.rows[-1], table.tokens[-1])}:
+        ids = torch.full((rows, min(tokens, max(model.config.max_tokens.values()))), model.tokenizer.unk_token_id)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        for level in model.levels:
+            if not model.encode(inputs, level).isfinite().all():
+                raise InputError(f"level {level} does not answer with finite numbers: are the weights damaged?")
+    return rescaled(table, model, settings.threads) if settings.profile_on_start else table
+
+
+def warn_if_stale(file: Path, table: LatencyTable, here: Setup) -> None:
+    """Warn where the table was measured on another machine or in another setup than what runs."""
+    then = table.setup
+    differences = [
+        f"{name} {before}, here {now}"
+        for name, before, now in (
+            ("CPU", table.cpu, machine(())["cpu"]),
+            ("threads", then.threads, here.threads),
+            ("backend", then.backend, here.backend),
+            ("precision", then.precision, here.precision),
+            ("device", then.device, here.device),
+        )
+        if before not in (None, now)
+    ]
+    if differences:
+        logger.warning(
+            "STALE LATENCY TABLE: %s was measured with %s. Levels will be chosen by times of another set-up: run "
+            "`elasticlm profile` on this machine, or set profile_on_start: true",
+            file, "; ".join(differences),
+        )  # fmt: skip
+
+
+def rescaled(table: LatencyTable, model: ElasticModel, threads: int) -> LatencyTable:
+    """Return the table scaled, level by level, to a few runs on this machine at its smallest and its largest cell."""
+    factors: dict[Level, list[float]] = {level: [] for level in table.levels}
+    for rows, tokens in ((table.rows[0], table.tokens[0]), (table.rows[-1], table.tokens[-1])):
+        now = measure(
+            model, levels=table.levels, rows=[rows], tokens=[tokens], threads=threads, seconds=0, min_runs=PROFILE_RUNS
+        )
+        for cell in now.cells:
+            factors[cell.level].append(cell.p50_ms / table.mean_ms(cell.level, cell.rows, cell.tokens))
+    scales = {level: statistics.geometric_mean(both) for level, both in factors.items()}
+    cells = [_scaled(cell, scales[cell.level]) for cell in table.cells]
+    return LatencyTable(cells, table.setup, (*table.notes, "rescaled at start"))
+
+
+def _scaled(cell: Cell, factor: float) -> Cell:
+    times = {name: ms * factor for name, ms in vars(cell).items() if name.endswith("_ms") and ms is not None}
+    return replace(cell, **times)
+
+
+def load_index(folder: Path, model: ElasticModel, threads: int) -> Any:
+    """Return the archive's index, checked against the artifact, or None where it has none."""
+    if not folder.is_dir():
+        return None
+    import faiss
+
+    from elasticlm.retrieval.passage_index import PassageIndex
+
+    faiss.omp_set_num_threads(threads)
+    index = PassageIndex.load(folder, memory_mapped=True)  # workers share its pages
+    index.check(model)
+    return index

@@ -1,0 +1,260 @@
+"""The wire's way in: a request body becomes one of four requests, or is refused with a status of its own.
+
+Pure functions: no server, no model, no clock.
+
+    {"text": "...", "as": "query"|"passage"}      Embed
+    {"query": "...", "k": 10}                     Search
+    {"query": "...", "passages": ["...", ..]}     Score
+    {"sentence1": "...", "sentence2": "..."|null} Classify
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from elasticlm.hints import unknown
+from elasticlm.serving.settings import Settings
+
+BAD_REQUEST, NOT_ACCEPTABLE, TOO_LARGE, LATE = 400, 406, 413, 504
+JSON, BINARY = "application/json", "application/octet-stream"
+KINDS = ("query", "passage")
+FORMS = (("text", "as"), ("query", "k"), ("query", "passages"), ("sentence1", "sentence2"))
+FIELDS = tuple(dict.fromkeys(field for form in FORMS for field in form))
+OPTIONAL = {"as", "sentence2"}
+EXPECTED = "send exactly one of {text, as}, {query, k}, {query, passages}, {sentence1, sentence2}"
+
+
+class RequestError(ValueError):
+    """One request refused: an HTTP status, a code for programs, a line for people."""
+
+    def __init__(self, code: str, message: str, status: int = BAD_REQUEST) -> None:
+        super().__init__(message)
+        self.code, self.message, self.status = code, message, status
+
+    def answer(self) -> dict[str, Any]:
+        """The body of the refusal."""
+        return {"error": {"code": self.code, "message": self.message}}
+
+
+@dataclass(frozen=True)
+class Embed:
+    text: str
+    kind: Literal["query", "passage"] = "query"
+
+
+@dataclass(frozen=True)
+class Search:
+    query: str
+    k: int
+
+
+@dataclass(frozen=True)
+class Score:
+    query: str
+    passages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Classify:
+    sentence1: str
+    sentence2: str | None = None
+
+
+Request = Embed | Search | Score | Classify
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An accepted request with its clock.
+
+    Args:
+        age_ms: how long it has waited already; 0 where nothing is known.
+        budget_ms: T_i, its own latency budget, counted from its arrival.
+        binary: whether the answer is to be bare numbers.
+    """
+
+    request: Request
+    age_ms: float
+    budget_ms: float
+    binary: bool = False
+
+
+@dataclass(frozen=True)
+class Service:
+    """What an archive can answer.
+
+    Args:
+        task: the artifact's task: "embed", "score" or "classify"; "search" of a pipeline, which does nothing else.
+        passages_encoder: who encodes passages for this artifact: "teacher" or "largest".
+        has_index: whether the archive holds an index to search.
+    """
+
+    task: str
+    passages_encoder: str | None = None
+    has_index: bool = False
+
+
+def accept(
+    item: Mapping[str, Any], headers: Mapping[str, str], age_ms: float, settings: Settings, service: Service
+) -> Asked:
+    """Return one item of TorchServe's batch as an accepted request; raises RequestError.
+
+    Args:
+        item: what TorchServe hands over: `{"body": ...}`.
+        headers: the request's headers, names in lower case.
+        age_ms: how long the request has waited.
+    """
+    request = parse(read_body(item, settings), settings)
+    refuse_unserved(request, service)
+    budget_ms = latency_budget_ms(headers.get("x-latency-budget-ms"), settings.budget_ms)
+    if settings.late == "reject" and age_ms >= budget_ms:
+        raise RequestError("late", f"waited {age_ms:.0f} ms, longer than its budget of {budget_ms:g} ms", LATE)
+    return Asked(request, age_ms, budget_ms, wants_binary(headers.get("accept"), request))
+
+
+def wants_binary(accept: str | None, request: Request) -> bool:
+    """Whether a request's Accept header asks for bare numbers; raises RequestError where its answer has others.
+
+    JSON goes first wherever both will do.
+    """
+    types = {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
+    if BINARY not in types or types & {JSON, "application/*", "*/*"}:
+        return False
+    if not isinstance(request, Embed | Score):
+        raise RequestError(
+            "not_acceptable", f"only embeddings and scores come as {BINARY}: accept {JSON}", NOT_ACCEPTABLE
+        )
+    return True
+
+
+def read_body(item: Mapping[str, Any], settings: Settings) -> Any:
+    """Return the JSON value of one item of TorchServe's batch.
+
+    The body is raw bytes with `decode_input_request=false`, and a value already where TorchServe decoded it.
+    """
+    body = item.get("body")
+    if body is None or body == b"":
+        raise RequestError("no_body", "expected a JSON body, with Content-Type: application/json")
+    if not isinstance(body, bytes | bytearray):
+        return body
+    if len(body) > settings.max_body_bytes:
+        most = settings.max_body_bytes
+        raise RequestError("too_large", f"body of {len(body)} bytes; setting max_body_bytes is {most}", TOO_LARGE)
+    try:
+        return json.loads(body.decode("utf-8"))
+    except RecursionError:
+        raise RequestError("bad_json", "body is nested too deeply") from None
+    except ValueError as error:
+        raise RequestError("bad_json", f"body is not JSON in UTF-8: {error}") from None
+
+
+def parse(value: Any, settings: Settings) -> Request:
+    """Return the request in a JSON value; raises RequestError that says what is wrong with it."""
+    if not isinstance(value, dict):
+        raise RequestError("bad_request", f"expected a JSON object, found {_json_type(value)}: {EXPECTED}")
+    for field in value:
+        if field not in FIELDS:
+            raise RequestError("unknown_field", unknown("field", field, FIELDS))
+    form = _form(set(value))
+    if form == ("text", "as"):
+        return Embed(_text(value, "text"), _kind(value.get("as", "query")))
+    if form == ("query", "k"):
+        return Search(_text(value, "query"), _k(value["k"], settings))
+    if form == ("query", "passages"):
+        return Score(_text(value, "query"), _passages(value["passages"], settings))
+    second = None if value.get("sentence2") is None else _text(value, "sentence2")
+    return Classify(_text(value, "sentence1"), second)
+
+
+def refuse_unserved(request: Request, service: Service) -> None:
+    """Raise RequestError where the archive cannot answer this request."""
+    served = {"embed": Embed | Search, "search": Search, "score": Score, "classify": Classify}[service.task]
+    if not isinstance(request, served):
+        serves = {"embed": "{text, as}" + (" and {query, k}" if service.has_index else ""), "search": "{query, k}",
+                  "score": "{query, passages}", "classify": "{sentence1, sentence2}"}[service.task]  # fmt: skip
+        raise RequestError("wrong_task", f"this model's task is {service.task!r}: it answers {serves}")
+    if isinstance(request, Search) and not service.has_index:
+        raise RequestError(
+            "no_index", "this archive has no index: make it with elasticlm archive --index DIR to search"
+        )
+    if isinstance(request, Embed) and request.kind == "passage" and service.passages_encoder != "largest":
+        raise RequestError(
+            "wrong_encoder",
+            "passages of this model are encoded by its teacher, not by the model itself: "
+            "embed them with `elasticlm index`",
+        )
+
+
+def latency_budget_ms(header: str | None, setting_ms: float) -> float:
+    """Return T_i = min(T, X-Latency-Budget-Ms); raises RequestError unless the header is a number above 0."""
+    if header is None:
+        return setting_ms
+    try:
+        asked = float(header)
+    except ValueError:
+        asked = math.nan
+    if not (math.isfinite(asked) and asked > 0):
+        raise RequestError("bad_header", f"X-Latency-Budget-Ms is {header[:80]!r}, expected milliseconds above 0")
+    return min(setting_ms, asked)
+
+
+def _form(given: set[str]) -> tuple[str, ...]:
+    """Return the one form that the fields make."""
+    for form in FORMS:
+        if given <= set(form) and set(form) - OPTIONAL <= given:
+            return form
+    partial = [form for form in FORMS if given and given <= set(form)]
+    if partial:
+        missing = " or ".join(repr(field) for form in partial for field in form if field not in given | OPTIONAL)
+        raise RequestError("missing_field", f"{' and '.join(map(repr, sorted(given)))} without {missing}: {EXPECTED}")
+    together = f"fields {', '.join(map(repr, sorted(given)))} do not go together" if given else "empty object"
+    raise RequestError("mixed_fields" if given else "missing_field", f"{together}: {EXPECTED}")
+
+
+def _text(value: Mapping[str, Any], field: str) -> str:
+    return _checked_text(value[field], field)
+
+
+def _checked_text(text: Any, name: str) -> str:
+    if not isinstance(text, str):
+        raise RequestError("wrong_type", f"{name} is {_json_type(text)}, expected a string")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RequestError("bad_text", f"{name} holds half of a surrogate pair, which is no character") from None
+    if not any(char.isprintable() and not char.isspace() for char in text):
+        raise RequestError("empty_text", f"{name} is {'blank' if text else 'empty'}")
+    return text
+
+
+def _kind(kind: Any) -> Literal["query", "passage"]:
+    if not isinstance(kind, str):
+        raise RequestError("wrong_type", f"as is {_json_type(kind)}, expected 'query' or 'passage'")
+    if kind not in KINDS:
+        raise RequestError("bad_value", unknown("value of as", kind, KINDS))
+    return kind  # type: ignore[return-value]
+
+
+def _k(k: Any, settings: Settings) -> int:
+    if type(k) is not int:
+        raise RequestError("wrong_type", f"k is {_json_type(k)}, expected a whole number")
+    if not 1 <= k <= settings.max_k:
+        raise RequestError("bad_value", f"k is {str(k)[:20]}, expected 1 to {settings.max_k} (setting max_k)")
+    return k
+
+
+def _passages(passages: Any, settings: Settings) -> tuple[str, ...]:
+    if not isinstance(passages, list):
+        raise RequestError("wrong_type", f"passages is {_json_type(passages)}, expected a list of strings")
+    if not 1 <= len(passages) <= settings.max_passages:
+        raise RequestError(
+            "bad_value", f"{len(passages)} passages, expected 1 to {settings.max_passages} (setting max_passages)"
+        )
+    return tuple(_checked_text(passage, f"passages[{i}]") for i, passage in enumerate(passages))
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,125 @@
+"""Search, then rerank, in one answer and within one budget: a retriever with its index, and a reranker behind it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from elasticlm.model.structure import Level
+from elasticlm.retrieval.passage_texts import PassageTexts
+from elasticlm.retrieval.score_fusion import fused
+from elasticlm.schedule.cascade import PAIRS_FILE, MeasuredPair, read_pairs
+from elasticlm.schedule.policies import Fixed, Load, Policy
+from elasticlm.serving.cascade_times import PASSAGES_FOLDER, RERANKER_FOLDER, pair_table
+from elasticlm.serving.engine import Answer, Answerer, load_index, load_model, made_ready
+from elasticlm.serving.requests import Search, Service
+from elasticlm.serving.settings import Settings
+from elasticlm.serving.stages import Stages
+
+Hits = dict[str, float]
+"""Scores by passage id, best first."""
+
+
+def open_archive(folder: Path, settings: Settings) -> "Answerer | TwoStageAnswerer":
+    """Return what answers an unpacked archive's requests."""
+    kind = TwoStageAnswerer if (folder / RERANKER_FOLDER).is_dir() else Answerer
+    return kind(folder, settings)
+
+
+class TwoStageAnswerer:
+    """Both models, the index and the passages of one archive: searches in, reranked hits out.
+
+    Stands where an Answerer stands; its levels are pairs, of which the policy chooses one for the whole batch.
+
+    Args:
+        folder: holds `artifact/` (the retriever), `reranker/`, `index/`, `passages/` and pairs.json.
+        settings: the handler's settings.
+
+    Raises InputError where the parts do not fit together.
+    """
+
+    service = Service(task="search", has_index=True)
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        torch.set_num_threads(settings.threads)
+        self.retriever, retriever_table = load_model(folder / "artifact", settings)
+        self.reranker, reranker_table = load_model(folder / RERANKER_FOLDER, settings)
+        self.index = load_index(folder / "index", self.retriever, settings.threads)
+        self.passages = PassageTexts(folder / PASSAGES_FOLDER)
+        pairs = read_pairs(folder / PAIRS_FILE)
+        retriever_table = made_ready(self.retriever, retriever_table, settings)
+        reranker_table = made_ready(self.reranker, reranker_table, settings)
+        retriever, reranker = (self.retriever, retriever_table), (self.reranker, reranker_table)
+        self.table = pair_table(
+            pairs, retriever, reranker, self.index, self.passages, backend=self.reranker.backend.name
+        )
+        self.adopt(settings)
+
+    def adopt(self, settings: Settings) -> None:
+        """Take the policy of these settings; raises InputError where it wants a pair that is not there."""
+        policy: Policy = settings.parsed_policy()
+        if isinstance(policy, Fixed):
+            self.table[policy.level]
+        self.policy = policy
+
+    def answer(self, requests: Sequence[Search], load: Load, stages: Stages | None = None) -> list[Answer]:
+        """Return the answers of a batch, in its order, all by one pair of levels.
+
+        Args:
+            load: what is known of the queue; rows, tokens and batch are filled in here.
+            stages: takes the time of each stage.
+        """
+        if not requests:
+            return []
+        stages = stages or Stages()
+        queries = [request.query for request in requests]
+        inputs = self.retriever.tokenize(queries)
+        rows, tokens = self.retriever.counted(inputs)
+        stages.done("tokenize")
+        levels = self.policy.choose(self.table, replace(load, rows=rows, tokens=tokens, batch=rows))
+        pair = self.table[levels]
+        stages.done("decide")
+        vectors = self.retriever.encode(inputs, pair.retriever).float().cpu().numpy()
+        stages.done("forward")
+        scores, ids = self.index.search(vectors, pair.depth)
+        lists = [dict(zip(*found, strict=False)) for found in zip(ids, scores.tolist(), strict=True)]
+        stages.done("search")
+        if pair.reranker is not None:
+            lists = self._reranked(queries, lists, pair.reranker, stages)
+        largest_ms = self.table.mean_ms(self.table.levels[0], rows, tokens) / rows
+        bodies = [_body(hits, request.k, pair) for hits, request in zip(lists, requests, strict=True)]
+        for body, cut in zip(bodies, self.retriever.truncated(inputs), strict=True):
+            body |= {"truncated": True} if cut else {}
+        stages.done("convert")
+        return [Answer(body, levels, largest_ms) for body in bodies]
+
+    def _reranked(self, queries: Sequence[str], lists: Sequence[Hits], level: Level, stages: Stages) -> list[Hits]:
+        """Return each query's list in the reranker's order, its scores fused with the retriever's as the artifact says."""
+        pairs = [(query, self.passages[self.index.row[pid]])
+                 for query, found in zip(queries, lists, strict=True) for pid in found]  # fmt: skip
+        if not pairs:  # an inexact index may find nothing
+            return list(lists)
+        firsts, seconds = map(list, zip(*pairs, strict=True))
+        inputs = self.reranker.tokenize_pairs(firsts, seconds)
+        stages.done("tokenize")
+        scores = self.reranker.encode(inputs, level).float().cpu().numpy()
+        stages.done("forward")
+        weight = self.reranker.fusion_weight(level)
+        ends = np.cumsum([len(found) for found in lists])[:-1]
+        return [_ordered(found, own, weight) for found, own in zip(lists, np.split(scores, ends), strict=True)]
+
+
+def _ordered(found: Hits, scores: np.ndarray, weight: float) -> Hits:
+    scores = fused(scores, np.array(list(found.values())), weight)
+    ids = list(found)
+    return {ids[i]: float(scores[i]) for i in np.argsort(-scores, kind="stable")}
+
+
+def _body(hits: Hits, k: int, pair: MeasuredPair) -> dict[str, Any]:
+    return {
+        "hits": [{"id": pid, "score": score} for pid, score in list(hits.items())[:k]],
+        "levels": {"retriever": pair.retriever, "reranker": pair.reranker},
+    }

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from elasticlm import ElasticStructure, InputError, Structure
+from elasticlm.model.structure import parse_level, parse_levels
+
+
+def test_levels_keep_the_best_units_of_the_whole_model():
+    heads = np.array([[0.9, 0.1], [0.8, 0.7]])
+    neurons = np.array([[4.0, 1.0, 2.0, 3.0], [8.0, 7.0, 6.0, 5.0]])
+    structures, head_order, neuron_order = ElasticStructure.from_scores(heads, neurons, [50, 100])
+    assert structures[50] == Structure((1, 1), (0, 4))
+    assert structures[100] == Structure((2, 2), (4, 4))
+    assert head_order.tolist() == [[0, 1], [0, 1]]
+    assert neuron_order.tolist() == [[0, 3, 2, 1], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(("level", "count"), [(50, 6), (45, 5), (40, 5), (12.5, 2), (5, 1), (0.1, 1), (100, 12)])
+def test_a_level_keeps_its_share_rounded_half_up_and_at_least_one(level, count):
+    structures, _, _ = ElasticStructure.from_scores(np.ones((3, 4)), np.ones((3, 4)), [level])
+    assert sum(structures[level].heads) == sum(structures[level].neurons) == count
+
+
+def test_ties_go_to_the_lower_layer_then_to_the_lower_index():
+    structures, order, _ = ElasticStructure.from_scores(np.ones((3, 4)), np.ones((3, 4)), [50])
+    assert structures[50].heads == (4, 2, 0)
+    assert order.tolist() == [[0, 1, 2, 3]] * 3
+
+
+def test_levels_that_are_not_nested_are_refused():
+    with pytest.raises(InputError, match="level 10 is not nested in level 50"):
+        ElasticStructure({50: Structure((1, 2), (3, 3)), 10: Structure((2, 1), (1, 1))})
+
+
+def test_levels_survive_json():
+    structures = ElasticStructure({12.5: Structure((1, 0), (2, 0)), 100: Structure((2, 2), (4, 4))})
+    assert list(structures.to_json()) == ["100", "12.5"]
+    assert dict(ElasticStructure.from_json(structures.to_json())) == dict(structures)
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "100.1", "nan", "x", ""])
+def test_levels_outside_the_range_are_refused(text):
+    with pytest.raises(InputError, match="expected a percentage"):
+        parse_level(text)
+
+
+def test_lists_of_levels_are_sorted_and_free_of_doubles():
+    assert parse_levels("5, 50,12.5,100") == (100, 50, 12.5, 5)
+    with pytest.raises(InputError, match="once"):
+        parse_levels("50,50.0")
+
+
+def test_parameters_and_flops_count_what_the_slices_hold():
+    structure = Structure((1, 0), (3, 2))
+    assert structure.parameters(hidden_size=8, head_size=4) == (3 * (8 * 4 + 4) + 4 * 8) + 5 * (8 + 1 + 8)
+    per_token = 4 * 8 * 4 + 2 * 8 * 5 + 2 * 4 * 6  # projections, neurons, attention over 6 tokens
+    assert structure.flops(hidden_size=8, head_size=4, tokens=6) == 2 * 6 * per_token

@@ -1,0 +1,88 @@
+"""Live settings: taken when the file changes, kept when it is wrong, as packed when it goes."""
+
+import logging
+import os
+
+import pytest
+
+from elasticlm.errors import InputError
+from elasticlm.serving.live_settings import LOOK_EVERY_S, LiveSettings
+from elasticlm.serving.settings import Settings
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def live(tmp_path):
+    """Live settings over tmp_path/live.yaml, their clock, and a function that writes the file and lets time pass."""
+    clock, file, adopted = Clock(), tmp_path / "live.yaml", []
+
+    def adopt(settings):
+        if settings.policy == "fixed:77":
+            raise InputError("no level 77")
+        adopted.append(settings)
+
+    made = LiveSettings(Settings(latency_budget_ms=250, live_file=str(file)), adopt, clock)
+
+    def write(text):
+        file.write_text(text)
+        os.utime(file, ns=(0, int(clock.now * 1e9) + len(adopted) + 1))
+        clock.now += LOOK_EVERY_S + 0.1
+        return made()
+
+    made.write, made.file, made.clock, made.adopted = write, file, clock, adopted
+    return made
+
+
+def test_without_a_file_the_settings_are_the_archives(live):
+    settings = Settings(latency_budget_ms=250)
+    assert LiveSettings(settings, live.adopted.append)() is settings
+    assert live().latency_budget_ms == 250
+    assert not live.adopted
+
+
+def test_a_change_is_taken_and_adopted_once(live):
+    assert live.write("latency_budget_ms: 100\npolicy: queue").latency_budget_ms == 100
+    assert [str(settings.parsed_policy()) for settings in live.adopted] == ["queue:t=100"]
+    live.clock.now += 10
+    live()
+    assert len(live.adopted) == 1
+
+
+def test_the_file_is_looked_at_once_a_second(live):
+    live()
+    live.file.write_text("latency_budget_ms: 90")
+    assert live().latency_budget_ms == 250
+    live.clock.now += LOOK_EVERY_S
+    assert live().latency_budget_ms == 90
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("latency_budget_ms: -1", "above 0"),
+        ("latency_budget: 1", "did you mean 'latency_budget_ms'"),
+        ("threads: 4", "need a new archive"),
+        ("policy: fixed:77", "no level 77"),
+        ("[1", "cannot be read"),
+        ("7", "expected some of"),
+    ],
+)
+def test_what_is_wrong_is_logged_and_not_taken(live, caplog, text, says):
+    live.write("latency_budget_ms: 100")
+    with caplog.at_level(logging.ERROR):
+        assert live.write(text).latency_budget_ms == 100
+    assert says in caplog.text
+    assert live.write("latency_budget_ms: 80").latency_budget_ms == 80
+
+
+def test_a_file_taken_away_restores_what_was_packed(live):
+    live.write("latency_budget_ms: 100")
+    live.file.unlink()
+    live.clock.now += 2
+    assert live().latency_budget_ms == 250

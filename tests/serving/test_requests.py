@@ -1,0 +1,210 @@
+"""The wire's way in, as tables: what is accepted, what is refused and how the refusal reads."""
+
+import json
+import math
+
+import pytest
+
+from elasticlm.serving.requests import (
+    Asked,
+    Classify,
+    Embed,
+    RequestError,
+    Score,
+    Search,
+    Service,
+    accept,
+    latency_budget_ms,
+    parse,
+    read_body,
+    refuse_unserved,
+    wants_binary,
+)
+from elasticlm.serving.settings import Settings
+
+SETTINGS = Settings(latency_budget_ms=250, max_passages=3, max_k=10, max_body_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("value", "request_"),
+    [
+        ({"text": "ice"}, Embed("ice", "query")),
+        ({"text": "ice", "as": "passage"}, Embed("ice", "passage")),
+        ({"query": "ice", "k": 10}, Search("ice", 10)),
+        ({"query": "ice", "passages": ["a", "b"]}, Score("ice", ("a", "b"))),
+        ({"sentence1": "ice", "sentence2": "snow"}, Classify("ice", "snow")),
+        ({"sentence1": "ice", "sentence2": None}, Classify("ice", None)),
+        ({"sentence1": "ice"}, Classify("ice", None)),
+        ({"text": "🧊 \x00 glacier\n"}, Embed("🧊 \x00 glacier\n", "query")),
+    ],
+)
+def test_each_form_becomes_its_request(value, request_):
+    assert parse(value, SETTINGS) == request_
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "says"),
+    [
+        ([], "bad_request", "found a list"),
+        ("ice", "bad_request", "found a string"),
+        (None, "bad_request", "found null"),
+        ({}, "missing_field", "empty object"),
+        ({"txt": "ice"}, "unknown_field", "did you mean 'text'?"),
+        ({"Text": "ice"}, "unknown_field", "did you mean 'text'?"),
+        ({"zzz": 1}, "unknown_field", "allowed: as, k, passages"),
+        ({"query": "ice", "passage": ["a"]}, "unknown_field", "did you mean 'passages'?"),
+        ({"query": "ice"}, "missing_field", "'k' or 'passages'"),
+        ({"k": 3}, "missing_field", "without 'query'"),
+        ({"as": "query"}, "missing_field", "without 'text'"),
+        ({"sentence2": "ice"}, "missing_field", "without 'sentence1'"),
+        ({"text": "ice", "k": 3}, "mixed_fields", "exactly one of"),
+        ({"query": "ice", "k": 3, "passages": ["a"]}, "mixed_fields", "exactly one of"),
+        ({"text": "ice", "sentence1": "snow"}, "mixed_fields", "exactly one of"),
+        ({"text": 3}, "wrong_type", "text is a number, expected a string"),
+        ({"text": None}, "wrong_type", "text is null"),
+        ({"text": ["ice"]}, "wrong_type", "text is a list"),
+        ({"text": ""}, "empty_text", "text is empty"),
+        ({"text": " \t\n\u3000"}, "empty_text", "text is blank"),
+        ({"text": "\x00\u200b"}, "empty_text", "text is blank"),
+        ({"text": "\ud800"}, "bad_text", "surrogate"),
+        ({"text": "ice", "as": "passages"}, "bad_value", "did you mean 'passage'?"),
+        ({"text": "ice", "as": None}, "wrong_type", "as is null"),
+        ({"query": "ice", "k": "3"}, "wrong_type", "k is a string"),
+        ({"query": "ice", "k": True}, "wrong_type", "k is true or false"),
+        ({"query": "ice", "k": 3.0}, "wrong_type", "whole number"),
+        ({"query": "ice", "k": 0}, "bad_value", "expected 1 to 10 (setting max_k)"),
+        ({"query": "ice", "k": 11}, "bad_value", "setting max_k"),
+        ({"query": "ice", "k": 10**4000}, "bad_value", "setting max_k"),
+        ({"query": " ", "k": 1}, "empty_text", "query is blank"),
+        ({"query": "ice", "passages": "a"}, "wrong_type", "expected a list of strings"),
+        ({"query": "ice", "passages": []}, "bad_value", "0 passages"),
+        ({"query": "ice", "passages": ["a"] * 4}, "bad_value", "expected 1 to 3 (setting max_passages)"),
+        ({"query": "ice", "passages": ["a", ""]}, "empty_text", "passages[1] is empty"),
+        ({"query": "ice", "passages": ["a", 1]}, "wrong_type", "passages[1] is a number"),
+        ({"sentence1": "ice", "sentence2": ""}, "empty_text", "sentence2 is empty"),
+    ],
+)
+def test_wrong_requests_are_refused_with_what_would_be_right(value, code, says):
+    with pytest.raises(RequestError) as error:
+        parse(value, SETTINGS)
+    assert (error.value.code, error.value.status) == (code, 400)
+    assert says in error.value.message
+    json.dumps(error.value.answer()).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "status"),
+    [
+        (b'{"text": ', "bad_json", 400),
+        (b"\xff\xfe", "bad_json", 400),
+        (b"[" * 900, "bad_json", 400),
+        (b'{"k": ' + b"1" * 900 + b"}", None, None),
+        (b'"' + b"x" * 1000, "too_large", 413),
+        (b"", "no_body", 400),
+        (None, "no_body", 400),
+    ],
+)
+def test_bodies_that_are_no_json_are_refused(body, code, status):
+    item = {} if body is None else {"body": bytearray(body)}
+    if code is None:
+        read_body(item, SETTINGS)
+        return
+    with pytest.raises(RequestError) as error:
+        read_body(item, SETTINGS)
+    assert (error.value.code, error.value.status) == (code, status)
+
+
+def test_deeply_nested_json_is_refused_not_fatal():
+    with pytest.raises(RequestError) as error:
+        read_body({"body": b"[" * 100_000}, Settings(latency_budget_ms=250))
+    assert error.value.code == "bad_json"
+
+
+def test_a_body_that_torchserve_decoded_already_is_taken_as_it_is():
+    assert read_body({"body": {"text": "ice"}}, SETTINGS) == {"text": "ice"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "service", "code"),
+    [
+        (Embed("ice"), Service("embed"), None),
+        (Embed("ice", "passage"), Service("embed", "largest"), None),
+        (Embed("ice", "passage"), Service("embed", "teacher"), "wrong_encoder"),
+        (Embed("ice", "passage"), Service("embed", None), "wrong_encoder"),
+        (Search("ice", 3), Service("embed", "teacher", has_index=True), None),
+        (Search("ice", 3), Service("embed", "teacher"), "no_index"),
+        (Embed("ice"), Service("score"), "wrong_task"),
+        (Score("ice", ("a",)), Service("score"), None),
+        (Score("ice", ("a",)), Service("embed", has_index=True), "wrong_task"),
+        (Classify("ice"), Service("classify"), None),
+        (Classify("ice"), Service("score"), "wrong_task"),
+    ],
+)
+def test_what_an_archive_cannot_answer_is_refused(request_, service, code):
+    if code is None:
+        refuse_unserved(request_, service)
+        return
+    with pytest.raises(RequestError) as error:
+        refuse_unserved(request_, service)
+    assert error.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("header", "setting_ms", "budget_ms"),
+    [(None, 250, 250), ("100", 250, 100), ("99.5", 250, 99.5), ("300", 250, 250), ("300", math.inf, 300)],
+)
+def test_a_request_may_ask_for_less_time_never_for_more(header, setting_ms, budget_ms):
+    assert latency_budget_ms(header, setting_ms) == budget_ms
+
+
+@pytest.mark.parametrize("header", ["0", "-1", "nan", "inf", "soon", ""])
+def test_a_budget_that_is_no_time_is_refused(header):
+    with pytest.raises(RequestError) as error:
+        latency_budget_ms(header, 250)
+    assert (error.value.code, error.value.status) == ("bad_header", 400)
+
+
+@pytest.mark.parametrize(
+    ("late", "age_ms", "headers", "rejected"),
+    [
+        ("answer", 1000, {}, False),
+        ("reject", 249, {}, False),
+        ("reject", 250, {}, True),
+        ("reject", 100, {"x-latency-budget-ms": "100"}, True),
+        ("reject", 99, {"x-latency-budget-ms": "100"}, False),
+    ],
+)
+def test_late_requests_are_rejected_only_where_the_setting_says_so(late, age_ms, headers, rejected):
+    settings = Settings(latency_budget_ms=250, late=late)
+    item = {"body": b'{"text": "ice"}'}
+    if not rejected:
+        budget_ms = float(headers.get("x-latency-budget-ms", 250))
+        assert accept(item, headers, age_ms, settings, Service("embed")) == Asked(Embed("ice"), age_ms, budget_ms)
+        return
+    with pytest.raises(RequestError) as error:
+        accept(item, headers, age_ms, settings, Service("embed"))
+    assert (error.value.code, error.value.status) == ("late", 504)
+
+
+@pytest.mark.parametrize(
+    ("header", "binary"),
+    [
+        (None, False),
+        ("*/*", False),
+        ("application/json", False),
+        ("application/octet-stream", True),
+        ("Application/Octet-Stream;q=1", True),
+        ("text/html, application/octet-stream", True),
+        ("application/octet-stream, */*;q=.1", False),
+    ],
+)
+def test_bare_numbers_come_only_where_json_will_not_do(header, binary):
+    assert wants_binary(header, Embed("ice")) == binary
+    assert wants_binary(header, Score("ice", ("snow",))) == binary
+
+
+def test_what_has_no_bare_numbers_is_not_acceptable_as_such():
+    for request in (Search("ice", 3), Classify("ice")):
+        with pytest.raises(RequestError) as refused:
+            wants_binary("application/octet-stream", request)
+        assert (refused.value.code, refused.value.status) == ("not_acceptable", 406)

@@ -1,0 +1,165 @@
+"""finetune --task rerank and its evaluation: pairs, losses, first stages, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from elasticlm.trainer import evaluate, finetune, prune
+from elasticlm.trainer.evaluation.reranking import evaluate as rerank
+from elasticlm.trainer.negatives import judged_first, run_negatives
+from elasticlm.trainer.objectives import rerank_losses
+from elasticlm.trainer.training_pairs import TrainingPairs
+from elasticlm.trainer.training_texts import TokenizedTexts, joined
+
+from elasticlm.errors import InputError
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.retrieval.bm25 import bm25_scores, bm25_top
+from elasticlm.retrieval.data_specs import load_retrieval
+from elasticlm.retrieval.measures import read_trec_run
+
+SHORT = ["--max-steps", "30", "--batch-size", "8", "--lr", "2e-3", "--negatives", "3", "--dev-examples", "12",
+         "--precision", "fp32", "--threads", "1"]  # fmt: skip
+
+
+@pytest.fixture
+def command(tiny_artifact, beir, tmp_path):
+    return ["--task", "rerank", "--model", str(tiny_artifact), "--data", f"beir:{beir}", *SHORT,
+            "--output", str(tmp_path / "out")]  # fmt: skip
+
+
+def written(path):
+    return json.loads(path.read_text())
+
+
+def test_it_learns_to_rank_and_is_measured_over_bm25_and_over_a_run(command, beir, tmp_path):
+    finetune.main(command)
+    log = [line.split(",") for line in (tmp_path / "out/loss.csv").read_text().splitlines()]
+    losses = [float(loss) for _, split, level, loss, _ in log[1:] if (split, level) == ("train", "100")]
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+    model = ElasticModel.from_pretrained(tmp_path / "out")
+    assert (model.config.task, model.config.labels, model.config.passages) == ("score", None, None)
+
+    measure = ["--model", str(tmp_path / "out"), "--data", f"beir:{beir}", "--split", "train", "--depth", "5"]
+    evaluate.main([*measure, "--max-queries", "20", "--output", str(tmp_path / "a.json"),
+                   "--run-dir", str(tmp_path / "runs")])  # fmt: skip
+    found = written(tmp_path / "a.json")
+    assert list(found["metrics"]) == ["first_stage", "100", "50", "10", "teacher"]
+    assert found["metrics"]["first_stage"]["RR@10"] > 0.9  # queries are the first words of their passages
+    assert len(found["query_ids"]) == 20
+    above = found["above_first_stage"]["50"]["RR@10"]
+    means = found["metrics"]
+    assert above["difference"][0] == pytest.approx(means["50"]["RR@10"] - means["first_stage"]["RR@10"], abs=1e-5)
+
+    evaluate.main([*measure, "--run", str(tmp_path / "runs/first_stage.run"), "--levels", "50", "--max-queries", "60",
+                   "--teacher", str(tmp_path / "out"), "--output", str(tmp_path / "b.json")])  # fmt: skip
+    again = written(tmp_path / "b.json")
+    asked = [again["query_ids"].index(qid) for qid in found["query_ids"]]
+    assert [again["per_query"]["50"]["RR@10"][i] for i in asked] == found["per_query"]["50"]["RR@10"]
+
+
+def test_a_ranking_teacher_is_matched_and_another_task_is_none(command, tiny_artifact, tmp_path):
+    finetune.main([*command, "--max-steps", "2"])
+    more = [*command, "--max-steps", "2", "--teacher", str(tmp_path / "out"), "--output", str(tmp_path / "taught")]
+    finetune.main(more)
+    assert written(tmp_path / "taught/training.json")["steps"] == 2
+    with pytest.raises(InputError, match="'embed', not 'score'"):
+        finetune.main([*command, "--teacher", str(tiny_artifact), "--output", str(tmp_path / "other")])
+
+
+def test_a_reranker_fine_tuned_whole_is_pruned_by_its_own_loss(command, tiny_bert, beir, tmp_path):
+    data = ["--data", f"beir:{beir}"]
+    prune.main(["--teacher", str(tiny_bert), *data, "--levels", "100", "--output", str(tmp_path / "whole")])
+    finetune.main([*command, "--model", str(tmp_path / "whole")])
+    prune.main(["--teacher", str(tmp_path / "out"), *data, "--levels", "100,50", "--max-examples", "80",
+                "--output", str(tmp_path / "pruned")])  # fmt: skip
+    teacher, pruned = (ElasticModel.from_pretrained(tmp_path / name) for name in ("out", "pruned"))
+    passages = ["the wolf in the snow", "a cave"]
+    assert torch.allclose(pruned.score("a wolf", passages), teacher.score("a wolf", passages), atol=1e-5)
+    args = prune.parse_args(["--teacher", str(tmp_path / "out"), *data, "--max-examples", "80", "--output", "x"])
+    scores = prune.label_scores(args, teacher)
+    assert (scores.heads > 0).all()
+    best = np.argsort(-scores.neurons[0])
+    whole = teacher.encoder.layers[0].feed_forward
+    assert torch.equal(pruned.encoder.layers[0].feed_forward.up.weight, whole.up.weight[best])
+
+
+def test_what_was_judged_and_refused_comes_before_the_negatives_of_bm25():
+    pairs = TrainingPairs(["q", "r"], ["?", "!"], [*"abcdef"], [*"ABCDEF"], [[0], [1]], [[4, 2], []])
+    found = judged_first(pairs, np.array([[2, 3, 5], [5, 3, 2]]), 3)
+    assert found.tolist() == [[4, 2, 3], [5, 3, 2]]
+    kept = pairs.with_passages(np.array([0, 1, 2, 4]))
+    assert kept.refused == [[3, 2], []]
+
+
+def test_judged_candidates_are_reranked_where_the_set_has_them(tiny_artifact, beir):
+    data = load_retrieval(f"beir:{beir}", "train")
+    candidates = {"q1": {"p1": 1, "p2": 0, "p3": 0}, "q2": {"p5": 0}}  # q2 has no answer: left out
+    data = type(data)(**{**vars(data), "candidates": candidates})
+    model = ElasticModel.from_pretrained(tiny_artifact).with_head("score")
+    result, runs = rerank(model, None, data, [50])
+    assert result["query_ids"] == ["q1"]
+    assert result["metrics"]["first_stage"] == {"RR": 1.0, "AP": 1.0}
+    scores = model.score(data.queries[1], [data.passages[i] for i in (1, 2, 3)], level=50)
+    assert list(runs["50"]["q1"].values()) == pytest.approx(scores.tolist(), abs=1e-5)
+
+
+def test_pairs_joined_from_tokens_are_those_of_the_tokenizer(tiny_artifact):
+    model = ElasticModel.from_pretrained(tiny_artifact)
+    queries, passages = ["ice and snow", "wind"], ["the sun and the moon", "rain " * 60]
+    parts = [TokenizedTexts.of_pairs(model, ((text, None) for text in texts)) for texts in (queries, passages)]
+    limit = model.config.max_tokens["pair"]
+    found = joined(*parts, np.array([0, 1]), np.array([0, 1]), limit)
+    expected = model.tokenize_pairs(queries, passages)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_the_loss_is_that_of_the_first_of_each_list():
+    scores = torch.tensor([[2.0, 1.0, 0.0]])
+    assert rerank_losses(scores).item() == pytest.approx(-np.log(np.exp(2) / np.exp([2, 1, 0]).sum()), abs=1e-6)
+    assert rerank_losses(scores, scores).item() == pytest.approx(rerank_losses(scores).item() / 2, abs=1e-6)
+
+
+def test_bm25_scores_of_chosen_passages_are_those_of_the_ranking():
+    passages = ["rain fell on ice", "the glacier melts", "rain and rain again", "snow on the glacier river"]
+    queries = ["glacier river", "rain", "zzz"]
+    rows, scores = bm25_top(queries, passages, 2)
+    assert rows[0].tolist() == [3, 1]
+    for found, expected in zip(bm25_scores(queries, passages, rows.tolist()), scores, strict=True):
+        assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_negatives_of_a_run_are_its_best_that_are_not_relevant(tmp_path):
+    pairs = TrainingPairs(["q"], ["?"], ["a", "b", "c", "d"], [*"ABCD"], [[1]], [[]])
+    run = {"q": {"b": 9.0, "d": 8.0, "x": 7.0, "a": 6.0}}
+    assert run_negatives(pairs, run, 2, "some.run").tolist() == [[3, 0]]
+    with pytest.raises(InputError, match=r"some.run: query 'q' has 2 .* 3 are needed"):
+        run_negatives(pairs, run, 3, "some.run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--negatives", "0"], "--negatives"),
+        (["--negatives", "200"], "only 80 passages"),
+        (["--run", "nowhere.run"], "no such file nowhere.run"),
+    ],
+)
+def test_bad_input_of_training_is_refused_and_leaves_nothing(command, tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        finetune.main([*command, *change])
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_runs_are_refused_with_their_place(tiny_artifact, beir, tmp_path):
+    file = tmp_path / "some.run"
+    file.write_text("q1 Q0 p1 1 2.5 tag\nq1 p1 1\n")
+    with pytest.raises(InputError, match=r"some.run, line 2: expected: query Q0"):
+        read_trec_run(file)
+    data = load_retrieval(f"beir:{beir}", "train")
+    model = ElasticModel.from_pretrained(tiny_artifact).with_head("score")
+    with pytest.raises(InputError, match="passage 'p999'"):
+        rerank(model, None, data, [50], run={"q1": {"p999": 1.0}})
+    with pytest.raises(InputError, match="ranks nothing"):
+        rerank(model, None, data, [50], run={"q9999": {"p1": 1.0}})

@@ -1,0 +1,144 @@
+"""How well every level classifies: GLUE's measures beside a teacher and the majority, for ``elasticlm evaluate``."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from elasticlm.trainer.training_texts import TokenizedTexts
+from scipy import stats
+from sklearn.metrics import f1_score
+
+from elasticlm.command import progress, say
+from elasticlm.errors import InputError
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Level, level_name
+from elasticlm.retrieval.data_specs import load_labelled
+from elasticlm.retrieval.measures import resampled_retention, rounded
+
+FORMAT_VERSION = 1
+TEACHER, MAJORITY = "teacher", "majority"
+BATCH_SIZE = 32
+
+Measure = Callable[[np.ndarray, np.ndarray], float]
+"""A measure of (predictions, targets), [examples] both."""
+
+
+def measures_of(labels: Sequence[str]) -> dict[str, Measure]:
+    """GLUE's measures: accuracy, of two classes F1 of the second too; of a regression the correlations."""
+    if len(labels) == 1:
+        return {"Spearman": _correlation(stats.spearmanr), "Pearson": _correlation(stats.pearsonr)}
+    accuracy: Measure = lambda found, targets: float((found == targets).mean())  # noqa: E731
+    f1: Measure = lambda found, targets: float(f1_score(targets, found, zero_division=0.0))  # noqa: E731
+    return {"accuracy": accuracy} | ({"F1": f1} if len(labels) == 2 else {})
+
+
+def evaluate(
+    model: ElasticModel, teacher: str | None, spec: str, split: str, levels: Sequence[Level], *, seed: int = 0
+) -> dict[str, Any]:
+    """Measure the levels of a classifier on a split.
+
+    Args:
+        teacher: the classifier that retention is measured against; None takes this one's largest level.
+
+    Returns:
+        The evaluation's JSON: metrics a row (teacher, levels, majority), retention with 95 % intervals (paired
+        bootstrap over examples), and each example's accuracy, or squared error.
+    """
+    labels = model.config.labels or []
+    data = load_labelled(spec, split, labels)
+    say(f"{spec}, {split}: {len(data.firsts):,} examples, labels {', '.join(labels)}")
+    texts = TokenizedTexts.of_pairs(model, data.pairs)
+    found = {level_name(level): predictions(model, level, texts) for level in levels}
+    if teacher is not None:
+        whole = ElasticModel.from_pretrained(teacher)
+        if whole.config.labels != labels:
+            theirs = ", ".join(whole.config.labels or ()) or "none"
+            raise InputError(f"--teacher {teacher}: knows other labels ({theirs})")
+        theirs = TokenizedTexts.of_pairs(whole, data.pairs)
+        reference = predictions(whole, whole.structures.largest, theirs)
+    else:
+        largest = model.structures.largest
+        known = found.get(level_name(largest))
+        reference = predictions(model, largest, texts) if known is None else known
+    measures, targets = measures_of(labels), data.targets
+    rows = {TEACHER: reference} | found
+    if len(labels) > 1:
+        rows[MAJORITY] = np.full(len(targets), np.bincount(targets).argmax())
+    error = "squared error" if len(labels) == 1 else "accuracy"
+    return {
+        "format_version": FORMAT_VERSION,
+        "data": spec,
+        "split": split,
+        "split_sha256": data.split_sha256,
+        "metrics": {
+            name: dict(zip(measures, rounded([kind(row, targets) for kind in measures.values()]), strict=True))
+            for name, row in rows.items()
+        },
+        "retention": {
+            name: {kind: _retention(measure, row, reference, targets, seed) for kind, measure in measures.items()}
+            for name, row in found.items()
+        },
+        "query_ids": [str(i) for i in range(len(targets))],
+        "per_query": {
+            name: {error: rounded(_each(row, targets, regression=len(labels) == 1))}
+            for name, row in rows.items()
+        },
+    }  # fmt: skip
+
+
+def predictions(model: ElasticModel, level: Level, texts: TokenizedTexts) -> np.ndarray:
+    """Each example's class, IntArray [examples], or value, FloatArray [examples], at a level."""
+    found = outputs(model, level, texts, desc="classify")
+    return found.squeeze(-1).double().numpy() if found.shape[-1] == 1 else found.argmax(-1).numpy()
+
+
+def outputs(model: ElasticModel, level: Level, texts: TokenizedTexts, *, desc: str) -> torch.Tensor:
+    """What the head answers to texts or pairs at a level, as served (fp32): FloatTensor [texts, labels or 1]."""
+    order = np.argsort(-texts.lengths, kind="stable")
+    found = torch.empty(len(texts), model.head.out_features if model.head else 0)
+    bar = progress(total=len(texts), desc=f"{desc} at {level_name(level)}", unit="text")
+    for start in range(0, len(order), BATCH_SIZE):
+        rows = order[start : start + BATCH_SIZE]
+        found[rows] = model.encode(texts.inputs(rows), level).float().cpu().view(len(rows), -1)
+        bar.update(len(rows))
+    bar.close()
+    return found
+
+
+def table(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row a level for people; retention of the first measure with its 95 % interval."""
+    rows = []
+    for name, values in result["metrics"].items():
+        first = next(iter(values))
+        kept = result["retention"].get(name, {}).get(first)
+        interval = f"{kept[0]:.3f} [{kept[1]:.3f}, {kept[2]:.3f}]" if kept else "1" if name == TEACHER else "-"
+        cells = {kind: "-" if value is None else f"{value:.4f}" for kind, value in values.items()}
+        rows.append({"level": name} | cells | {f"retention of {first}": interval})
+    return rows
+
+
+def _retention(
+    measure: Measure, row: np.ndarray, reference: np.ndarray, targets: np.ndarray, seed: int
+) -> list[float] | None:
+    return rounded(
+        resampled_retention(
+            lambda some: (measure(row[some], targets[some]), measure(reference[some], targets[some])),
+            len(targets),
+            seed=seed,
+        )
+    )
+
+
+def _each(found: np.ndarray, targets: np.ndarray, *, regression: bool) -> np.ndarray:
+    return (found - targets) ** 2 if regression else found == targets
+
+
+def _correlation(kind: Callable[..., Any]) -> Measure:
+    def measure(found: np.ndarray, targets: np.ndarray) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of constant values: NaN says it
+            return float(kind(found, targets).statistic)
+
+    return measure
