@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import requests
+
 from elasticlm.benchmarks.drive import Traffic, drive
 from elasticlm.benchmarks.replay import Request
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import ServerError, TorchServe
-
 from elasticlm.command import say
 from elasticlm.model.structure import Choice, level_name
 

@@ -157,15 +157,15 @@ def report(
     """Print the demo's two tables, a row a level and a row an arm, and the result for programs."""
     summary = json.loads((rush / "summary.json").read_text())
     largest = model.structures[table.levels[0]]
-    sizes = model.config.hidden_size, model.config.head_size
-    whole = largest.parameters(*sizes)
+    family = model.encoder.family
+    whole = family.prunable_parameters(model.config, largest)
     levels = []
     for row, metrics in quality["metrics"].items():
         level = None if row == "teacher" else next(k for k in table.levels if str(k) == row)
         retention = quality["retention"].get(row, {}).get("RR@10", [1.0])[0]
         levels.append({
             "level": row,
-            "parameters": f"{model.structures[level].parameters(*sizes) / whole:.0%}" if level else "",
+            "parameters": f"{family.prunable_parameters(model.config, model.structures[level]) / whole:.0%}" if level else "",
             "RR@10": metrics["RR@10"],
             "retention": f"{retention:.1%}",
             f"mean ms ({RUSH_TOKENS} tokens)": f"{table.mean_ms(level, tokens=RUSH_TOKENS):.1f}" if level else "",

@@ -34,6 +34,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from elasticlm import command
+from elasticlm.__main__ import run_in_checkout
+from elasticlm.backend.onnx_runtime import graphs_folder, installed, is_exported
 from elasticlm.benchmarks import engines_memory
 from elasticlm.benchmarks.engines_peers import Builder, Peers, check, first_line
 from elasticlm.benchmarks.engines_report import OF_STOCK, OURS, Results, cells, find_gates, paste_into, read_retention
@@ -48,17 +52,12 @@ from elasticlm.benchmarks.engines_timing import (
     switching_cost,
     time_rounds,
 )
-
-from elasticlm import command
-from elasticlm.__main__ import run_in_checkout
-from elasticlm.backend.onnx_runtime import graphs_folder, installed, is_exported
 from elasticlm.command import progress, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.machine import machine
 from elasticlm.model.elastic_model import ElasticModel, download
 from elasticlm.model.structure import Level
-from elasticlm.model.teacher import resolve_teacher
 
 NAMES = (*OURS, "eager", "compile", "onnxruntime", "openvino", "gemm")
 SHAPES = "1x16,8x16,1x128,8x128,32x32"
@@ -165,7 +164,7 @@ def measure(options: argparse.Namespace, argv: list[str]) -> Results:
     effort = QUICK if options.quick else Effort()
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     torch.set_num_threads(options.threads)
-    artifact, teacher = download(options.model), resolve_teacher(options.teacher)
+    artifact, teacher = download(options.model), resolve_model(options.teacher)
     retention = read_retention(options.quality, artifact)
     chosen = _chosen(options.engines or ",".join(QUICK_NAMES if options.quick else NAMES))
     shapes = [Shape.parse(text) for text in (options.shapes or (QUICK_SHAPES if options.quick else SHAPES)).split(",")]

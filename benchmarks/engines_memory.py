@@ -22,12 +22,11 @@ from statistics import median
 
 import torch
 from torch.nn import functional as F
-from transformers import BertModel
 
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import ElasticStructure
-from elasticlm.model.teacher import load_bert
+from elasticlm.model.teacher import load_encoder
 
 ROWS, TOKENS = 8, 128
 PROCESS = Path("/proc/self")
@@ -120,7 +119,7 @@ def _run_levels(folder: str, kind: str, threads: int) -> object:
 
 
 def _run_bert(folder: str) -> object:
-    bert = load_bert(folder, BertModel, add_pooling_layer=False)
+    bert = load_encoder(folder)
     ids = _ids(bert.config)
     with torch.inference_mode():
         bert(input_ids=ids, attention_mask=torch.ones_like(ids))

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from elasticlm.benchmarks.engines_timing import WHOLE, Engine, Inputs, Run
 from torch import Tensor, nn
-from transformers import BertModel
 
+from elasticlm.benchmarks.engines_timing import WHOLE, Engine, Inputs, Run
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import ElasticStructure, Level, Structure, level_name
-from elasticlm.model.teacher import load_bert
+from elasticlm.model.teacher import load_encoder
 
 OPSET = 17
 PLAIN = "-plain"
@@ -38,13 +37,13 @@ class Builder:
 
 
 class Whole(nn.Module):
-    """The teacher: Hugging Face's BertModel without pooling."""
+    """The teacher: the Hugging Face encoder without pooling."""
 
     takes = ("input_ids", "attention_mask", "token_type_ids")
 
     def __init__(self, folder: Path, **kwargs: str) -> None:
         super().__init__()
-        self.bert = load_bert(folder, BertModel, add_pooling_layer=False, **kwargs)
+        self.bert = load_encoder(folder, **kwargs)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         return self.bert(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[0]

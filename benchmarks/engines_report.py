@@ -9,14 +9,14 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
 from elasticlm.benchmarks.engines_memory import BERT, INT8, LARGEST, TORCH, Memory
 from elasticlm.benchmarks.engines_peers import PLAIN
 from elasticlm.benchmarks.engines_timing import WHOLE, Engine, Times, ratio
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
-from elasticlm.model.artifact import QUALITY_FILE
+from elasticlm.model.folder import QUALITY_FILE
 
 MEASURE = "RR@10"
 STOCKS = Engine(WHOLE, "onnxruntime", "int8"), Engine(WHOLE, "onnxruntime" + PLAIN, "int8")

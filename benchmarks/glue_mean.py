@@ -16,10 +16,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from elasticlm.benchmarks.retention import finish, labelled_files
 
 from elasticlm import command
 from elasticlm.__main__ import run_in_checkout
+from elasticlm.benchmarks.retention import finish, labelled_files
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
 from elasticlm.model.structure import parse_level

@@ -23,17 +23,17 @@ from typing import Any
 import pandas as pd
 import requests
 import yaml
+
+from elasticlm.__main__ import run_in_checkout
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import ServerError
 from elasticlm.benchmarks.signal_check import timings
-
-from elasticlm.__main__ import run_in_checkout
 from elasticlm.command import above_zero, parser, print_result, print_table, progress
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.machine import machine
-from elasticlm.model.artifact import LATENCY_FILE
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import Choice, level_name, parse_level
 from elasticlm.schedule.latency import LatencyTable, batch_of, read_tables
 

@@ -9,7 +9,6 @@ matplotlib.use("Agg")  # no window, wherever this runs
 
 import numpy as np
 import pandas as pd
-from elasticlm.benchmarks.summary import arm_budget_ms, budget_name, in_time, size
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -17,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from elasticlm.benchmarks.summary import arm_budget_ms, budget_name, in_time, size
 
 INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 IN_TIME, LATE, LINE, WAITING = "#2563eb", "#dc2626", "#111827", "#f59e0b"

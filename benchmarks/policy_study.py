@@ -34,6 +34,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from elasticlm.__main__ import run_in_checkout
 from elasticlm.benchmarks.arrivals import RAMP, at_load, mean_rate_rps, open_arrivals_s
 from elasticlm.benchmarks.plot import GRID, IN_TIME, INK, LATE, MUTED
 from elasticlm.benchmarks.queueing import (
@@ -52,15 +56,11 @@ from elasticlm.benchmarks.queueing import (
 )
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.summary import COLUMNS, budget_name, summarise
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-
-from elasticlm.__main__ import run_in_checkout
 from elasticlm.command import above_zero, parser, print_result, print_table, progress, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.machine import machine
-from elasticlm.model.artifact import LATENCY_FILE, QUALITY_FILE
+from elasticlm.model.folder import LATENCY_FILE, QUALITY_FILE
 from elasticlm.model.structure import Choice, level_name, parse_choice
 from elasticlm.schedule.cascade import PAIRS_FILE, PairTable
 from elasticlm.schedule.latency import LatencyTable

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from elasticlm.__main__ import run_in_checkout
 from elasticlm.benchmarks.drive import read_rows
 from elasticlm.benchmarks.page import page
 from elasticlm.benchmarks.plot import draw_rush, level_colors
-
-from elasticlm.__main__ import run_in_checkout
 from elasticlm.command import parser, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_file

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from elasticlm.benchmarks.server import TorchServe
 
+from elasticlm.benchmarks.server import TorchServe
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Choice, ElasticStructure

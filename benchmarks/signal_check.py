@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from elasticlm.__main__ import run_in_checkout
 from elasticlm.benchmarks.calibrate import measure_capacity, warm_up
 from elasticlm.benchmarks.drive import Drive, Traffic, drive
 from elasticlm.benchmarks.replay import Request, standard_library_requests, write_requests
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import TorchServe
-
-from elasticlm.__main__ import run_in_checkout
 from elasticlm.command import parser, print_result, print_table, say
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.machine import machine

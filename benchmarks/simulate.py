@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from elasticlm.__main__ import run_in_checkout
 from elasticlm.benchmarks.arrivals import RAMP, at_load, open_arrivals_s, parse_arrivals
 from elasticlm.benchmarks.calibrate import measure_capacity, rush_users, warm_up
 from elasticlm.benchmarks.drive import Drive, DriverError, Traffic, drive
@@ -32,8 +34,6 @@ from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import ServerError
 from elasticlm.benchmarks.summary import COLUMNS, behind, budget_name, lead, rounds, summarise
 from elasticlm.benchmarks.workload import RELATED_TOKENS, RERANK, WORKLOADS, Workload, build_workload
-
-from elasticlm.__main__ import run_in_checkout
 from elasticlm.command import above_zero, parser, print_result, print_table, progress, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing

@@ -22,10 +22,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import psutil
-from elasticlm.benchmarks.served_archive import Archive
-from elasticlm.benchmarks.server import TorchServe
 
 from elasticlm.__main__ import run_in_checkout
+from elasticlm.benchmarks.served_archive import Archive
+from elasticlm.benchmarks.server import TorchServe
 from elasticlm.command import parser, print_result, print_table, progress
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing

@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from elasticlm.__main__ import run_in_checkout
 from elasticlm.benchmarks.drive import read_rows
 from elasticlm.benchmarks.queueing import OpenLoop, Server, ServiceTimes, simulate
 from elasticlm.benchmarks.summary import in_time
-
-from elasticlm.__main__ import run_in_checkout
 from elasticlm.command import parser, print_result, print_table
 from elasticlm.errors import InputError
 from elasticlm.files import new_file, refuse_existing
 from elasticlm.machine import machine
-from elasticlm.model.artifact import LATENCY_FILE
+from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import level_name, parse_level
 from elasticlm.schedule.latency import LatencyTable
 from elasticlm.schedule.policies import parse_policy

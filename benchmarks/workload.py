@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from elasticlm.benchmarks.replay import Request, text_request
 
+from elasticlm.benchmarks.replay import Request, text_request
 from elasticlm.errors import InputError
 from elasticlm.retrieval.measures import per_query, ranking
 

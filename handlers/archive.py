@@ -32,8 +32,8 @@ from elasticlm.backend.onnx_runtime import FOLDER as GRAPHS_FOLDER
 from elasticlm.command import parser, print_result, print_table, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_file, refuse_existing
-from elasticlm.model.artifact import LATENCY_FILE
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import Choice, level_name
 from elasticlm.retrieval.passage_texts import PassageTexts
 from elasticlm.schedule.cascade import PAIRS_FILE, MeasuredPair, PairTable, read_pairs, write_pairs

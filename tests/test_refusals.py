@@ -4,11 +4,11 @@ import re
 import shutil
 from pathlib import Path
 
-import elasticlm.handlers.archive
 import numpy as np
 import pytest
 
 import elasticlm.__main__
+import elasticlm.handlers.archive
 from elasticlm import command
 from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.schedule.latency import LatencyTable

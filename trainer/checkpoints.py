@@ -10,8 +10,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from elasticlm.trainer.curves import draw_curves
-from elasticlm.trainer.loop_options import flag
 from torch import nn
 from torch.optim import Optimizer
 
@@ -19,6 +17,8 @@ from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
+from elasticlm.trainer.curves import draw_curves
+from elasticlm.trainer.loop_options import flag
 
 LOSS_FILE, CURVES_FILE, TRAINING_FILE = "loss.csv", "loss.png", "training.json"
 COLUMNS = ("step", "split", "level", "loss", "RR@10")

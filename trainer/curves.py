@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from elasticlm.trainer.checkpoints import TrainingLog
     from matplotlib.axes import Axes
+
+    from elasticlm.trainer.checkpoints import TrainingLog
 
 SMOOTHED = 50  # the train curve is a running mean over a 50th of its points
 

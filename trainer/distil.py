@@ -3,6 +3,12 @@
 import argparse
 
 import torch
+
+from elasticlm import command
+from elasticlm.command import say
+from elasticlm.errors import InputError
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_teacher
 from elasticlm.trainer import mixture
 from elasticlm.trainer.checkpoints import Checkpoints
 from elasticlm.trainer.finetune import print_report
@@ -12,12 +18,6 @@ from elasticlm.trainer.mixture import Exclusion
 from elasticlm.trainer.objectives import Relations
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.training_texts import TokenizedTexts
-
-from elasticlm import command
-from elasticlm.command import say
-from elasticlm.errors import InputError
-from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_teacher
 
 DEFAULTS = {"distil": LoopOptions(batch_size=32, chunk_size=32, levels_per_step="3")}
 SCALES = ("sqrt", "plain")

@@ -16,24 +16,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from elasticlm.trainer.evaluation import calibration, classification, reranking
-from elasticlm.trainer.evaluation import level_pairs as pipeline
-from elasticlm.trainer.processes import Processes
-from elasticlm.trainer.stored_vectors import stored_vectors
-from elasticlm.trainer.training_texts import TokenizedTexts
 
 from elasticlm import command
 from elasticlm.backend import BACKENDS, PRECISIONS
 from elasticlm.errors import InputError
 from elasticlm.files import new_file, new_folder, refuse_existing
-from elasticlm.model.artifact import QUALITY_FILE
+from elasticlm.model.configuration import Calibration, Fusion
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.folder import QUALITY_FILE
 from elasticlm.model.structure import Level, level_name, parse_levels
 from elasticlm.model.teacher import load_model, load_teacher, passage_encoder
 from elasticlm.retrieval import measures as metrics
 from elasticlm.retrieval.data_specs import RetrievalData, load_corpus, load_retrieval
 from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.schedule.cascade import PAIRS_FILE, MeasuredPair, write_pairs
+from elasticlm.trainer.evaluation import calibration, classification, reranking
+from elasticlm.trainer.evaluation import level_pairs as pipeline
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.stored_vectors import stored_vectors
+from elasticlm.trainer.training_texts import TokenizedTexts
 
 FORMAT_VERSION = 1
 TEACHER = "teacher"
@@ -145,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     result = report(rows, data, seed=args.seed) | {
         "model": args.model,
         "passages": {
-            "encoder": (model.config.passages or {}).get("encoder"),
+            "encoder": model.config.passages.encoder,
             "fingerprint": encoder.fingerprint(),
             "index": args.index,
         },
@@ -169,13 +170,13 @@ def _measure_reranker(
                                       max_queries=args.max_queries, fuse=args.fuse, seed=args.seed)  # fmt: skip
     result |= {"model": args.model}
     if args.fuse:
-        model.config.fusion = result["fusion"]
+        model.config.fusion = Fusion(result["fusion"])
     if args.calibrate or model.config.calibration:
         names = [level_name(level) for level in levels]
         scores, relevant = reranking.pairs_of(runs, names, data)
         if args.calibrate:
-            model.config.calibration = {name: list(calibration.fit(scores[name], relevant)) for name in names}
-        fitted = model.config.calibration or {}
+            model.config.calibration = Calibration({name: calibration.fit(scores[name], relevant) for name in names})
+        fitted = model.config.calibration.by_level
         known = {name: found for name, found in scores.items() if name in fitted}
         result |= {"calibration": calibration.report(known, relevant, fitted)}
     if args.fuse or args.calibrate:
@@ -323,14 +324,13 @@ def _rerank(queries: np.ndarray, data: RetrievalData, index: PassageIndex) -> di
 
 def _is_teacher(model: ElasticModel) -> bool:
     """Whether this is a teacher as it is: what encodes its passages is itself."""
-    passages = model.config.passages or {}
-    return passages.get("encoder") == "teacher" and passages.get("fingerprint") == model.fingerprint()
+    return model.config.passages.encoder == "teacher" and model.has_fingerprint(model.config.passages.fingerprint)
 
 
 def _load_teacher(model: ElasticModel, name: str | None, *, is_teacher: bool) -> ElasticModel:
     if name is None and is_teacher:
         return model
-    name = name or (model.config.teacher or {}).get("name")
+    name = name or model.config.teacher.name
     if not name:
         raise InputError("the artifact names no teacher to measure retention against: give --teacher")
     return load_teacher(name)
@@ -338,8 +338,8 @@ def _load_teacher(model: ElasticModel, name: str | None, *, is_teacher: bool) ->
 
 def _shares_passages(model: ElasticModel, teachers_encoder: ElasticModel) -> bool:
     """Whether the artifact's passages are encoded by what encodes the teacher's."""
-    passages = model.config.passages or {}
-    return passages.get("encoder") == "teacher" and passages["fingerprint"] == teachers_encoder.fingerprint()
+    passages = model.config.passages
+    return passages.encoder == "teacher" and teachers_encoder.has_fingerprint(passages.fingerprint)
 
 
 def _encode_passages(encoder: ElasticModel, data: RetrievalData) -> PassageIndex:
@@ -351,7 +351,7 @@ def _encode_passages(encoder: ElasticModel, data: RetrievalData) -> PassageIndex
 
 
 def _check_index(index: PassageIndex, model: ElasticModel, encoder: ElasticModel, data: RetrievalData) -> None:
-    index.check(model)
+    index.check(model, lambda: encoder)
     if index.fingerprint is None:
         corpus = load_corpus(data.spec)
         passages = dict(zip(corpus.ids, corpus.passages, strict=True))

@@ -2,11 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from elasticlm.trainer.objectives import reciprocal_ranks
 from torch import Tensor
 
 from elasticlm import command
@@ -15,12 +15,14 @@ from elasticlm.backend.onnx_runtime import graphs_folder
 from elasticlm.command import progress, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing, sha256_file
-from elasticlm.model.artifact import LATENCY_FILE, WEIGHTS_FILE
+from elasticlm.model.configuration import TeacherReference
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.folder import LATENCY_FILE, WEIGHTS_FILE
 from elasticlm.model.structure import ElasticStructure, Level, level_name, parse_level
 from elasticlm.model.teacher import load_model
 from elasticlm.retrieval.data_specs import RetrievalData, load_retrieval
 from elasticlm.schedule.latency import LatencyTable, read_tables
+from elasticlm.trainer.objectives import reciprocal_ranks
 
 QUERIES, PASSAGES = 256, 2048  # that graphs are compared on
 
@@ -66,9 +68,9 @@ def export(model: ElasticModel, name: str, level: Level) -> ElasticModel:
     Where that is the model's own largest level, the model (under ``name``) becomes the teacher of the smaller one.
     """
     alone = model.cut(ElasticStructure({level: model.structures[level]}))
-    if (model.config.passages or {}).get("encoder") == "largest" and level != model.structures.largest:
-        alone.config.teacher = {"name": name, "sha256": sha256_file(Path(name) / WEIGHTS_FILE)}
-        alone.config.passages = {**model.config.passages, "encoder": "teacher"}  # type: ignore[dict-item]
+    if model.config.passages.encoder == "largest" and level != model.structures.largest:
+        alone.config.teacher = TeacherReference(name, sha256_file(Path(name) / WEIGHTS_FILE))
+        alone.config.passages = replace(model.config.passages, encoder="teacher")
     return alone
 
 

@@ -6,6 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from elasticlm import command
+from elasticlm.command import say
+from elasticlm.errors import InputError
+from elasticlm.model.configuration import Calibration, Fusion, Passages, TeacherReference
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_model, passage_encoder
+from elasticlm.retrieval.data_specs import load_corpus
+from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.trainer import mixture
 from elasticlm.trainer.checkpoints import Checkpoints
 from elasticlm.trainer.loop import train
@@ -24,14 +33,6 @@ from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.stored_vectors import stored_vectors
 from elasticlm.trainer.training_pairs import TrainingPairs, load_examples, load_pairs, texts_to_join
 from elasticlm.trainer.training_texts import TokenizedTexts
-
-from elasticlm import command
-from elasticlm.command import say
-from elasticlm.errors import InputError
-from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_model, passage_encoder
-from elasticlm.retrieval.data_specs import load_corpus
-from elasticlm.retrieval.passage_index import PassageIndex
 
 DEFAULTS = {
     "align": LoopOptions(levels_per_step="3", freeze_embeddings=True),
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.task == "align":
         teacher = teacher_of(args, model)
         objective = align(args, options, model, teacher, exclusion, processes)
-        passages = {"encoder": "teacher", "fingerprint": teacher.fingerprint()}
+        passages = Passages("teacher", teacher.fingerprint())
     elif args.task == "retrieve":
         objective = retriever(args, options, model, exclusion, processes)
         passages = None
@@ -128,9 +129,9 @@ def main(argv: list[str] | None = None) -> None:
         objective = classify(args, options, model, exclusion, processes)
 
     def sign(trained: ElasticModel) -> None:
-        trained.config.calibration = trained.config.fusion = None  # they were those of the scores before
+        trained.config.calibration, trained.config.fusion = Calibration(), Fusion()  # those were of the scores before
         if trained.config.task == "embed":
-            trained.config.passages = passages or {"encoder": "largest", "fingerprint": trained.fingerprint()}
+            trained.config.passages = passages or Passages("largest", trained.fingerprint())
 
     report = train(objective, options, checkpoints, settings, sign=sign, facts=exclusion.report())
     if processes.is_main:
@@ -152,7 +153,7 @@ def align(
     teacher.to(processes.device)
     if args.index:
         index = PassageIndex.load(args.index, args.ids)
-        index.check(teacher)
+        index.check(teacher, lambda: teacher)
         if index.fingerprint is None:
             corpora = [load_corpus(spec) for spec in args.data]
             known = {pid: text for corpus in corpora for pid, text in zip(corpus.ids, corpus.passages, strict=True)}
@@ -175,11 +176,11 @@ def teacher_of(args: argparse.Namespace, model: ElasticModel) -> ElasticModel:
 
     Raises InputError where it is not the one that the model was made from.
     """
-    if (model.config.passages or {}).get("encoder") == "teacher":
+    if model.config.passages.encoder == "teacher":
         return passage_encoder(model, args.teacher)
     name = args.teacher or args.model
     teacher = load_model(name)
-    model.config.teacher = teacher.config.teacher if args.teacher else {"name": str(name), "sha256": None}
+    model.config.teacher = teacher.config.teacher if args.teacher else TeacherReference(str(name))
     return teacher
 
 
@@ -243,7 +244,7 @@ def fine_tuned_teacher(args: argparse.Namespace, model: ElasticModel, processes:
     if theirs.task != ours.task:
         raise InputError(f"--teacher {args.teacher}: its task is {theirs.task!r}, not {ours.task!r}")
     if theirs.labels != ours.labels:
-        known = ", ".join(theirs.labels or ()) or "none"
+        known = ", ".join(theirs.labels) or "none"
         raise InputError(f"--teacher knows the labels {known}, the data has {', '.join(ours.labels or ())}")
     if theirs.hidden_size != ours.hidden_size or teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
         raise InputError(f"--teacher {args.teacher}: has another width or vocabulary than the model")

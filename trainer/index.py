@@ -7,15 +7,14 @@ import shutil
 import time
 from pathlib import Path
 
-from elasticlm.trainer.processes import Processes
-from elasticlm.trainer.stored_vectors import stored_vectors
-from elasticlm.trainer.training_texts import TokenizedTexts
-
 from elasticlm import command
 from elasticlm.files import refuse_existing
 from elasticlm.model.teacher import load_model, passage_encoder
 from elasticlm.retrieval.data_specs import load_corpus
 from elasticlm.retrieval.passage_index import PassageIndex
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.stored_vectors import stored_vectors
+from elasticlm.trainer.training_texts import TokenizedTexts
 
 
 def main(argv: list[str] | None = None) -> None:

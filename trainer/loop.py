@@ -14,11 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from elasticlm.trainer.checkpoints import Checkpoints, TrainingLog
-from elasticlm.trainer.loop_options import LoopOptions
-from elasticlm.trainer.objectives import Objective
-from elasticlm.trainer.processes import Processes
-from elasticlm.trainer.training_texts import BatchOrder
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -27,6 +22,11 @@ from elasticlm.errors import InputError
 from elasticlm.machine import machine
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
+from elasticlm.trainer.checkpoints import Checkpoints, TrainingLog
+from elasticlm.trainer.loop_options import LoopOptions
+from elasticlm.trainer.objectives import Objective
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.training_texts import BatchOrder
 
 DEV_SHARE = 0.1  # at most this much of the examples is held out for the dev loss
 DEV_STEP = 2**31  # what dev batches draw: nothing that a training step draws

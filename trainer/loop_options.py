@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from elasticlm.trainer.processes import PRECISIONS
-
 from elasticlm.errors import InputError
+from elasticlm.trainer.processes import PRECISIONS
 
 OPTIMIZERS, DECAYS = ("adamw", "muon"), ("linear", "cosine", "trapezoid")
 

@@ -4,11 +4,11 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from elasticlm.trainer.training_pairs import TrainingPairs
 
 from elasticlm.errors import InputError
 from elasticlm.retrieval.bm25 import bm25_top
 from elasticlm.retrieval.measures import read_trec_run
+from elasticlm.trainer.training_pairs import TrainingPairs
 
 OF_RERANKERS = 7  # a query, where a reranker is trained or its units are scored
 CANDIDATES = 30  # best BM25 passages that a step's negatives are drawn from

@@ -9,8 +9,8 @@ from elasticlm.backend.onnx_export import can_export, ensure_exported
 from elasticlm.backend.onnx_runtime import is_exported
 from elasticlm.command import progress
 from elasticlm.errors import InputError
-from elasticlm.model.artifact import LATENCY_FILE
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import level_name, parse_levels
 from elasticlm.schedule import latency
 

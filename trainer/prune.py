@@ -6,6 +6,19 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DataCollatorForLanguageModeling
+
+from elasticlm import command
+from elasticlm.command import progress, say
+from elasticlm.errors import InputError
+from elasticlm.files import refuse_existing
+from elasticlm.model.configuration import Passages
+from elasticlm.model.download import resolve_model
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import ElasticStructure, level_name, parse_levels
+from elasticlm.model.teacher import WHOLE, load_teacher
 from elasticlm.trainer import mixture
 from elasticlm.trainer.loop_options import add_data_options, at_least, check_temperature
 from elasticlm.trainer.mixture import Exclusion
@@ -26,17 +39,6 @@ from elasticlm.trainer.scores import Scores, expressive_scores
 from elasticlm.trainer.stored_vectors import stored_vectors
 from elasticlm.trainer.training_pairs import load_examples, load_pairs, texts_to_join
 from elasticlm.trainer.training_texts import TokenizedTexts
-from torch import Tensor
-from torch.nn import functional as F
-from transformers import BertForMaskedLM, DataCollatorForLanguageModeling
-
-from elasticlm import command
-from elasticlm.command import progress, say
-from elasticlm.errors import InputError
-from elasticlm.files import refuse_existing
-from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.structure import ElasticStructure, level_name, parse_levels
-from elasticlm.model.teacher import WHOLE, as_bert, load_bert, load_teacher, resolve_teacher
 
 MASKED_SHARE = 0.15
 
@@ -48,10 +50,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; of a classifier glue:DIR")
     parser.add_argument("--levels", default="100,50,30,20,10,5", help="percentages of the prunable parameters to keep; "
                         "100 keeps the whole teacher too, without it the largest level is cut")  # fmt: skip
-    parser.add_argument("--score-loss", choices=("contrastive", "mlm", "labels", "random"),
+    parser.add_argument("--score-loss", choices=("contrastive", "mlm", "task", "random"),
                         help="loss that heads and neurons are scored by: contrastive (queries against the passages of "
                         "their batch; the default of encoders), mlm (masked tokens, for teachers with that head), "
-                        "labels (the loss that a reranker or classifier was fine-tuned with; theirs), or random: no "
+                        "task (the loss that a reranker or classifier was fine-tuned with; theirs), or random: no "
                         "loss, the baseline of units at random")  # fmt: skip
     parser.add_argument("--fresh-weights", action="store_true", help="start the layers from random weights, keep the "
                         "teacher's embeddings: a baseline")  # fmt: skip
@@ -89,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.fresh_weights:
         initialise(model, args.seed)
     if model.config.task == "embed":
-        model.config.passages = {"encoder": "teacher", "fingerprint": teacher.fingerprint()}
+        model.config.passages = Passages("teacher", teacher.fingerprint())
     model.save_pretrained(args.output, overwrite=args.overwrite)
     seconds = time.monotonic() - start
     command.print_table(table(model))
@@ -114,7 +116,7 @@ def table(model: ElasticModel) -> list[dict[str, object]]:
             "level": level_name(level),
             "heads per layer": " ".join(map(str, kept.heads)),
             "neurons per layer": " ".join(map(str, kept.neurons)),
-            "prunable parameters": kept.parameters(model.config.hidden_size, model.config.head_size),
+            "prunable parameters": model.encoder.family.prunable_parameters(model.config, kept),
             "embedding parameters": rest,
         }
         for level, kept in model.structures.items()
@@ -132,10 +134,10 @@ def _scores(args: argparse.Namespace, teacher: ElasticModel, levels: tuple) -> t
         return (random.random((config.num_hidden_layers, config.num_attention_heads)),
                 random.random((config.num_hidden_layers, config.intermediate_size)))  # fmt: skip
     fine_tuned = config.task != "embed"
-    loss = args.score_loss or ("labels" if fine_tuned else "contrastive")
-    if fine_tuned != (loss == "labels"):
+    loss = args.score_loss or ("task" if fine_tuned else "contrastive")
+    if fine_tuned != (loss == "task"):
         raise InputError(f"--score-loss {loss}: does not go with a teacher of task {config.task!r}")
-    scorers = {"contrastive": contrastive_scores, "mlm": mlm_scores, "labels": label_scores}
+    scorers = {"contrastive": contrastive_scores, "mlm": mlm_scores, "task": task_scores}
     scores = scorers[loss](args, teacher).normalized()
     return scores.heads, scores.neurons
 
@@ -149,19 +151,20 @@ def contrastive_scores(args: argparse.Namespace, teacher: ElasticModel) -> Score
     passages = TokenizedTexts.of(teacher, [pairs.passages[row] for row in rows], "passage", args.max_tokens)
     vectors = stored_vectors(teacher, passages, processes, desc="passages of the queries scored").all()
     queries = TokenizedTexts.of(teacher, pairs.queries, "query")
-    bert = as_bert(teacher)
+    family = teacher.encoder.family
+    encoder = family.to_transformers(teacher.config, teacher.state_dict())
 
     def losses(examples: np.ndarray) -> Tensor:
         among, labels, excluded = in_batch([pairs.positives[i] for i in examples])
         inputs = queries.inputs(examples)
-        found = teacher.pool(bert(**inputs).last_hidden_state, inputs["attention_mask"])
+        found = teacher.pool(encoder(**inputs).last_hidden_state, inputs["attention_mask"])
         return contrastive_losses(found, vectors[np.searchsorted(rows, among)], labels, excluded, temperature)
 
     order = np.random.default_rng(args.seed).permutation(len(queries))
-    return expressive_scores(bert, _batches(order, args.batch_size), losses)
+    return expressive_scores(encoder, family.gate_points(encoder), _batches(order, args.batch_size), losses)
 
 
-def label_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
+def task_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
     """Scores by the loss that a reranker or classifier was fine-tuned with; of a reranker each pair feels its list's."""
     processes, exclusion = Processes(), Exclusion(args.exclude)
     objective: Rerank | Classify
@@ -178,11 +181,12 @@ def label_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
         texts = TokenizedTexts.of_pairs(teacher, data.kept(drawn.tolist()).pairs)
         objective = Classify(teacher, texts, targets[drawn], teacher=None, processes=processes,
                              chunk_size=args.batch_size)  # fmt: skip
-    bert = as_bert(teacher).to(processes.device)  # where the batches are
+    family = teacher.encoder.family
+    encoder = family.to_transformers(teacher.config, teacher.state_dict()).to(processes.device)
     teacher.to(processes.device)
 
     def losses(batch: RerankBatch | ClassifyBatch) -> Tensor:
-        outputs = teacher.finish(bert(**batch.inputs).last_hidden_state, batch.inputs["attention_mask"])
+        outputs = teacher.finish(encoder(**batch.inputs).last_hidden_state, batch.inputs["attention_mask"])
         if isinstance(batch, RerankBatch):
             return rerank_losses(outputs.view(batch.queries, -1))
         return classify_losses(outputs, batch.targets)
@@ -190,16 +194,16 @@ def label_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
     by_length = np.argsort(objective.lengths, kind="stable")
     count = -(-len(by_length) // objective.chunk_size)
     batches = progress(objective.batches(by_length, 0), total=count, desc="scores", unit="batch")
-    return expressive_scores(bert, ((len(batch.inputs["input_ids"]), batch) for batch in batches), losses)
+    sized = ((len(batch.inputs["input_ids"]), batch) for batch in batches)
+    return expressive_scores(encoder, family.gate_points(encoder), sized, losses)
 
 
 def mlm_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
     """Scores by the mean negative log-likelihood of each text's masked tokens. Raises InputError without that head."""
-    folder = resolve_teacher(args.teacher)
     try:
-        bert = load_bert(folder, BertForMaskedLM)
+        masked_lm = teacher.encoder.family.load_masked_lm(resolve_model(args.teacher))
     except InputError as error:
-        if "cls.predictions" not in str(error):
+        if "no masked language model head" not in str(error):
             raise
         raise InputError(f"{args.teacher} has no masked language model head, which --score-loss mlm needs: "
                          "use --score-loss contrastive") from None  # fmt: skip
@@ -212,15 +216,16 @@ def mlm_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
     def losses(examples: np.ndarray) -> Tensor:
         inputs = tokens.inputs(examples)
         ids, labels = masking.torch_mask_tokens(inputs["input_ids"], torch.isin(inputs["input_ids"], special))
-        hidden = bert.bert(ids, inputs["attention_mask"]).last_hidden_state
+        hidden = masked_lm.hidden(ids, inputs["attention_mask"])
         masked = labels != -100
-        terms = F.cross_entropy(bert.cls(hidden[masked]), labels[masked], reduction="none")
+        terms = F.cross_entropy(masked_lm.logits(hidden[masked]), labels[masked], reduction="none")
         text = masked.nonzero()[:, 0]
         sums = torch.zeros(len(examples)).index_add(0, text, terms)
         return sums / masked.sum(1).clamp(min=1)
 
     by_length = np.argsort(tokens.lengths, kind="stable")
-    return expressive_scores(bert.bert, _batches(by_length, args.batch_size), losses)
+    points = teacher.encoder.family.gate_points(masked_lm.encoder)
+    return expressive_scores(masked_lm.encoder, points, _batches(by_length, args.batch_size), losses)
 
 
 def _batches(order: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from elasticlm.trainer.processes import Processes
 from torch import Tensor
+
+from elasticlm.trainer.processes import Processes
 
 
 class Representations:

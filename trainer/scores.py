@@ -1,14 +1,16 @@
-"""Expressive scores: how much the teacher's loss feels each head and each neuron (ElasticLM, section 3.1)."""
+"""Expressive scores: how sensitive the teacher's loss is to each head and each neuron (ElasticLM, section 4.1)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import BertModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from elasticlm.model.families.base import GatePoints
 
 Batch = TypeVar("Batch")
 
@@ -29,35 +31,43 @@ class Scores:
 class Gates:
     """Factors on every head's output (before the output projection) and every neuron (after its activation).
 
-    heads: a Tensor [batch, heads] a layer; neurons: a Tensor [batch, neurons] a layer. All 1 leaves BERT as it is.
+    heads: one Tensor [batch, heads] per layer; neurons: one Tensor [batch, neurons] per layer. With all values 1 the
+    model computes what it computes without gates.
     """
 
     heads: list[Tensor]
     neurons: list[Tensor]
 
     @classmethod
-    def ones(cls, bert: BertModel, batch: int) -> "Gates":
-        config = bert.config
+    def ones(cls, model: PreTrainedModel, batch: int) -> "Gates":
+        """Gates of value 1 that take a gradient."""
+        config, like = model.config, {"dtype": model.dtype, "device": model.device, "requires_grad": True}
         layers = range(config.num_hidden_layers)
-
-        def gates(units: int) -> list[Tensor]:
-            return [torch.ones(batch, units, dtype=bert.dtype, device=bert.device, requires_grad=True) for _ in layers]
-
-        return cls(gates(config.num_attention_heads), gates(config.intermediate_size))
+        return cls(
+            [torch.ones(batch, config.num_attention_heads, **like) for _ in layers],
+            [torch.ones(batch, config.intermediate_size, **like) for _ in layers],
+        )
 
 
 @contextmanager
-def gated(bert: BertModel, gates: Gates) -> Iterator[None]:
-    """Multiply the gates into a Hugging Face BERT within the block."""
-    size = bert.config.hidden_size // bert.config.num_attention_heads
+def gated(points: Sequence[GatePoints], gates: Gates) -> Iterator[None]:
+    """Multiply the gates into a Hugging Face model within the block.
 
-    def hook(gate: Tensor, width: int):
-        return lambda linear, inputs: (inputs[0] * gate.repeat_interleave(width, dim=1)[:, None, :],)
+    Args:
+        points: where they go, for every layer (see EncoderFamily.gate_points).
+    """
+
+    def gate_input(gate: Tensor):  # [batch, units], onto [batch, tokens, units * width]
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            width = inputs[0].shape[-1] // gate.shape[-1]
+            return (inputs[0] * gate.repeat_interleave(width, dim=1)[:, None, :],)
+
+        return hook
 
     handles = []
-    for layer, heads, neurons in zip(bert.encoder.layer, gates.heads, gates.neurons, strict=True):
-        handles.append(layer.attention.output.dense.register_forward_pre_hook(hook(heads, size)))
-        handles.append(layer.output.dense.register_forward_pre_hook(hook(neurons, 1)))
+    for point, heads, neurons in zip(points, gates.heads, gates.neurons, strict=True):
+        handles.append(point.heads.register_forward_pre_hook(gate_input(heads)))
+        handles.append(point.neurons.register_forward_pre_hook(gate_input(neurons)))
     try:
         yield
     finally:
@@ -66,30 +76,34 @@ def gated(bert: BertModel, gates: Gates) -> Iterator[None]:
 
 
 def expressive_scores(
-    bert: BertModel, batches: Iterable[tuple[int, Batch]], losses: Callable[[Batch], Tensor]
+    model: PreTrainedModel,
+    points: Sequence[GatePoints],
+    batches: Iterable[tuple[int, Batch]],
+    losses: Callable[[Batch], Tensor],
 ) -> Scores:
-    """I = the mean over examples i of |d l_i / d gate_i|, l_i the example's own loss term.
+    """I = the mean over examples i of |d l_i / d gate_i|, l_i the example's own loss term (ElasticLM, equation 5).
 
-    Every example has gates of its own, so one backward through a batch's sum gives each example's own gradient.
+    Every example has gates of its own, so one backward pass through a batch's sum gives each example's own gradient.
 
     Args:
-        bert: runs inside ``losses``; its weights stay as they are.
+        model: the Hugging Face encoder that runs inside ``losses``; its weights do not change.
+        points: its gate points, see EncoderFamily.gate_points.
         batches: the number of examples of each batch, and the batch.
         losses: batch -> l, FloatTensor [examples], where l_i depends on no other example's gates.
     """
-    config = bert.config
+    config = model.config
     heads = np.zeros((config.num_hidden_layers, config.num_attention_heads))
     neurons = np.zeros((config.num_hidden_layers, config.intermediate_size))
     examples = 0
-    bert.requires_grad_(False)
+    model.requires_grad_(False)
     for size, batch in batches:
-        gates = Gates.ones(bert, size)
-        with gated(bert, gates):
+        gates = Gates.ones(model, size)
+        with gated(points, gates):
             total = losses(batch).sum()
         gradients = torch.autograd.grad(total, gates.heads + gates.neurons)
-        felt = [gradient.abs().sum(0).double().cpu().numpy() for gradient in gradients]
-        heads += np.stack(felt[: len(gates.heads)])
-        neurons += np.stack(felt[len(gates.heads) :])
+        magnitudes = [gradient.abs().sum(0).double().cpu().numpy() for gradient in gradients]
+        heads += np.stack(magnitudes[: len(gates.heads)])
+        neurons += np.stack(magnitudes[len(gates.heads) :])
         examples += size
     return Scores(heads / examples, neurons / examples)
 

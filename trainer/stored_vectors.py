@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from elasticlm.trainer.processes import Processes
-from elasticlm.trainer.training_texts import TokenizedTexts, encode
 from torch import Tensor
 
 from elasticlm.backend.onnx_export import on_onnx_runtime
@@ -19,6 +17,8 @@ from elasticlm.command import progress
 from elasticlm.files import new_file
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.retrieval.corpus import cache_folder
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.training_texts import TokenizedTexts, encode
 
 BLOCK = 4096  # texts a file
 

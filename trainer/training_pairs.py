@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from elasticlm.trainer.mixture import Exclusion
-from elasticlm.trainer.training_texts import TokenizedTexts
 from torch import Tensor
 
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.retrieval.data_specs import load_labelled, load_retrieval
 from elasticlm.retrieval.labelled import Labelled
+from elasticlm.trainer.mixture import Exclusion
+from elasticlm.trainer.training_texts import TokenizedTexts
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def texts_to_join(
     Args:
         query_tokens, passage_tokens: length limits; by default half a pair, and 128.
     """
-    limit = dict(model.config.max_tokens or {})["pair"]
+    limit = model.config.max_tokens.pair
     longest = min(query_tokens or limit // 2, limit - 3)
     queries = TokenizedTexts.of_pairs(model, ((text, None) for text in pairs.queries), longest)
     passages = TokenizedTexts.of_pairs(model, ((text, None) for text in pairs.passages), passage_tokens or 128)

@@ -7,11 +7,12 @@ from itertools import islice
 
 import numpy as np
 import torch
-from elasticlm.trainer.processes import Processes
 from torch import Tensor
 from tqdm import tqdm
 
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.families.base import EncoderFamily
+from elasticlm.trainer.processes import Processes
 
 TOKENIZE_AT_ONCE = 1024
 BUCKETS = 32  # batches that are sorted by length together
@@ -107,9 +108,14 @@ class TokenizedTexts:
 
 
 def joined(
-    firsts: TokenizedTexts, seconds: TokenizedTexts, rows: np.ndarray, others: np.ndarray, max_tokens: int
+    family: EncoderFamily,
+    firsts: TokenizedTexts,
+    seconds: TokenizedTexts,
+    rows: np.ndarray,
+    others: np.ndarray,
+    max_tokens: int,
 ) -> dict[str, Tensor]:
-    """The inputs of pairs whose texts were tokenised alone: [CLS] first [SEP] second [SEP], as of_pairs() has them.
+    """Return the inputs of pairs whose texts were tokenised alone, joined as the family's tokenizer joins pairs.
 
     Args:
         rows, others: IntArray [pairs], rows of ``firsts`` and of ``seconds``.
@@ -117,12 +123,11 @@ def joined(
     """
     pairs = []
     for row, other in zip(rows, others, strict=True):
-        first = firsts.ids(row)
-        pairs.append((first, _cut(seconds.ids(other)[1:], max_tokens - len(first))))
-    ends = np.cumsum([len(first) + len(second) for first, second in pairs], dtype=np.int64)
-    ids = np.concatenate([ids for pair in pairs for ids in pair])
-    lengths = np.array([len(first) for first, _ in pairs])
-    return TokenizedTexts(ids, ends, firsts.pad_id, lengths).inputs(np.arange(len(pairs)))
+        pairs.append(family.join(firsts.ids(row), seconds.ids(other), max_tokens))
+    ends = np.cumsum([len(ids) for ids, _ in pairs], dtype=np.int64)
+    lengths = np.array([first for _, first in pairs])
+    joined_ids = np.concatenate([ids for ids, _ in pairs])
+    return TokenizedTexts(joined_ids, ends, firsts.pad_id, lengths).inputs(np.arange(len(pairs)))
 
 
 class BatchOrder:

@@ -22,8 +22,8 @@ from elasticlm.backend.torch_backend import TorchBackend
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, sha256_file
 from elasticlm.machine import machine
-from elasticlm.model.artifact import WEIGHTS_FILE
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.folder import WEIGHTS_FILE
 from elasticlm.model.structure import Level, level_name
 from elasticlm.schedule.latency import text_of
 
@@ -79,7 +79,7 @@ def export(
                                 precision=precision, in_fp32=apart)  # fmt: skip
             (folder / f"{level_name(level)}.onnx").write_bytes(graph.SerializeToString())
             on_level()
-        backend = OnnxBackend(folder, model.encoder.embeddings, model.levels, precision=precision, threads=1)
+        backend = OnnxBackend(folder, model.encoder, model.levels, precision=precision, threads=1)
         for level in model.levels:
             found[level_name(level)] = _compared(model, backend, level, texts)
         _refuse(found, precision)
@@ -129,7 +129,7 @@ def ensure_exported(model: ElasticModel, artifact: str | Path, precision: str) -
     except InputError:
         if precision != "fp32":
             raise
-        limit = (model.config.max_tokens or {})["query"]
+        limit = model.config.max_tokens.query
         export(model, artifact, precision, [text_of(model, tokens) for tokens in LENGTHS if tokens <= limit])
 
 
@@ -148,7 +148,7 @@ def on_onnx_runtime(model: ElasticModel) -> Iterator[None]:
         with tempfile.TemporaryDirectory() as folder, suppress(InputError):  # of a kind that has no graph
             graph = build_graph(model.encoder, model.structures[largest], model.config.hidden_act)
             Path(folder, f"{level_name(largest)}.onnx").write_bytes(graph.SerializeToString())
-            model.backend = OnnxBackend(Path(folder), model.encoder.embeddings, [largest], precision="fp32",
+            model.backend = OnnxBackend(Path(folder), model.encoder, [largest], precision="fp32",
                                         threads=torch.get_num_threads())  # fmt: skip
     try:
         yield

@@ -1,6 +1,6 @@
 """A level as an ONNX graph of its own, made of the operators for which ONNX Runtime has fast kernels on a CPU.
 
-    inputs   embeddings      float [batch, tokens, dim], the sum of BERT's three embeddings, not normalised yet
+    inputs   embeddings      float [batch, tokens, dim], the sum of the family's embeddings, not normalised yet
              attention_mask  int32 [batch, tokens], 1 for tokens and 0 for padding
     output   hidden          float [batch, tokens, dim]
 
@@ -10,9 +10,9 @@ neurons of each layer reach many times the values of all others (of MiniLM 28 ag
 themselves: these stay in fp32, beside the others.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from elasticlm.backend.onnx_runtime import EMBEDDINGS, HIDDEN, MASK
 from elasticlm.errors import InputError
-from elasticlm.model.encoder import ElasticEncoder, ElasticLayer, FeedForward, SelfAttention
+from elasticlm.model.encoder import ElasticEncoder
+from elasticlm.model.prefix_layers import FeedForward, SelfAttention
 from elasticlm.model.structure import Structure
 
 OPSET = 17
@@ -51,27 +52,25 @@ def build_graph(
     """
     if activation not in (*GELUS, "relu"):
         raise InputError(f"backend onnx: hidden_act {activation!r} is not supported, only {', '.join(GELUS)} and relu")
-    graph = _Graph(int8=precision == "int8")
-    hidden = graph.normalise(EMBEDDINGS, encoder.embeddings.norm)
-    layers = cast(Iterable[ElasticLayer], encoder.layers)
+    graph = GraphBuilder(int8=precision == "int8")
+    hidden = encoder.family.onnx_input(graph, EMBEDDINGS, encoder.embeddings)
     apart = in_fp32 or [()] * structure.layers
-    for layer, heads, neurons, outliers in zip(layers, structure.heads, structure.neurons, apart, strict=True):
-        added = graph.attention(hidden, layer.attention, heads)
-        hidden = graph.normalise(graph.node("Add", hidden.name, added), layer.attention_norm)
-        added = graph.feed_forward(hidden, layer.feed_forward, neurons, activation, outliers)
-        hidden = graph.normalise(graph.node("Add", hidden.name, added), layer.feed_forward_norm)
+    for layer, heads, neurons, outliers in zip(encoder.layers, structure.heads, structure.neurons, apart, strict=True):
+        hidden = encoder.family.onnx_layer(
+            graph, hidden, layer, heads=heads, neurons=neurons, activation=activation, in_fp32=outliers
+        )
     return graph.finish(hidden)
 
 
 @dataclass(frozen=True)
-class _Hidden:
+class Hidden:
     """Hidden states, as what a node computes and a bias [dim] to be added; whoever takes them in adds it to its own."""
 
     name: str
     bias: Tensor
 
 
-class _Graph:
+class GraphBuilder:
     """Nodes and weights as they are added; every method returns the name of its result."""
 
     def __init__(self, *, int8: bool) -> None:
@@ -108,7 +107,7 @@ class _Graph:
         product = self.node("MatMul", x, self.constant(columns))
         return self.node("Add", product, *given) if given else product
 
-    def attention(self, x: _Hidden, block: SelfAttention, heads: int) -> str:
+    def attention(self, x: Hidden, block: SelfAttention, heads: int) -> str:
         """Multi-head attention over the first heads, one product for queries, keys and values; and x's bias."""
         out = block.output.bias + x.bias
         if heads == 0:
@@ -134,7 +133,7 @@ class _Graph:
         return self.node("If", self._unpadded, **branches)
 
     def feed_forward(
-        self, x: _Hidden, block: FeedForward, neurons: int, activation: str, in_fp32: Sequence[int] = ()
+        self, x: Hidden, block: FeedForward, neurons: int, activation: str, in_fp32: Sequence[int] = ()
     ) -> str:
         """The feed-forward network over the first neurons, some of them apart and in fp32; and x's bias."""
         out = block.down.bias + x.bias
@@ -149,9 +148,7 @@ class _Graph:
         self._int8 = int8
         return self.node("Add", sums, apart)
 
-    def _neurons(
-        self, x: _Hidden, block: FeedForward, rows: Sequence[int], activation: str, bias: Tensor | None
-    ) -> str:
+    def _neurons(self, x: Hidden, block: FeedForward, rows: Sequence[int], activation: str, bias: Tensor | None) -> str:
         """What these neurons add up to."""
         chosen = list(rows)
         raised = self.linear(x.name, block.up.weight[chosen], None)
@@ -162,7 +159,7 @@ class _Graph:
             active = self.node(GELUS[activation], raised, own, domain=CONTRIB)
         return self.linear(active, block.down.weight[:, chosen], bias)
 
-    def normalise(self, x: str, norm: nn.LayerNorm) -> _Hidden:
+    def normalise(self, x: str, norm: nn.LayerNorm) -> Hidden:
         """LayerNorm as InstanceNormalization of tokens for channels; its bias is left to whoever takes the states in.
 
         ONNX Runtime 1.32 has no vectorised LayerNormalization for a CPU: 8 x 128 x 384 take 1.6 ms, and .2 like this.
@@ -170,9 +167,9 @@ class _Graph:
         tokens = self.node("Reshape", x, self.constant(np.array([1, -1, norm.normalized_shape[0]])))
         scaled = self.node("InstanceNormalization", tokens, self._ones, self._zeros, epsilon=norm.eps)
         scaled = self.node("Mul", self.node("Reshape", scaled, self._shape), self.constant(_array(norm.weight)))
-        return _Hidden(scaled, norm.bias)
+        return Hidden(scaled, norm.bias)
 
-    def finish(self, hidden: _Hidden) -> onnx.ModelProto:
+    def finish(self, hidden: Hidden) -> onnx.ModelProto:
         """The graph with its inputs and its one output."""
         self.node("Add", hidden.name, self.constant(_array(hidden.bias)))
         self._nodes[-1].output[:] = [HIDDEN]

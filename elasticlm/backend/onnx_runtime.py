@@ -19,8 +19,8 @@ from torch import Tensor
 from elasticlm.backend import PRECISIONS, SPLIT_FROM
 from elasticlm.errors import InputError
 from elasticlm.files import sha256_file
-from elasticlm.model.artifact import WEIGHTS_FILE
-from elasticlm.model.encoder import Embeddings
+from elasticlm.model.encoder import ElasticEncoder
+from elasticlm.model.folder import WEIGHTS_FILE
 from elasticlm.model.structure import Level, level_name
 
 FOLDER, EXPORT_FILE = "onnx", "export.json"
@@ -69,7 +69,7 @@ class OnnxBackend:
 
     Args:
         folder: holds a graph LEVEL.onnx for each level.
-        embeddings: the model's word, position and token type embeddings; shared by all levels, not copied.
+        encoder: the model's; its embeddings are shared by all levels, not copied.
         levels: which to load.
         threads: of each session; they sleep while another works.
 
@@ -80,16 +80,14 @@ class OnnxBackend:
     device = "cpu"
 
     def __init__(
-        self, folder: Path, embeddings: Embeddings, levels: Sequence[Level], *, precision: str, threads: int
+        self, folder: Path, encoder: ElasticEncoder, levels: Sequence[Level], *, precision: str, threads: int
     ) -> None:
         if not installed():
             raise InputError("backend onnx needs onnxruntime: pip install 'elasticlm[onnx]'")
         import onnxruntime
 
         self.precision = precision
-        self._word, self._position, self._token_type = (
-            table.weight.detach().numpy() for table in (embeddings.word, embeddings.position, embeddings.token_type)
-        )
+        self._embedding_sum = encoder.family.embedding_sum(encoder.embeddings)
         _keep_freed_memory()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -107,9 +105,7 @@ class OnnxBackend:
     def hidden(self, inputs: Mapping[str, Tensor], level: Level) -> Tensor:
         """Hidden states [batch, tokens, dim] of a tokenised batch at a level."""
         ids, types = inputs["input_ids"].numpy(), inputs.get("token_type_ids")
-        summed = np.take(self._word, ids, axis=0)
-        summed += self._position[: ids.shape[1]]
-        summed += self._token_type[0] if types is None else np.take(self._token_type, types.numpy(), axis=0)
+        summed = self._embedding_sum(ids, None if types is None else types.numpy())
         mask = inputs["attention_mask"].numpy().astype(np.int32)
         return torch.from_numpy(self._run(summed, mask, level))
 

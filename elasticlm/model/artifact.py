@@ -1,106 +1,68 @@
-"""The artifact folder (format_version 1): what a level is, the largest level's weights, the tokenizer.
+"""The artifact folder (format_version 2): what the levels are, the largest level's weights, the tokenizer.
 
-    config.json         a Hugging Face configuration, model_type "elastic_bert", with the fields of ElasticBertConfig
-    model.safetensors   weights of the largest level only, units in rank order
+    config.json         a Hugging Face configuration, model_type "elastic" (see elasticlm.model.configuration)
+    model.safetensors   weights of the largest level, units in rank order
     tokenizer.json ...  as saved by the Hugging Face tokenizer
-    latency.csv         service times a level (see elasticlm.schedule.latency), written by ``elasticlm profile``
-    quality.json        measured quality a level, written by ``elasticlm evaluate --save``
-    onnx/               graphs a level, written by ``elasticlm export --onnx`` (see elasticlm.backend.onnx_runtime)
+    latency.csv         service times per level (see elasticlm.schedule.latency), written by ``elasticlm profile``
+    quality.json        measured quality per level, written by ``elasticlm evaluate --save``
+    onnx/               one graph per level, written by ``elasticlm export --onnx`` (see elasticlm.backend.onnx_runtime)
 
-Nothing in it is a pickle: an artifact from a stranger is safe to load.
+Nothing in it is a pickle. Format 1 (model_type "elastic_bert") is read as well.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, BertConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from elasticlm.errors import InputError
-from elasticlm.model.structure import ElasticStructure, parse_level
-
-FORMAT_VERSION = 1
-CONFIG_FILE, WEIGHTS_FILE, LATENCY_FILE, QUALITY_FILE = (
-    "config.json",
-    "model.safetensors",
-    "latency.csv",
-    "quality.json",
+from elasticlm.model.configuration import (
+    FORMAT_VERSION,
+    ElasticConfig,
+    Format1Config,
+    check_fields,
+    from_format_1,
 )
-TASKS = ("embed", "score", "classify")
-POOLINGS = ("mean", "cls")
+from elasticlm.model.families import family_of
+from elasticlm.model.folder import CONFIG_FILE, WEIGHTS_FILE
+from elasticlm.model.structure import ElasticStructure
+
+if TYPE_CHECKING:
+    from elasticlm.model.elastic_model import ElasticModel
+
+FINGERPRINT_PREFIX = "v2:"
 
 
-@strict
-class ElasticBertConfig(BertConfig):
-    """A BERT configuration that knows its levels.
-
-    Fields beyond BertConfig's:
-        task: "embed", "score" or "classify".
-        pooling, normalize: how hidden states become a vector ("mean" or "cls"), and whether it has length 1.
-        prompts: text put before a "query" and a "passage".
-        max_tokens: length limit of a "query", a "passage" and a "pair", in tokens with the special ones.
-        levels: ``{"50": {"heads": [a number a layer], "neurons": [..]}, ...}``, nested.
-        teacher: ``{"name", "sha256"}`` of what was pruned.
-        labels: label names of a classifier.
-        passages: ``{"encoder": "teacher"|"largest", "fingerprint"}``: which index the queries go with.
-        calibration: of a reranker, ``{"50": [a, b], ...}``, a > 0: a passage is relevant with sigmoid(a score + b).
-        fusion: of a reranker, ``{"50": weight, ...}``, weight >= 0: of the first stage beside it (see elasticlm.retrieval.score_fusion).
-    """
-
-    model_type = "elastic_bert"
-
-    format_version: int = FORMAT_VERSION
-    task: str = "embed"
-    pooling: str = "cls"
-    normalize: bool = False
-    prompts: dict[str, str] | None = None
-    max_tokens: dict[str, int] | None = None
-    levels: dict[str, dict[str, list[int]]] | None = None
-    teacher: dict[str, str | None] | None = None
-    labels: list[str] | None = None
-    passages: dict[str, str | None] | None = None
-    calibration: dict[str, list[float]] | None = None
-    fusion: dict[str, float] | None = None
-
-    @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-
-AutoConfig.register(ElasticBertConfig.model_type, ElasticBertConfig)
-
-
-def read_config(folder: str | Path) -> ElasticBertConfig:
+def read_config(folder: str | Path) -> ElasticConfig:
     """Read and validate config.json. Raises InputError that names the file and the field."""
     file = Path(folder) / CONFIG_FILE
     if not file.is_file():
         raise InputError(f"{folder}: no elastic model here (there is no {CONFIG_FILE})")
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-        model_type = fields.get("model_type")
-        if model_type != ElasticBertConfig.model_type:
-            raise InputError(f"model_type is {model_type!r}, expected {ElasticBertConfig.model_type!r}; "
+        model_type, version = fields.get("model_type"), fields.get("format_version")
+        if model_type not in (ElasticConfig.model_type, Format1Config.model_type):
+            raise InputError(f"model_type is {model_type!r}, expected {ElasticConfig.model_type!r}; "
                              "make an elastic model with `elasticlm prune`")  # fmt: skip
-        if fields.get("format_version") != FORMAT_VERSION:
-            raise InputError(f"format_version is {fields.get('format_version')!r}, this release reads {FORMAT_VERSION}")
-        config = ElasticBertConfig.from_dict(fields)
+        if version not in (1, FORMAT_VERSION):
+            raise InputError(f"format_version is {version!r}, this release reads 1 and {FORMAT_VERSION}")
+        config = ElasticConfig.from_dict(from_format_1(fields) if version == 1 else fields)
         validate(config)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    except Exception as error:  # whatever JSON and the strict configuration have to say
+    except Exception as error:  # whatever JSON and the configuration class report
         raise InputError(f"{file}: not a valid configuration ({error})") from None
     return config
 
 
-def validate(config: ElasticBertConfig) -> ElasticStructure:
+def validate(config: ElasticConfig) -> ElasticStructure:
     """Return the structures of a configuration; raises InputError that names the field at fault."""
     structures = ElasticStructure.from_json(config.levels or {})
     largest = structures[structures.largest]
@@ -108,24 +70,8 @@ def validate(config: ElasticBertConfig) -> ElasticStructure:
         raise InputError(f"levels: {largest.layers} layers, num_hidden_layers is {config.num_hidden_layers}")
     if max(largest.heads) > config.num_attention_heads or max(largest.neurons) > config.intermediate_size:
         raise InputError("levels: a layer keeps more heads or neurons than the teacher has")
-    if config.task not in TASKS:
-        raise InputError(f"task is {config.task!r}, expected one of {', '.join(TASKS)}")
-    if config.pooling not in POOLINGS:
-        raise InputError(f"pooling is {config.pooling!r}, expected one of {', '.join(POOLINGS)}")
-    if config.task == "classify" and not config.labels:
-        raise InputError("labels: a classifier needs its label names")
-    for name, fitted in (config.calibration or {}).items():
-        if parse_level(name) not in structures or len(fitted) != 2 or not fitted[0] > 0:
-            raise InputError(f"calibration.{name}: expected [a, b] of a level, a > 0")
-    for name, weight in (config.fusion or {}).items():
-        if parse_level(name) not in structures or not 0 <= weight < math.inf:
-            raise InputError(f"fusion.{name}: expected the weight of a level, 0 or more")
-    limits = config.max_tokens or {}
-    for kind in ("query", "passage", "pair"):
-        if not 2 < limits.get(kind, 0) <= config.max_position_embeddings:
-            raise InputError(f"max_tokens.{kind} is {limits.get(kind)}, expected 3 to {config.max_position_embeddings}")
-    if (config.passages or {}).get("encoder") not in (None, "teacher", "largest"):
-        raise InputError('passages.encoder: expected "teacher" or "largest"')
+    check_fields(config)
+    family_of(config.family)
     return structures
 
 
@@ -133,7 +79,7 @@ def read_weights(folder: str | Path, expected: Mapping[str, Tensor], *, others: 
     """Read model.safetensors and check names and shapes against ``expected``; raises InputError.
 
     Args:
-        others: the file may hold other tensors too, which are left where they are.
+        others: whether the file may hold further tensors, which are not read.
     """
     file = Path(folder) / WEIGHTS_FILE
     if not file.is_file():
@@ -163,7 +109,7 @@ def write_weights(folder: str | Path, weights: Mapping[str, Tensor]) -> None:
 def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Read the tokenizer of an artifact or teacher folder; raises InputError."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds
         raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None
     if not tokenizer.is_fast:
@@ -171,16 +117,54 @@ def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def fingerprint(config: ElasticBertConfig, weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over all that decides a passage's vector: weights, tokenizer, pooling, normalize, prompts, max_tokens."""
+def fingerprint(model: "ElasticModel") -> str:
+    """``v2:`` and the SHA-256 of all that decides the vector of a passage at the largest level.
+
+    That is the encoder's weights (a head's do not count), the tokenizer, pooling, normalize, dense, and the prompt and
+    length limit of passages.
+    """
+    config = model.config
+    weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("head.")}
+    settings = {
+        "tokenizer": _tokenizer_settings(model.tokenizer),
+        "pooling": config.pooling,
+        "normalize": config.normalize,
+        "dense": config.dense,
+        "prompt": config.prompts.passage,
+        "max_tokens": config.max_tokens.passage,
+    }
+    return FINGERPRINT_PREFIX + _digest(weights, settings)
+
+
+def has_fingerprint(model: "ElasticModel", stored: str) -> bool:
+    """Whether a stored fingerprint is that of this model.
+
+    Stored values without ``v2:`` were written by format 1, which took all weights, prompts and length limits.
+    """
+    if stored.startswith(FINGERPRINT_PREFIX):
+        return stored == fingerprint(model)
+    config = model.config
+    settings = {
+        "tokenizer": _tokenizer_settings(model.tokenizer),
+        "pooling": config.pooling,
+        "normalize": config.normalize,
+        "prompts": config.prompts.to_json(),
+        "max_tokens": config.max_tokens.to_json(),
+    }
+    return stored == _digest(model.state_dict(), settings)
+
+
+def _digest(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     for call_setting in ("truncation", "padding"):  # left behind by the last call
         settings.pop(call_setting, None)
-    settings = {"tokenizer": settings, "pooling": config.pooling, "normalize": config.normalize,
-                "prompts": config.prompts, "max_tokens": config.max_tokens}  # fmt: skip
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    return digest.hexdigest()
+    return settings

@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from elasticlm.command import progress
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
 from elasticlm.model import artifact
-from elasticlm.model.artifact import ElasticBertConfig
+from elasticlm.model.configuration import Calibration, ElasticConfig, Fusion, Head, Passages
+from elasticlm.model.download import download
 from elasticlm.model.encoder import ElasticEncoder
-from elasticlm.model.structure import ElasticStructure, Level, level_name
+from elasticlm.model.structure import ElasticStructure, Level
 
 Kind = Literal["query", "passage"]
 
@@ -34,7 +35,7 @@ class ElasticModel(nn.Module):
     torch.Size([1, 384])
     """
 
-    def __init__(self, config: ElasticBertConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, config: ElasticConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
@@ -84,11 +85,11 @@ class ElasticModel(nn.Module):
         Raises InputError where onnxruntime or the graphs are missing, or the graphs are those of other weights.
         """
         check_export(folder, precision)
-        self.backend = OnnxBackend(graphs_folder(folder, precision), self.encoder.embeddings, self.levels,
+        self.backend = OnnxBackend(graphs_folder(folder, precision), self.encoder, self.levels,
                                    precision=precision, threads=threads)  # fmt: skip
 
     @classmethod
-    def without_weights(cls, config: ElasticBertConfig, tokenizer: PreTrainedTokenizerBase) -> "ElasticModel":
+    def without_weights(cls, config: ElasticConfig, tokenizer: PreTrainedTokenizerBase) -> "ElasticModel":
         """A model on the meta device, for ``load_state_dict(weights, assign=True)``."""
         with torch.device("meta"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # layers that keep no unit
@@ -116,21 +117,17 @@ class ElasticModel(nn.Module):
         """
         config = copy.deepcopy(self.config)
         config.levels = structures.to_json()
-        for field in ("calibration", "fusion"):
-            fitted = getattr(config, field) or {}
-            setattr(config, field, {name: fit for name, fit in fitted.items() if name in config.levels} or None)
+        config.calibration = config.calibration.only(config.levels)
+        config.fusion = config.fusion.only(config.levels)
         largest, weights = structures[structures.largest], self.state_dict()
         for i in range(largest.layers):
             heads = np.arange(largest.heads[i]) if head_order is None else head_order[i, : largest.heads[i]]
             neurons = np.arange(largest.neurons[i]) if neuron_order is None else neuron_order[i, : largest.neurons[i]]
             rows = torch.from_numpy((heads[:, None] * config.head_size + np.arange(config.head_size)).ravel())
-            units = {"attention": rows, "feed_forward": torch.from_numpy(neurons)}
-            for name in [name for name in weights if name.startswith(f"encoder.layers.{i}.")]:
-                block, part = name.split(".")[3], name.split(".")[4]
-                if part in ("query", "key", "value", "up"):
-                    weights[name] = weights[name][units[block]]
-                elif name.endswith(("output.weight", "down.weight")):
-                    weights[name] = weights[name][:, units[block]]
+            units = {"heads": rows, "neurons": torch.from_numpy(neurons)}
+            for part, (kind, axis) in self.encoder.family.unit_axes.items():
+                name = f"encoder.layers.{i}.{part}"
+                weights[name] = weights[name].index_select(axis, units[kind])
         model = self.without_weights(config, self.tokenizer)
         model.load_state_dict({name: weight.clone() for name, weight in weights.items()}, assign=True)
         return model
@@ -141,8 +138,8 @@ class ElasticModel(nn.Module):
         The head's weights are drawn as BERT's, its bias is 0.
         """
         config = copy.deepcopy(self.config)
-        config.task, config.labels = task, list(labels) if labels else None
-        config.passages = config.calibration = config.fusion = None
+        config.task, config.head, config.passages = task, Head("linear", tuple(labels or ())), Passages()
+        config.calibration, config.fusion = Calibration(), Fusion()
         weights = {name: weight.clone() for name, weight in self.state_dict().items() if not name.startswith("head.")}
         random = torch.Generator().manual_seed(seed)
         shape = (_outputs(config), config.hidden_size)
@@ -158,24 +155,28 @@ class ElasticModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.encoder.embeddings.norm.weight.device
+        return self.encoder.embeddings.word.weight.device
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the vectors of the largest level (in PyTorch)."""
+        """What identifies the vectors of passages at the largest level, see elasticlm.model.artifact.fingerprint."""
         assert len(self.encoder.layers) == self.config.num_hidden_layers, "loaded for ONNX Runtime, without its layers"
-        return artifact.fingerprint(self.config, self.state_dict(), self.tokenizer)
+        return artifact.fingerprint(self)
+
+    def has_fingerprint(self, stored: str | None) -> bool:
+        """Whether a stored fingerprint, of this format or an older one, is that of this model."""
+        return stored is not None and artifact.has_fingerprint(self, stored)
 
     def tokenize(self, texts: Sequence[str], kind: Kind = "query") -> BatchEncoding:
         """Return input_ids, attention_mask, token_type_ids, LongTensors [batch, tokens], padded to the longest.
 
         The prompt of ``kind`` is put before each text; texts over its length limit are truncated (see truncated()).
         """
-        prompt = (self.config.prompts or {}).get(kind, "")
-        return self._tokenize([prompt + text for text in texts], None, limit=cast(dict, self.config.max_tokens)[kind])
+        prompt, limit = self.config.prompts.of(kind), self.config.max_tokens.of(kind)
+        return self._tokenize([prompt + text for text in texts], None, limit=limit)
 
     def tokenize_pairs(self, firsts: Sequence[str], seconds: Sequence[str] | None) -> BatchEncoding:
         """Like tokenize(), for pairs of texts (or single ones), with the token types of the tokenizer's pairs."""
-        return self._tokenize(list(firsts), seconds, limit=cast(dict, self.config.max_tokens)["pair"])
+        return self._tokenize(list(firsts), seconds, limit=self.config.max_tokens.pair)
 
     def _tokenize(self, firsts: list[str], seconds: Sequence[str] | None, *, limit: int) -> BatchEncoding:
         pairs = None if seconds is None else list(seconds)
@@ -262,12 +263,12 @@ class ElasticModel(nn.Module):
 
         sigmoid(a score + b), the same scale at every level (see ``elasticlm evaluate --calibrate``).
         """
-        fitted = (self.config.calibration or {}).get(level_name(level))
+        fitted = self.config.calibration.of(level)
         return None if fitted is None else torch.sigmoid(fitted[0] * scores + fitted[1])
 
     def fusion_weight(self, level: Level) -> float:
-        """How much a first stage counts beside this level's scores (see elasticlm.retrieval.score_fusion); 0 unless it was fitted."""
-        return (self.config.fusion or {}).get(level_name(level), 0.0)
+        """The weight of a first stage's scores at this level, 0 unless fitted (see elasticlm.retrieval.score_fusion)."""
+        return self.config.fusion.of(level)
 
     def classify(
         self, sentences: Sequence[str], seconds: Sequence[str] | None = None, *, level: Level | None = None
@@ -282,28 +283,6 @@ class ElasticModel(nn.Module):
             raise InputError(f"this model's task is {self.config.task!r}, not {task!r}")
 
 
-def _outputs(config: ElasticBertConfig) -> int:
+def _outputs(config: ElasticConfig) -> int:
     """Outputs of the head that a task needs; 0: none."""
-    return {"embed": 0, "score": 1, "classify": len(config.labels or ())}[config.task]
-
-
-def download(name: str, *, revision: str | None = None) -> Path:
-    """Return the local folder of a model: the folder itself, or a snapshot of that name on the hub (cached).
-
-    Raises InputError where there is neither.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    if Path(name).is_dir():
-        return Path(name)
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.csv", "*.model", "*.onnx", "pytorch_model.bin"]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except HFValidationError:
-        raise InputError(f"{name}: no such folder") from None
-    except Exception as error:  # offline, gone, private: the hub's own words
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{name}: no such folder, and the hub does not have it or is out of reach ({reason})"
-        ) from None
+    return {"embed": 0, "score": 1, "classify": len(config.labels)}[config.task]

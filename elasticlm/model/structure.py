@@ -1,4 +1,4 @@
-"""Elastic structures: which heads and neurons a level keeps (ElasticLM, section 3.1).
+"""Elastic structures: which heads and neurons a level keeps (ElasticLM, section 4.1).
 
 Units are ranked once over the whole model; a level keeps the best of them. Every layer stores its units in rank order,
 so a level is fully described by two small numbers a layer: how many heads and how many neurons of it form the prefix.
@@ -45,7 +45,7 @@ def parse_levels(text: str) -> tuple[Level, ...]:
     """Return levels from a comma-separated list, largest first."""
     levels = [parse_level(part.strip()) for part in text.split(",")]
     if len(set(levels)) < len(levels):
-        raise InputError(f"levels {text!r}: each level may stand once")
+        raise InputError(f"levels {text!r}: duplicate level")
     return tuple(sorted(levels, reverse=True))
 
 
@@ -83,18 +83,6 @@ class Structure:
         """Whether ``other`` is nested in this structure, unit by unit."""
         pairs = zip(self.heads + self.neurons, other.heads + other.neurons, strict=True)
         return self.layers == other.layers and all(mine >= theirs for mine, theirs in pairs)
-
-    def parameters(self, hidden_size: int, head_size: int) -> int:
-        """Prunable parameters kept: those of heads and neurons (embeddings, output biases, layer norms left out)."""
-        per_head = head_size * (4 * hidden_size + 3)  # Q, K, V with bias; output without
-        per_neuron = 2 * hidden_size + 1
-        return sum(self.heads) * per_head + sum(self.neurons) * per_neuron
-
-    def flops(self, hidden_size: int, head_size: int, tokens: int) -> int:
-        """Floating point operations of one sequence's matrix products (two a multiply-add)."""
-        projections = sum(self.heads) * head_size * 4 * hidden_size + sum(self.neurons) * 2 * hidden_size
-        attention = sum(self.heads) * head_size * 2 * tokens
-        return 2 * tokens * (projections + attention)
 
 
 class ElasticStructure(Mapping[Level, Structure]):
@@ -137,6 +125,8 @@ class ElasticStructure(Mapping[Level, Structure]):
     @classmethod
     def from_json(cls, levels: Mapping[str, Mapping[str, Sequence[int]]]) -> "ElasticStructure":
         """Read the ``levels`` of config.json: ``{"50": {"heads": [..], "neurons": [..]}}``."""
+        if taken := [name for name, kept in levels.items() if isinstance(kept, Mapping) and "weights" in kept]:
+            raise InputError(f'level {taken[0]}: its own weights ({{"weights": ...}}) need a newer release')
         try:
             return cls({parse_level(name): Structure(tuple(kept["heads"]), tuple(kept["neurons"]))
                         for name, kept in levels.items()})  # fmt: skip
@@ -151,7 +141,7 @@ class ElasticStructure(Mapping[Level, Structure]):
     def from_scores(
         cls, head_scores: np.ndarray, neuron_scores: np.ndarray, levels: Sequence[Level]
     ) -> tuple["ElasticStructure", np.ndarray, np.ndarray]:
-        """Nest levels by expressive score (ElasticLM, section 3.1).
+        """Nest levels by expressive score (ElasticLM, section 4.1).
 
         Args:
             head_scores: expressive scores [layers, heads]; comparable over layers (already normalised per layer).

@@ -169,15 +169,23 @@ class PassageIndex:
             times.append((time.perf_counter() - started) * 1e3)
         return statistics.median(times)
 
-    def check(self, model: "ElasticModel") -> None:
+    def check(self, model: "ElasticModel", encoder: "Callable[[], ElasticModel] | None" = None) -> None:
         """Raise InputError unless the index holds vectors of what encodes this model's passages.
 
-        An index of unknown make (no fingerprint) passes if its dim does; ``check_sample`` is for those.
+        An index of unknown origin (no fingerprint) passes if its dim does; ``check_sample`` is for those.
+
+        Args:
+            encoder: loads what encodes the passages. It is called only where index and model hold fingerprints of
+                different formats, which cannot be compared without it; the index then takes the model's.
         """
         dim = model.config.hidden_size
         if self.dim != dim:
             raise InputError(f"{self.name}: its vectors have dim {self.dim}, the model's {dim}")
-        expected = (model.config.passages or {}).get("fingerprint") or model.fingerprint()
+        expected = model.config.passages.fingerprint or model.fingerprint()
+        if self.fingerprint not in (None, expected) and encoder is not None:
+            whole = encoder()
+            if whole.has_fingerprint(self.fingerprint) and whole.has_fingerprint(expected):
+                self.fingerprint = expected
         if self.fingerprint not in (None, expected):
             raise InputError(
                 f"{self.name}: its passages were encoded by another model (fingerprint {self.fingerprint[:12]}, "

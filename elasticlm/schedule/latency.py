@@ -18,7 +18,7 @@ from elasticlm.backend.onnx_runtime import is_exported
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
 from elasticlm.machine import machine
-from elasticlm.model.artifact import LATENCY_FILE
+from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import Level, level_name, parse_level
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def measure(
         on_cell: called after each cell, for progress.
     """
     levels = tuple(levels or model.levels)
-    limit = (model.config.max_tokens or {})["pair" if model.config.task == "score" else "query"]
+    limit = model.config.max_tokens.of("pair" if model.config.task == "score" else "query")
     lengths = [length for length in tokens if length <= limit] or [limit]
     cells = []
     with _threads(threads):

@@ -50,7 +50,7 @@ def pair_table(
     return PairTable(
         pairs, retriever[1], reranker[1],
         passage_tokens=tokens - 1,  # one [CLS] for both texts of a pair
-        max_tokens=(reranker[0].config.max_tokens or {})["pair"],
+        max_tokens=reranker[0].config.max_tokens.pair,
         search_ms=index.time_search(some.numpy(), depth),
     )  # fmt: skip
 

@@ -13,8 +13,8 @@ from transformers import BatchEncoding
 
 from elasticlm.errors import InputError
 from elasticlm.machine import machine
-from elasticlm.model.artifact import LATENCY_FILE
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import Choice, Level
 from elasticlm.schedule.latency import Cell, LatencyTable, Setup, choose_setup, measure
 from elasticlm.schedule.policies import Fixed, Load, Policy
@@ -59,7 +59,7 @@ class Answerer:
         self.index = load_index(folder / "index", self.model, settings.threads)
         self.service = Service(
             task=self.model.config.task,
-            passages_encoder=(self.model.config.passages or {}).get("encoder"),
+            passages_encoder=self.model.config.passages.encoder,
             has_index=self.index is not None,
         )
         self.table = made_ready(self.model, self.table, settings)
@@ -159,7 +159,7 @@ class Answerer:
                 likely = self.model.probabilities(outputs, level)
                 return {"scores": outputs.numpy()} | ({} if likely is None else {"probabilities": likely.numpy()})
             case Classify():
-                labels = self.model.config.labels or []
+                labels = self.model.config.labels
                 scores = outputs[0].softmax(-1) if len(labels) > 1 else outputs[0]  # one label: a regression
                 return {
                     "label": labels[int(scores.argmax())],
@@ -222,11 +222,13 @@ def made_ready(model: ElasticModel, table: LatencyTable, settings: Settings) -> 
     Levels run at the table's smallest and largest cell. Returns the table, scaled to this machine where the settings
     say so. Raises InputError on a level whose weights are damaged.
     """
-    limits = dict(model.config.max_tokens or {})
-    shorter = {kind: min(limits[kind], settings.max_tokens or limits[kind]) for kind in ("query", "pair")}
-    model.config.max_tokens = limits | shorter
+    limits = model.config.max_tokens
+    shorter = {kind: min(limits.of(kind), settings.max_tokens or limits.of(kind)) for kind in ("query", "pair")}
+    model.config.max_tokens = limits = replace(limits, **shorter)
     for rows, tokens in {(table.rows[0], table.tokens[0]), (table.rows[-1], table.tokens[-1])}:
-        ids = torch.full((rows, min(tokens, max(model.config.max_tokens.values()))), model.tokenizer.unk_token_id)
+        ids = torch.full(
+            (rows, min(tokens, max(limits.query, limits.passage, limits.pair))), model.tokenizer.unk_token_id
+        )
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         for level in model.levels:
             if not model.encode(inputs, level).isfinite().all():

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from elasticlm.benchmarks.arrivals import parse_arrivals
 
+from elasticlm.benchmarks.arrivals import parse_arrivals
 from elasticlm.errors import InputError
 
 

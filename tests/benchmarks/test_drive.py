@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+
 from elasticlm.benchmarks.arrivals import parse_arrivals
 from elasticlm.benchmarks.drive import LOCUSTFILE, Traffic, drive, newest_rows
 from elasticlm.benchmarks.replay import Request, write_requests

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
+from elasticlm.backend import onnx_export
 from elasticlm.benchmarks import engines, engines_memory
 from elasticlm.benchmarks.engines_memory import BERT, INT8, LARGEST, TORCH
 from elasticlm.benchmarks.engines_peers import Peers, check
@@ -24,8 +26,6 @@ from elasticlm.benchmarks.engines_report import (
     read_retention,
 )
 from elasticlm.benchmarks.engines_timing import WHOLE, Engine, Shape, ratio, switching_cost, time_rounds
-
-from elasticlm.backend import onnx_export
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
 

@@ -5,8 +5,8 @@ import math
 
 import pandas as pd
 import pytest
-from elasticlm.benchmarks import glue_mean as glue
 
+from elasticlm.benchmarks import glue_mean as glue
 from elasticlm.errors import InputError
 
 

@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 from archives import archive, servable
-from elasticlm.benchmarks.overhead import breakdown, main
 
+from elasticlm.benchmarks.overhead import breakdown, main
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
 

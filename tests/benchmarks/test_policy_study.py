@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from archives import archive, corpus_of_passages, index_of, pipeline, servable
+
+from elasticlm import command
 from elasticlm.benchmarks import policy_study as policies
 from elasticlm.benchmarks.arrivals import busiest_window, open_arrivals_s
 from elasticlm.benchmarks.summary import COLUMNS, summarise
-from elasticlm.handlers.archive import main as pack_archive
-
-from elasticlm import command
 from elasticlm.errors import InputError
+from elasticlm.handlers.archive import main as pack_archive
 from elasticlm.schedule.latency import Cell, LatencyTable
 
 MEANS = {100: 20.0, 50: 10.0, 10: 3.0}

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from elasticlm.benchmarks.queueing import (
     ClosedLoop,
     OpenLoop,
@@ -14,7 +15,6 @@ from elasticlm.benchmarks.queueing import (
     hindsight_bound,
     simulate,
 )
-
 from elasticlm.errors import InputError
 from elasticlm.model.structure import Pair
 from elasticlm.schedule.cascade import MeasuredPair, PairTable

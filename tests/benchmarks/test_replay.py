@@ -4,6 +4,7 @@ import itertools
 import json
 
 import pytest
+
 from elasticlm.benchmarks.replay import Replay, Request, read_requests, standard_library_requests, write_requests
 
 REQUESTS = [Request(f"q{i}", json.dumps({"text": f"query {i}", "as": "query"})) for i in range(20)]

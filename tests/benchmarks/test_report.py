@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+
 from elasticlm.benchmarks.drive import read_rows
 from elasticlm.benchmarks.report import main, write_report
 from elasticlm.benchmarks.summary import COLUMNS, lead, summarise

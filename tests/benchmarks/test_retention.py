@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from elasticlm.benchmarks import retention
 
+from elasticlm.benchmarks import retention
 from elasticlm.errors import InputError
 
 QUERIES = [f"q{i}" for i in range(40)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+
 from elasticlm.benchmarks.server import ServerError, TorchServe
 
 pytestmark = pytest.mark.end_to_end

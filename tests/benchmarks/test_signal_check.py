@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+
 from elasticlm.benchmarks.drive import Drive
 from elasticlm.benchmarks.signal_check import BACK_MS, compare, timings, waiting
 

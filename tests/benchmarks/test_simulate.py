@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 from archives import archive, pipeline, servable
+
 from elasticlm.benchmarks import calibrate, simulate
 from elasticlm.benchmarks.calibrate import rush_users
 from elasticlm.benchmarks.drive import DriverError, drive, read_rows
 from elasticlm.benchmarks.simulate import main
 from elasticlm.benchmarks.summary import COLUMNS, summarise
-from elasticlm.handlers import archive as packing
-
 from elasticlm.errors import InputError
+from elasticlm.handlers import archive as packing
 from elasticlm.model.teacher import load_teacher
 from elasticlm.retrieval.data_specs import load_corpus
 from elasticlm.retrieval.passage_index import PassageIndex

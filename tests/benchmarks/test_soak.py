@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 from archives import archive, servable
+
 from elasticlm.benchmarks import soak
 
 

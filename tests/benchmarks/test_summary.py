@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+
 from elasticlm.benchmarks.summary import COLUMNS, arm_budget_ms, behind, effective_quality, lead, rounds, summarise
 
 ROWS = [

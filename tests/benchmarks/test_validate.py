@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+
 from elasticlm.benchmarks.queueing import OpenLoop, Server, simulate
 from elasticlm.benchmarks.summary import COLUMNS, summarise
 from elasticlm.benchmarks.validate import calibrate, main
-
 from elasticlm.errors import InputError
 from elasticlm.schedule.latency import LatencyTable
 from elasticlm.schedule.policies import parse_policy

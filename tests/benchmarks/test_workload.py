@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from elasticlm.benchmarks.workload import build_workload
 
+from elasticlm.benchmarks.workload import build_workload
 from elasticlm.errors import InputError
 from elasticlm.retrieval.data_specs import RetrievalData
 from elasticlm.retrieval.passage_index import PassageIndex

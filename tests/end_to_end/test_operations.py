@@ -12,9 +12,9 @@ import pytest
 import requests
 import yaml
 from archives import archive, servable
-from elasticlm.benchmarks.server import ServerError, TorchServe, free_ports
 from test_serving import MEANS_MS, QUERIES, SCHEDULE, ask, ask_idle, max_diff, rush
 
+from elasticlm.benchmarks.server import ServerError, TorchServe, free_ports
 from elasticlm.model.elastic_model import ElasticModel
 
 pytestmark = pytest.mark.end_to_end

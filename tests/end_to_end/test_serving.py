@@ -13,9 +13,9 @@ import pytest
 import requests
 import torch
 from archives import PASSAGES, archive, index_of, servable
-from elasticlm.benchmarks.server import TorchServe
 
 from elasticlm.backend.onnx_export import export
+from elasticlm.benchmarks.server import TorchServe
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.schedule.latency import LatencyTable, Setup
 

@@ -3,6 +3,7 @@
 import pytest
 import requests
 from archives import archive, servable
+
 from elasticlm.benchmarks.server import TorchServe
 
 pytestmark = pytest.mark.end_to_end

@@ -4,10 +4,10 @@ import time
 
 import pytest
 from archives import PASSAGES, corpus_of_passages, index_of, pipeline
-from elasticlm.benchmarks.server import TorchServe
-from elasticlm.handlers.archive import main
 from test_serving import QUERIES, ask, rush
 
+from elasticlm.benchmarks.server import TorchServe
+from elasticlm.handlers.archive import main
 from elasticlm.model.elastic_model import ElasticModel
 
 pytestmark = pytest.mark.end_to_end

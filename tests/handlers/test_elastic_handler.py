@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import elasticlm.handlers.elastic_handler
 import pytest
-from elasticlm.handlers.elastic_handler import ElasticHandler
 from ts.context import Context, RequestProcessor
 from ts.utils.util import list_classes_from_module
 
+import elasticlm.handlers.elastic_handler
+from elasticlm.handlers.elastic_handler import ElasticHandler
 from elasticlm.model.structure import Level
 from elasticlm.serving.engine import Answer
 from elasticlm.serving.requests import Service

@@ -3,10 +3,10 @@ import shutil
 
 import pytest
 import torch
-from transformers import BertModel
 
 from elasticlm import ElasticModel, ElasticStructure, InputError
-from elasticlm.model.teacher import load_bert, load_model, load_teacher, passage_encoder
+from elasticlm.model.configuration import MaxTokens, Prompts
+from elasticlm.model.teacher import load_encoder, load_model, load_teacher, passage_encoder
 
 TEXTS = ["how does ice form", "the river", "why is the mountain cold and the cave warm in a storm", "glacier"]
 EVERY_LEVEL = pytest.mark.parametrize("level", [100, 50, 10])
@@ -19,7 +19,7 @@ def model(tiny_artifact):
 
 def reference(tiny_bert, random_scores, level, inputs, structures):
     """Hugging Face's own BertModel with the output weights of the dropped heads and neurons zeroed."""
-    bert = load_bert(tiny_bert, BertModel, add_pooling_layer=False)
+    bert = load_encoder(tiny_bert)
     _, head_order, neuron_order = ElasticStructure.from_scores(*random_scores, [level])
     head_size = bert.config.hidden_size // bert.config.num_attention_heads
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_texts_over_the_limit_are_truncated_and_said_to_be(model):
 
 
 def test_prompts_stand_before_the_text(model):
-    prompted = load_prompted(model, {"query": "how ", "passage": ""})
+    prompted = load_prompted(model, Prompts("how ", ""))
     assert (prompted.embed(["ice"]) - model.embed(["how ice"])).abs().max() < 1e-6
     assert (prompted.embed(["ice"], kind="passage") - model.embed(["ice"])).abs().max() < 1e-6
 
@@ -116,20 +116,28 @@ def test_artifacts_survive_a_round_trip(model, tmp_path):
 
 def test_the_fingerprint_follows_whatever_moves_a_vector(model):
     changed = {model.fingerprint()}
-    for edit in ("pooling", "normalize", "prompts", "max_tokens"):
+    edits = {"pooling": "cls", "normalize": False, "prompts": Prompts("", "p: "), "max_tokens": MaxTokens(48, 9, 64)}
+    for name, value in edits.items():
         other = model.cut(model.structures)
-        other.config.__setattr__(edit, {"pooling": "cls", "normalize": False, "prompts": {"query": "q: "},
-                                        "max_tokens": {"query": 9, "passage": 9, "pair": 9}}[edit])  # fmt: skip
+        setattr(other.config, name, value)
         changed.add(other.fingerprint())
     weights = model.cut(model.structures)
     with torch.no_grad():
         weights.encoder.embeddings.norm.bias += 1e-3
     changed.add(weights.fingerprint())
     assert len(changed) == 6
+    assert all(value.startswith("v2:") for value in changed)
+
+
+def test_the_fingerprint_of_passages_does_not_follow_what_concerns_queries_alone(model):
+    other = model.cut(model.structures)
+    other.config.prompts, other.config.max_tokens = Prompts("q: ", ""), MaxTokens(9, 48, 9)
+    assert other.fingerprint() == model.fingerprint()
+    assert model.with_head("score").fingerprint() == model.fingerprint()
 
 
 def test_passages_are_encoded_by_the_teacher_that_was_pruned(model, tiny_bert, tmp_path):
-    assert passage_encoder(model).fingerprint() == model.config.passages["fingerprint"]
+    assert passage_encoder(model).fingerprint() == model.config.passages.fingerprint
     shutil.copytree(tiny_bert, tmp_path / "other")
     (tmp_path / "other/sentence_bert_config.json").write_text('{"max_seq_length": 32}')
     with pytest.raises(InputError, match="not the teacher"):
@@ -151,10 +159,17 @@ def edited_config(source, target, **fields):
         ({"levels": {"50": {"heads": [5, 1, 1], "neurons": [1, 1, 1]}}}, "more heads or neurons than the teacher"),
         ({"levels": {"50": {"heads": [1, 1, 1]}}}, "levels: expected"),
         ({"levels": {}}, "at least one"),
-        ({"format_version": 2}, "format_version is 2"),
+        ({"format_version": 3}, "format_version is 3, this release reads 1 and 2"),
         ({"model_type": "bert"}, "model_type is 'bert'"),
         ({"task": "dance"}, "task is 'dance'"),
-        ({"task": "classify"}, "labels"),
+        ({"task": "classify"}, "head: a model with task 'classify' has a head"),
+        ({"task": "classify", "head": {"kind": "linear"}}, "head.labels"),
+        ({"head": {"kind": "linear"}}, "has no head"),
+        ({"head": {"kind": "conv"}}, "head.kind is 'conv'"),
+        ({"passages": {"encoder": "largest", "index": 1}}, "passages: unknown field 'index'"),
+        ({"prompts": ["query: "]}, "prompts: expected an object"),
+        ({"levels": {"100": {"weights": "teacher"}}}, "level 100: its own weights"),
+        ({"family": "t5"}, "supported encoder families: bert"),
         ({"pooling": "max"}, "pooling is 'max'"),
         ({"max_tokens": {"query": 4000}}, "max_tokens.query is 4000"),
         ({"hidden_size": "wide"}, "not a valid configuration"),
@@ -200,7 +215,10 @@ def test_a_level_that_does_not_exist_is_refused(model):
 
 @pytest.mark.parametrize(("task", "labels"), [("score", None), ("classify", ["no", "yes"])])
 def test_score_and_classify_answer_from_cls(model, tmp_path, task, labels):
-    config = json.loads(json.dumps(model.config.to_dict())) | {"task": task, "labels": labels}
+    config = json.loads(json.dumps(model.config.to_dict())) | {
+        "task": task,
+        "head": {"kind": "linear", "labels": labels},
+    }
     config.pop("model_type")
     headed = ElasticModel(type(model.config)(**config), model.tokenizer)
     headed.save_pretrained(tmp_path / task)

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from elasticlm import ElasticStructure, InputError, Structure
+from elasticlm.model.configuration import ElasticConfig
+from elasticlm.model.families import family_of
 from elasticlm.model.structure import parse_level, parse_levels
 
 
@@ -46,12 +48,13 @@ def test_levels_outside_the_range_are_refused(text):
 
 def test_lists_of_levels_are_sorted_and_free_of_doubles():
     assert parse_levels("5, 50,12.5,100") == (100, 50, 12.5, 5)
-    with pytest.raises(InputError, match="once"):
+    with pytest.raises(InputError, match="duplicate level"):
         parse_levels("50,50.0")
 
 
 def test_parameters_and_flops_count_what_the_slices_hold():
-    structure = Structure((1, 0), (3, 2))
-    assert structure.parameters(hidden_size=8, head_size=4) == (3 * (8 * 4 + 4) + 4 * 8) + 5 * (8 + 1 + 8)
+    structure, bert = Structure((1, 0), (3, 2)), family_of("bert")
+    config = ElasticConfig(hidden_size=8, num_attention_heads=2)
+    assert bert.prunable_parameters(config, structure) == (3 * (8 * 4 + 4) + 4 * 8) + 5 * (8 + 1 + 8)
     per_token = 4 * 8 * 4 + 2 * 8 * 5 + 2 * 4 * 6  # projections, neurons, attention over 6 tokens
-    assert structure.flops(hidden_size=8, head_size=4, tokens=6) == 2 * 6 * per_token
+    assert bert.flops(config, structure, tokens=6) == 2 * 6 * per_token

@@ -88,10 +88,10 @@ def test_other_kinds_of_faiss_index_work(vectors, tmp_path, kind):
 
 def test_an_index_of_another_model_is_refused(index, vectors, tiny_artifact):
     model = ElasticModel.from_pretrained(tiny_artifact)
-    with pytest.raises(InputError, match=r"another model.*trainer index"):
+    with pytest.raises(InputError, match=r"another model.*elasticlm index"):
         index.check(model)
     PassageIndex.build(vectors, IDS, fingerprint=None, corpus_sha256=None).check(model)
-    fingerprint = model.config.passages["fingerprint"]
+    fingerprint = model.config.passages.fingerprint
     PassageIndex.build(vectors, IDS, fingerprint=fingerprint, corpus_sha256=None).check(model)
     narrow = PassageIndex.build(vectors[:, :16], IDS, fingerprint=fingerprint, corpus_sha256=None)
     with pytest.raises(InputError, match=r"dim 16, the model's 32"):

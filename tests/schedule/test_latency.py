@@ -71,7 +71,7 @@ def test_broken_tables_are_refused_with_their_line(table, tmp_path, edit, messag
 
 
 def test_a_missing_table_says_how_to_measure_one(tmp_path):
-    with pytest.raises(InputError, match="trainer profile"):
+    with pytest.raises(InputError, match="elasticlm profile"):
         LatencyTable.read(tmp_path / "latency.csv")
 
 

@@ -53,7 +53,7 @@ def with_head(tiny_artifact, folder, task, labels=None):
     """The tiny artifact as one of another task, its head random."""
     servable(tiny_artifact, folder / "artifact", MEANS_MS)
     config_file = folder / "artifact" / "config.json"
-    config = json.loads(config_file.read_text()) | {"task": task, "labels": labels}
+    config = json.loads(config_file.read_text()) | {"task": task, "head": {"kind": "linear", "labels": labels}}
     config_file.write_text(json.dumps(config))
     model = ElasticModel.from_pretrained(tiny_artifact)
     torch.manual_seed(1)

@@ -5,9 +5,9 @@ from dataclasses import fields
 
 import pytest
 import yaml
-from elasticlm.handlers.archive import TEMPLATE
 
 from elasticlm.errors import InputError
+from elasticlm.handlers.archive import TEMPLATE
 from elasticlm.serving.settings import Settings
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import yaml
 from archives import PASSAGES, corpus_of_passages, index_of, pipeline
-from elasticlm.handlers.archive import main
 
 from elasticlm.backend import SPLIT_FROM
 from elasticlm.errors import InputError
+from elasticlm.handlers.archive import main
+from elasticlm.model.configuration import Fusion
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Pair, level_name
 from elasticlm.retrieval.passage_index import PassageIndex
@@ -142,7 +143,7 @@ def test_each_request_of_a_batch_gets_what_it_gets_alone(archive):
 
 def test_scores_are_fused_with_the_retrievers_where_the_reranker_says_so(parts, models, tmp_path):
     retriever, reranker = models
-    reranker.config.fusion = {"100": 50.0}
+    reranker.config.fusion = Fusion({"100": 50.0})
     reranker.save_pretrained(tmp_path / "fused")
     LatencyTable.from_means(RERANKER_MS).write(tmp_path / "fused/latency.csv")
     archive = packed(parts[1], tmp_path, "--reranker", str(tmp_path / "fused"))
@@ -203,7 +204,7 @@ def test_lists_are_taken_to_be_as_long_as_their_longest_passage(models, parts):
     times, pairs = LatencyTable.from_means(RERANKER_MS), read_pairs(parts[0] / "pairs.json")
     table = pair_table(pairs, (retriever, times), (reranker, times), index, words, backend="torch")
     assert table.passage_tokens == longest[3] - 1  # [CLS] is the query's
-    assert table.max_tokens == reranker.config.max_tokens["pair"]
+    assert table.max_tokens == reranker.config.max_tokens.pair
     assert 0 < table.search_ms < 100
 
 

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from elasticlm.trainer.processes import Processes
 from random_texts import make_texts
+
+from elasticlm.trainer.processes import Processes
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from elasticlm.trainer import evaluate
-from elasticlm.trainer.evaluation.calibration import expected_calibration_error, fit, report
 from scipy.special import expit
 
 from elasticlm.errors import InputError
 from elasticlm.model.artifact import read_config
+from elasticlm.model.configuration import Calibration
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import ElasticStructure
+from elasticlm.trainer import evaluate
+from elasticlm.trainer.evaluation.calibration import expected_calibration_error, fit, report
 
 
 def drawn(a, b, count=20_000):
@@ -65,7 +66,7 @@ def test_it_is_fitted_on_dev_written_into_the_artifact_and_measured_on_test(tiny
         model.head.weight.data.neg_()
         model.save_pretrained(folder, overwrite=True)
         calibrated()
-    fitted = read_config(folder).calibration
+    fitted = read_config(folder).calibration.by_level
     assert set(fitted) == {"100"}
     evaluate.main([*command, "--split", "test", "--output", str(tmp_path / "test.json")])
     assert set(json.loads((tmp_path / "test.json").read_text())["calibration"]) == {"100"}
@@ -74,7 +75,7 @@ def test_it_is_fitted_on_dev_written_into_the_artifact_and_measured_on_test(tiny
     scores = torch.tensor([0.5, 2.0])
     assert torch.allclose(loaded.probabilities(scores, 100), torch.sigmoid(a * scores + b))
     assert loaded.probabilities(scores, 10) is None
-    assert loaded.with_head("score").config.calibration is None
+    assert loaded.with_head("score").config.calibration == Calibration()
     small = loaded.cut(ElasticStructure({50: loaded.structures[50]}))
     small.save_pretrained(tmp_path / "small")
     assert ElasticModel.from_pretrained(tmp_path / "small").probabilities(scores, 50) is None
@@ -88,7 +89,8 @@ def test_it_is_fitted_on_dev_written_into_the_artifact_and_measured_on_test(tiny
 @pytest.mark.parametrize("broken", [{"7": [1.0, 0.0]}, {"50": [0.0, 1.0]}, {"50": [1.0]}])
 def test_a_broken_calibration_is_refused_with_its_field(tiny_artifact, tmp_path, broken):
     model = ElasticModel.from_pretrained(tiny_artifact).with_head("score")
-    model.config.calibration = broken
     model.save_pretrained(tmp_path / "reranker")
+    file = tmp_path / "reranker/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": broken}))
     with pytest.raises(InputError, match=r"calibration\."):
         ElasticModel.from_pretrained(tmp_path / "reranker")

@@ -5,15 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from elasticlm.trainer import evaluate, finetune, prune
-from elasticlm.trainer.evaluation.classification import measures_of
-from elasticlm.trainer.objectives import classify_losses, state_losses
-from elasticlm.trainer.training_texts import TokenizedTexts
 from random_texts import make_texts
 from torch.nn import functional as F
 
 from elasticlm.errors import InputError
+from elasticlm.model.configuration import Passages
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.trainer import evaluate, finetune, prune
+from elasticlm.trainer.evaluation.classification import measures_of
+from elasticlm.trainer.objectives import classify_losses, state_losses
+from elasticlm.trainer.training_texts import TokenizedTexts
 
 SHORT = ["--max-steps", "60", "--batch-size", "16", "--lr", "3e-3", "--precision", "fp32", "--threads", "1"]
 
@@ -48,7 +49,7 @@ def measured(capsys):
 def test_every_level_learns_classes_is_measured_and_served_by_name(tiny_artifact, glue, tmp_path, capsys):
     train(tiny_artifact, glue, "classes", tmp_path / "out")
     model = ElasticModel.from_pretrained(tmp_path / "out")
-    assert (model.config.task, model.config.labels, model.config.passages) == ("classify", ["0", "1"], None)
+    assert (model.config.task, model.config.labels, model.config.passages) == ("classify", ("0", "1"), Passages())
     evaluate.main(["--model", str(tmp_path / "out"), "--data", f"glue:{glue / 'classes'}", "--split", "dev",
                    "--output", str(tmp_path / "dev.json"), "--save"])  # fmt: skip
     found = measured(capsys)
@@ -99,7 +100,7 @@ def test_a_classifier_fine_tuned_whole_is_pruned_by_its_own_loss_and_teaches_the
     again = ["--teacher", str(tmp_path / "teacher"), *data, "--levels", "100,50,10", "--max-examples", "40"]
     prune.main([*again, "--output", str(tmp_path / "pruned")])
     teacher, pruned = (ElasticModel.from_pretrained(tmp_path / name) for name in ("teacher", "pruned"))
-    assert (pruned.levels, pruned.config.task, pruned.config.labels) == ((100, 50, 10), "classify", ["0", "1"])
+    assert (pruned.levels, pruned.config.task, pruned.config.labels) == ((100, 50, 10), "classify", ("0", "1"))
     pairs = [("sun and ice", "a bear"), ("glacier", "the wind and the rain")]
     inputs = TokenizedTexts.of_pairs(teacher, pairs).inputs(np.arange(2))
     assert torch.allclose(pruned.encode(inputs, 100), teacher.encode(inputs, 100), atol=1e-5)

@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
-from elasticlm.trainer.compare import main
 
 from elasticlm.errors import InputError
+from elasticlm.trainer.compare import main
 
 
 @pytest.fixture

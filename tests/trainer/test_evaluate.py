@@ -5,13 +5,14 @@ import faiss
 import ir_measures
 import numpy as np
 import pytest
-from elasticlm.trainer import evaluate, index
 from sets import PASSAGES, QUERIES, write_beir
 
 from elasticlm.errors import InputError
+from elasticlm.model.configuration import Passages
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.teacher import load_teacher
 from elasticlm.retrieval.data_specs import load_retrieval
+from elasticlm.trainer import evaluate, index
 
 MEASURES = ["RR@10", "nDCG@10", "R@5", "R@20", "R@100"]
 
@@ -116,7 +117,7 @@ def test_where_the_artifact_encodes_its_own_passages_both_sides_have_their_own(
     model = ElasticModel.from_pretrained(tiny_artifact)
     for parameter in model.parameters():
         parameter.data += 0.05 * parameter.data.std().nan_to_num() * parameter.data.sign()
-    model.config.passages = {"encoder": "largest", "fingerprint": model.fingerprint()}
+    model.config.passages = Passages("largest", model.fingerprint())
     model.save_pretrained(folder)
     evaluate.main(["--model", str(folder), "--data", f"beir:{tiny_beir}", "--teacher", str(tiny_bert),
                    "--output", str(tmp_path / "r.json")])  # fmt: skip
@@ -200,7 +201,7 @@ def test_an_index_of_another_model_or_corpus_is_refused(command, tiny_artifact, 
     with pytest.raises(InputError, match=r"of the 60 passages of .* are not in it"):
         evaluate.main([*command, "--index", str(tmp_path / "few")])
     model = ElasticModel.from_pretrained(tiny_artifact)
-    model.config.passages = {"encoder": "largest", "fingerprint": model.fingerprint()}
+    model.config.passages = Passages("largest", model.fingerprint())
     model.save_pretrained(tmp_path / "other")
     index.main(["--model", str(tmp_path / "other"), "--data", command[3], "--output", str(tmp_path / "index")])
     with pytest.raises(InputError, match="encoded by another model"):

@@ -3,15 +3,16 @@ import shutil
 
 import pytest
 import torch
-from elasticlm.trainer.evaluate import main as evaluate
-from elasticlm.trainer.export import main
-from elasticlm.trainer.profile import main as profile
 
 from elasticlm import ElasticModel, InputError, LatencyTable
 from elasticlm.backend import onnx_export
 from elasticlm.model.artifact import write_weights
+from elasticlm.model.configuration import Passages
 from elasticlm.model.teacher import passage_encoder
 from elasticlm.schedule.latency import read_tables
+from elasticlm.trainer.evaluate import main as evaluate
+from elasticlm.trainer.export import main
+from elasticlm.trainer.profile import main as profile
 
 TEXTS = ["how does ice form", "the river and the rain"]
 
@@ -31,16 +32,16 @@ def test_an_exported_level_is_the_level_alone(artifact, tmp_path):
     assert (alone.embed(TEXTS) - whole.embed(TEXTS, level=10)).abs().max() < 1e-6
     assert sum(p.numel() for p in alone.parameters()) < sum(p.numel() for p in whole.parameters())
     assert LatencyTable.read(tmp_path / "ten/latency.csv").levels == (10,)
-    assert passage_encoder(alone).fingerprint() == whole.config.passages["fingerprint"]
+    assert passage_encoder(alone).fingerprint() == whole.config.passages.fingerprint
 
 
 def test_passages_of_an_exported_level_stay_with_the_largest_that_encoded_them(artifact, tmp_path):
     model = ElasticModel.from_pretrained(artifact)
-    model.config.passages = {"encoder": "largest", "fingerprint": model.fingerprint()}
+    model.config.passages = Passages("largest", model.fingerprint())
     model.save_pretrained(artifact, overwrite=True)
     main(["--model", str(artifact), "--level", "50", "--output", str(tmp_path / "fifty")])
     alone = ElasticModel.from_pretrained(tmp_path / "fifty")
-    assert alone.config.passages["encoder"] == "teacher"
+    assert alone.config.passages.encoder == "teacher"
     assert passage_encoder(alone).fingerprint() == model.fingerprint()
 
 

@@ -4,14 +4,15 @@ import json
 
 import numpy as np
 import pytest
-from elasticlm.trainer import evaluate, finetune
-from elasticlm.trainer.evaluation.fusion_weights import WEIGHTS, fit, fuse
 
 from elasticlm.errors import InputError
 from elasticlm.model.artifact import read_config
+from elasticlm.model.configuration import Fusion
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import ElasticStructure
 from elasticlm.retrieval.score_fusion import fused, on_one_scale
+from elasticlm.trainer import evaluate, finetune
+from elasticlm.trainer.evaluation.fusion_weights import WEIGHTS, fit, fuse
 
 QRELS = {"q1": {"a": 1}, "q2": {"d": 1}}
 FIRST = {"q1": {"a": 30.0, "b": 20.0, "c": 10.0}, "q2": {"d": 0.9, "e": 0.8}}
@@ -59,7 +60,7 @@ def test_it_is_fitted_on_dev_written_into_the_artifact_and_measured_on_test(rera
     assert "fusion" not in evaluated("test")
     on_dev = evaluated("dev", "--levels", "100,50", "--fuse")
     fitted = read_config(reranker).fusion
-    assert fitted == on_dev["fusion"]
+    assert fitted == Fusion(on_dev["fusion"])
     assert set(fitted) == {"100", "50"}
     assert max(fitted.values()) > 0  # BM25 is right nearly always here, a random head is not
     found = evaluated("test", "--overwrite")
@@ -75,14 +76,14 @@ def test_it_is_fitted_on_dev_written_into_the_artifact_and_measured_on_test(rera
 
 def test_it_goes_with_its_levels_its_head_and_further_training(reranker, tiny_beir, tmp_path):
     model = ElasticModel.from_pretrained(reranker)
-    model.config.fusion = {"100": 4.0, "50": 0.5}
+    model.config.fusion = Fusion({"100": 4.0, "50": 0.5})
     model.config.save_pretrained(reranker)
     finetune.main(["--task", "rerank", "--model", str(reranker), "--data", f"beir:{tiny_beir}", "--max-steps", "1",
                    "--batch-size", "4", "--negatives", "2", "--output", str(tmp_path / "trained")])  # fmt: skip
-    assert read_config(tmp_path / "trained").fusion is None
+    assert read_config(tmp_path / "trained").fusion == Fusion()
     assert (model.fusion_weight(50), model.fusion_weight(10)) == (0.5, 0.0)
-    assert model.cut(ElasticStructure({50: model.structures[50]})).config.fusion == {"50": 0.5}
-    assert model.with_head("score").config.fusion is None
+    assert model.cut(ElasticStructure({50: model.structures[50]})).config.fusion == Fusion({"50": 0.5})
+    assert model.with_head("score").config.fusion == Fusion()
 
 
 @pytest.mark.parametrize("broken", [{"7": 1.0}, {"50": -1.0}, {"50": float("inf")}])

@@ -2,7 +2,6 @@ import json
 
 import numpy as np
 import pytest
-from elasticlm.trainer.index import main
 from sets import PASSAGES, write_beir
 
 from elasticlm.errors import InputError
@@ -10,6 +9,7 @@ from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.teacher import load_teacher
 from elasticlm.retrieval.data_specs import load_corpus
 from elasticlm.retrieval.passage_index import PassageIndex
+from elasticlm.trainer.index import main
 
 
 def test_the_passages_of_an_artifact_are_encoded_by_its_teacher(tiny_artifact, tiny_bert, tmp_path, capsys):

@@ -5,6 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from random_texts import make_texts
+
+from elasticlm.errors import InputError
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_teacher
 from elasticlm.trainer.checkpoints import Checkpoints, TrainingLog
 from elasticlm.trainer.loop import (
     accumulate_gradients,
@@ -18,11 +23,6 @@ from elasticlm.trainer.loop import (
 from elasticlm.trainer.loop_options import LoopOptions
 from elasticlm.trainer.objectives import Align
 from elasticlm.trainer.training_texts import TokenizedTexts
-from random_texts import make_texts
-
-from elasticlm.errors import InputError
-from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_teacher
 
 TEXTS = make_texts(60, seed=7)
 LEVELS = (100, 50, 30, 20, 10, 5)

@@ -3,11 +3,11 @@
 import json
 
 import pytest
+
+from elasticlm.errors import InputError
 from elasticlm.trainer import mixture
 from elasticlm.trainer.mixture import Exclusion
 from elasticlm.trainer.training_pairs import load_pairs
-
-from elasticlm.errors import InputError
 
 LONG = "one two three four five six seven eight nine ten eleven twelve"
 

@@ -7,6 +7,11 @@ from threading import Barrier
 import numpy as np
 import pytest
 import torch
+from random_texts import make_texts
+from torch.nn import functional as F
+
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.teacher import load_teacher
 from elasticlm.trainer.loop import accumulate_gradients
 from elasticlm.trainer.objectives import (
     Align,
@@ -20,11 +25,6 @@ from elasticlm.trainer.objectives import (
 )
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.training_texts import TokenizedTexts
-from random_texts import make_texts
-from torch.nn import functional as F
-
-from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_teacher
 
 TEXTS = make_texts(24, seed=4)
 PASSAGES = make_texts(40, seed=5, shortest=8, longest=20)

@@ -3,22 +3,23 @@
 import json
 
 import pytest
-from elasticlm.trainer import evaluate, index
-from elasticlm.trainer.evaluation import level_pairs as pipeline
-from elasticlm.trainer.evaluation.reranking import evaluate as rerank
 
 from elasticlm.errors import InputError
+from elasticlm.model.configuration import Fusion
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.retrieval import measures as metrics
 from elasticlm.retrieval.data_specs import load_retrieval
 from elasticlm.schedule.cascade import MeasuredPair, read_pairs
+from elasticlm.trainer import evaluate, index
+from elasticlm.trainer.evaluation import level_pairs as pipeline
+from elasticlm.trainer.evaluation.reranking import evaluate as rerank
 
 
 @pytest.fixture
 def reranker(tiny_artifact, tmp_path):
     """Folder with a random reranker whose level 50 is fused with the first stage."""
     model = ElasticModel.from_pretrained(tiny_artifact).with_head("score")
-    model.config.fusion = {"50": 2.0}
+    model.config.fusion = Fusion({"50": 2.0})
     model.save_pretrained(tmp_path / "reranker")
     return tmp_path / "reranker"
 

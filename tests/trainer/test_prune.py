@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from elasticlm.trainer import prune
 from random_texts import make_texts
 
 from elasticlm.errors import InputError
+from elasticlm.model.configuration import Passages
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.teacher import load_teacher
+from elasticlm.trainer import prune
 
 
 @pytest.fixture
@@ -28,8 +29,8 @@ def test_level_100_straight_after_prune_is_the_teacher(arguments, tiny_bert, tmp
     assert (model.embed(texts, level=100) - teacher.embed(texts)).abs().max() < 1e-5
     assert (model.embed(texts, level=50) - teacher.embed(texts)).abs().max() > 1e-2
     assert model.levels == (100, 50, 10)
-    assert model.config.passages == {"encoder": "teacher", "fingerprint": teacher.fingerprint()}
-    assert model.config.teacher["name"] == str(tiny_bert)
+    assert model.config.passages == Passages("teacher", teacher.fingerprint())
+    assert model.config.teacher.name == str(tiny_bert)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["levels"] == [100, 50, 10]
 
 
@@ -96,7 +97,7 @@ def test_a_teacher_without_masked_language_model_head_is_refused(arguments, tiny
 def test_bad_inputs_are_refused_and_leave_nothing(arguments, tiny_artifact, tmp_path):
     for wrong, message in [
         (["--levels", "100,0"], "level '0'"),
-        (["--levels", "50,50"], "once"),
+        (["--levels", "50,50"], "duplicate level"),
         (["--split", "nowhere"], "nowhere"),
         (["--data", "beir:nowhere"], "nowhere"),
         (["--teacher", str(tiny_artifact)], "elastic model"),

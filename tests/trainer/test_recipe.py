@@ -4,14 +4,14 @@ import json
 
 import pytest
 import yaml
-from elasticlm.trainer import distil, finetune, prune, recipe
-from elasticlm.trainer.recipe import RECIPES, Recipe
 from random_texts import make_texts
 from sets import PASSAGES, write_hub_beir, write_hub_glue, write_hub_tevatron, write_jsonl
 
 from elasticlm.errors import InputError
 from elasticlm.model.structure import parse_levels
 from elasticlm.retrieval.data_specs import open_source
+from elasticlm.trainer import distil, finetune, prune, recipe
+from elasticlm.trainer.recipe import RECIPES, Recipe
 
 
 @pytest.fixture

@@ -5,18 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
+
+from elasticlm.errors import InputError
+from elasticlm.model.configuration import Passages
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.retrieval.bm25 import bm25_scores, bm25_top
+from elasticlm.retrieval.data_specs import load_retrieval
+from elasticlm.retrieval.measures import read_trec_run
 from elasticlm.trainer import evaluate, finetune, prune
 from elasticlm.trainer.evaluation.reranking import evaluate as rerank
 from elasticlm.trainer.negatives import judged_first, run_negatives
 from elasticlm.trainer.objectives import rerank_losses
 from elasticlm.trainer.training_pairs import TrainingPairs
 from elasticlm.trainer.training_texts import TokenizedTexts, joined
-
-from elasticlm.errors import InputError
-from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.retrieval.bm25 import bm25_scores, bm25_top
-from elasticlm.retrieval.data_specs import load_retrieval
-from elasticlm.retrieval.measures import read_trec_run
 
 SHORT = ["--max-steps", "30", "--batch-size", "8", "--lr", "2e-3", "--negatives", "3", "--dev-examples", "12",
          "--precision", "fp32", "--threads", "1"]  # fmt: skip
@@ -38,7 +39,7 @@ def test_it_learns_to_rank_and_is_measured_over_bm25_and_over_a_run(command, bei
     losses = [float(loss) for _, split, level, loss, _ in log[1:] if (split, level) == ("train", "100")]
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
     model = ElasticModel.from_pretrained(tmp_path / "out")
-    assert (model.config.task, model.config.labels, model.config.passages) == ("score", None, None)
+    assert (model.config.task, model.config.labels, model.config.passages) == ("score", (), Passages())
 
     measure = ["--model", str(tmp_path / "out"), "--data", f"beir:{beir}", "--split", "train", "--depth", "5"]
     evaluate.main([*measure, "--max-queries", "20", "--output", str(tmp_path / "a.json"),
@@ -77,7 +78,7 @@ def test_a_reranker_fine_tuned_whole_is_pruned_by_its_own_loss(command, tiny_ber
     passages = ["the wolf in the snow", "a cave"]
     assert torch.allclose(pruned.score("a wolf", passages), teacher.score("a wolf", passages), atol=1e-5)
     args = prune.parse_args(["--teacher", str(tmp_path / "out"), *data, "--max-examples", "80", "--output", "x"])
-    scores = prune.label_scores(args, teacher)
+    scores = prune.task_scores(args, teacher)
     assert (scores.heads > 0).all()
     best = np.argsort(-scores.neurons[0])
     whole = teacher.encoder.layers[0].feed_forward
@@ -108,8 +109,8 @@ def test_pairs_joined_from_tokens_are_those_of_the_tokenizer(tiny_artifact):
     model = ElasticModel.from_pretrained(tiny_artifact)
     queries, passages = ["ice and snow", "wind"], ["the sun and the moon", "rain " * 60]
     parts = [TokenizedTexts.of_pairs(model, ((text, None) for text in texts)) for texts in (queries, passages)]
-    limit = model.config.max_tokens["pair"]
-    found = joined(*parts, np.array([0, 1]), np.array([0, 1]), limit)
+    limit = model.config.max_tokens.pair
+    found = joined(model.encoder.family, *parts, np.array([0, 1]), np.array([0, 1]), limit)
     expected = model.tokenize_pairs(queries, passages)
     for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), name

@@ -3,21 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from random_texts import make_texts
+from torch.nn import functional as F
+
+from elasticlm.model.families import family_of
+from elasticlm.model.teacher import load_encoder, load_teacher
 from elasticlm.trainer.objectives import contrastive_losses
 from elasticlm.trainer.scores import Gates, Scores, expressive_scores, gated
 from elasticlm.trainer.training_texts import TokenizedTexts
-from random_texts import make_texts
-from torch.nn import functional as F
-from transformers import BertModel
-
-from elasticlm.model.teacher import load_bert, load_teacher
 
 
 @pytest.fixture(scope="module")
 def setting(tiny_bert):
     """The tiny BERT in double precision, and the contrastive loss of 6 queries as a function of rows."""
     teacher = load_teacher(str(tiny_bert))
-    bert = load_bert(tiny_bert, BertModel, add_pooling_layer=False).double()
+    bert = load_encoder(tiny_bert).double()
     texts = TokenizedTexts.of(teacher, make_texts(6, seed=3), "query")
     passages = F.normalize(torch.randn(6, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1)
 
@@ -29,6 +29,10 @@ def setting(tiny_bert):
     return bert, losses
 
 
+def points(bert):
+    return family_of("bert").gate_points(bert)
+
+
 def finite_difference(bert, losses, rows, kind, layer, unit, step=1e-5):
     """d l_i / d gate_i of each example, with the gates of all examples moved at once (they do not meet)."""
 
@@ -36,7 +40,7 @@ def finite_difference(bert, losses, rows, kind, layer, unit, step=1e-5):
         gates = Gates.ones(bert, len(rows))
         with torch.no_grad():
             getattr(gates, kind)[layer][:, unit] = value
-            with gated(bert, gates):
+            with gated(points(bert), gates):
                 return losses(rows)
 
     return ((at(1 + step) - at(1 - step)) / (2 * step)).numpy()
@@ -49,7 +53,7 @@ def test_score_equals_a_finite_difference_of_each_examples_own_loss(setting, kin
     bert, losses = setting
     rows = np.arange(6)
     expected = np.abs(finite_difference(bert, losses, rows, kind, layer, unit)).mean()
-    found = getattr(expressive_scores(bert, [(6, rows)], losses), kind)[layer, unit]
+    found = getattr(expressive_scores(bert, points(bert), [(6, rows)], losses), kind)[layer, unit]
     assert found == pytest.approx(expected, rel=1e-5)
     assert expected > 1e-3
 
@@ -58,14 +62,14 @@ def test_score_is_no_gradient_of_the_mean_loss(setting):
     bert, losses = setting
     examples = finite_difference(bert, losses, np.arange(6), "neurons", 0, 5)
     assert examples.min() < 0 < examples.max()  # they would cancel
-    found = expressive_scores(bert, [(6, np.arange(6))], losses).neurons[0, 5]
+    found = expressive_scores(bert, points(bert), [(6, np.arange(6))], losses).neurons[0, 5]
     assert found > 1.01 * abs(examples.mean())
 
 
 def test_scores_do_not_depend_on_how_examples_are_batched(setting):
     bert, losses = setting
-    whole = expressive_scores(bert, [(6, np.arange(6))], losses)
-    parts = expressive_scores(bert, [(4, np.arange(4)), (2, np.arange(4, 6))], losses)
+    whole = expressive_scores(bert, points(bert), [(6, np.arange(6))], losses)
+    parts = expressive_scores(bert, points(bert), [(4, np.arange(4)), (2, np.arange(4, 6))], losses)
     assert np.abs(whole.heads - parts.heads).max() < 1e-12
     assert np.abs(whole.neurons - parts.neurons).max() < 1e-12
 
@@ -75,7 +79,7 @@ def test_gates_of_zero_drop_a_head(setting, tiny_bert):
     gates = Gates.ones(bert, 6)
     with torch.no_grad():
         gates.heads[1][:, 2] = 0
-        with gated(bert, gates):
+        with gated(points(bert), gates):
             found = losses(np.arange(6))
         weight = bert.encoder.layer[1].attention.output.dense.weight
         kept = weight[:, 16:24].clone()

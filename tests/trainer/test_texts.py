@@ -1,10 +1,10 @@
 """Batches: every text once an epoch, like lengths together, the same for the same seed and step."""
 
 import numpy as np
-from elasticlm.trainer.training_texts import BatchOrder, TokenizedTexts, encode
 from random_texts import make_texts
 
 from elasticlm.model.teacher import load_teacher
+from elasticlm.trainer.training_texts import BatchOrder, TokenizedTexts, encode
 
 TEXTS = make_texts(50, seed=6, shortest=2, longest=30)
 

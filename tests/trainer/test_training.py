@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
-from elasticlm.trainer import distil, finetune
 
 from elasticlm.errors import InputError
 from elasticlm.model.artifact import fingerprint
+from elasticlm.model.configuration import Passages
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.teacher import load_teacher
 from elasticlm.retrieval.passage_index import PassageIndex
+from elasticlm.trainer import distil, finetune
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["--max-steps", "40", "--batch-size", "16", "--dev-examples", "16", "--precision", "fp32", "--threads", "1"]
@@ -42,7 +43,7 @@ def test_align_lowers_the_loss_of_smaller_levels_and_keeps_the_teachers_passages
     for level in ("50", "10"):
         assert report["dev_loss_after"][level] < 0.95 * report["dev_loss_before"][level]
     model = ElasticModel.from_pretrained(tmp_path / "out")
-    assert model.config.passages == {"encoder": "teacher", "fingerprint": load_teacher(str(tiny_bert)).fingerprint()}
+    assert model.config.passages == Passages("teacher", load_teacher(str(tiny_bert)).fingerprint())
     log = (tmp_path / "out/loss.csv").read_text().splitlines()
     assert log[0] == "step,split,level,loss,RR@10"
     assert len(log) == 1 + 11 * 3 + 40 * 3
@@ -84,8 +85,8 @@ def test_retriever_lowers_the_loss_and_encodes_passages_by_its_largest_level(tin
     for level in ("100", "50", "10"):
         assert report["dev_loss_after"][level] < 0.95 * report["dev_loss_before"][level]
     model = ElasticModel.from_pretrained(tmp_path / "out")
-    written = fingerprint(model.config, model.state_dict(), model.tokenizer)
-    assert model.config.passages == {"encoder": "largest", "fingerprint": written}
+    written = fingerprint(model)
+    assert model.config.passages == Passages("largest", written)
 
 
 def test_distil_lowers_the_dev_loss_at_every_level_and_drops_its_block(

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from elasticlm.trainer import stored_vectors as vectors
-from elasticlm.trainer.stored_vectors import stored_vectors
-from elasticlm.trainer.training_texts import TokenizedTexts
 from random_texts import make_texts
 
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.teacher import load_teacher
+from elasticlm.trainer import stored_vectors as vectors
+from elasticlm.trainer.stored_vectors import stored_vectors
+from elasticlm.trainer.training_texts import TokenizedTexts
 
 TEXTS = make_texts(50, seed=8, shortest=2, longest=30)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from elasticlm.trainer.training_texts import TokenizedTexts
 from scipy import stats
 from sklearn.metrics import f1_score
 
@@ -16,6 +15,7 @@ from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
 from elasticlm.retrieval.data_specs import load_labelled
 from elasticlm.retrieval.measures import resampled_retention, rounded
+from elasticlm.trainer.training_texts import TokenizedTexts
 
 FORMAT_VERSION = 1
 TEACHER, MAJORITY = "teacher", "majority"
@@ -46,7 +46,7 @@ def evaluate(
         The evaluation's JSON: metrics a row (teacher, levels, majority), retention with 95 % intervals (paired
         bootstrap over examples), and each example's accuracy, or squared error.
     """
-    labels = model.config.labels or []
+    labels = model.config.labels
     data = load_labelled(spec, split, labels)
     say(f"{spec}, {split}: {len(data.firsts):,} examples, labels {', '.join(labels)}")
     texts = TokenizedTexts.of_pairs(model, data.pairs)
@@ -54,7 +54,7 @@ def evaluate(
     if teacher is not None:
         whole = ElasticModel.from_pretrained(teacher)
         if whole.config.labels != labels:
-            theirs = ", ".join(whole.config.labels or ()) or "none"
+            theirs = ", ".join(whole.config.labels) or "none"
             raise InputError(f"--teacher {teacher}: knows other labels ({theirs})")
         theirs = TokenizedTexts.of_pairs(whole, data.pairs)
         reference = predictions(whole, whole.structures.largest, theirs)

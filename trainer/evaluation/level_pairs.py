@@ -5,9 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from elasticlm.trainer.evaluation.fusion_weights import fuse
-from elasticlm.trainer.evaluation.reranking import MEASURES, draw, rerank
-from elasticlm.trainer.training_texts import TokenizedTexts
 
 from elasticlm.command import say
 from elasticlm.errors import InputError
@@ -18,6 +15,9 @@ from elasticlm.retrieval import measures as metrics
 from elasticlm.retrieval.data_specs import RetrievalData
 from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.schedule.cascade import MeasuredPair
+from elasticlm.trainer.evaluation.fusion_weights import fuse
+from elasticlm.trainer.evaluation.reranking import MEASURES, draw, rerank
+from elasticlm.trainer.training_texts import TokenizedTexts
 
 ALONE = "alone"
 

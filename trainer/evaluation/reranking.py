@@ -4,9 +4,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from elasticlm.trainer.evaluation import fusion_weights as fusion
-from elasticlm.trainer.evaluation.classification import outputs
-from elasticlm.trainer.training_texts import TokenizedTexts
 
 from elasticlm.command import say
 from elasticlm.errors import InputError
@@ -15,6 +12,9 @@ from elasticlm.model.structure import Level, level_name
 from elasticlm.retrieval import measures as metrics
 from elasticlm.retrieval.bm25 import bm25_scores, bm25_top
 from elasticlm.retrieval.data_specs import RetrievalData
+from elasticlm.trainer.evaluation import fusion_weights as fusion
+from elasticlm.trainer.evaluation.classification import outputs
+from elasticlm.trainer.training_texts import TokenizedTexts
 
 FIRST_STAGE, TEACHER = "first_stage", "teacher"
 MEASURES = ("RR@10", "nDCG@10")
@@ -66,7 +66,7 @@ def evaluate(
     if fuse:
         weights = {name: fusion.fit(runs[name], lists, judgements, measures[0]) for name in names}
     else:
-        known = model.config.fusion or {}
+        known = model.config.fusion.by_level
         weights = {name: known[name] for name in names if name in known}
     runs |= {f"{name}+{FIRST_STAGE}": fusion.fuse(runs[name], lists, weight) for name, weight in weights.items()}
     reranked = [name for name in runs if name != FIRST_STAGE]

@@ -11,14 +11,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from elasticlm.trainer.processes import Processes
-from elasticlm.trainer.representations import Representations
-from elasticlm.trainer.training_texts import TokenizedTexts, joined
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.representations import Representations
+from elasticlm.trainer.training_texts import TokenizedTexts, joined
 
 ALIGN_TEMPERATURE = 0.02
 COSINE_WEIGHT = 3.0
@@ -413,7 +413,7 @@ class Rerank(FineTuning):
         lists = dict(zip(rows.tolist(), np.column_stack([self.first[rows], drawn]), strict=True))
         for chunk in self._chunks(rows):
             passages = np.stack([lists[row] for row in chunk.tolist()])
-            pairs = joined(self.queries, self.passages, chunk.repeat(passages.shape[1]), passages.ravel(),
+            pairs = joined(self.model.encoder.family, self.queries, self.passages, chunk.repeat(passages.shape[1]), passages.ravel(),
                            self.max_tokens)  # fmt: skip
             inputs = {name: tensor.to(self.processes.device) for name, tensor in pairs.items()}
             yield RerankBatch(inputs, len(chunk), self._teach(inputs))

@@ -1,0 +1,14 @@
+"""Encoder families, each in its own file: see base.EncoderFamily."""
+
+from elasticlm.errors import InputError
+from elasticlm.model.families.base import EncoderFamily
+from elasticlm.model.families.bert import Bert
+
+FAMILIES: dict[str, EncoderFamily] = {family.name: family for family in (Bert(),)}
+
+
+def family_of(model_type: str) -> EncoderFamily:
+    """Return the family with this name (Hugging Face's model_type); raises InputError for others."""
+    if model_type not in FAMILIES:
+        raise InputError(f"model_type is {model_type!r}; supported encoder families: {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]

@@ -1,0 +1,163 @@
+"""What the rest of the library asks of an encoder family.
+
+A family is one file with one subclass of ``EncoderFamily``; everything in which encoders differ (weight names, embeddings,
+blocks, gate points, pair template, ONNX operators, parameter counts, language model head) is there and nowhere else.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from elasticlm.model.structure import Structure
+
+if TYPE_CHECKING:
+    from elasticlm.backend.onnx_graph import GraphBuilder, Hidden
+    from elasticlm.model.configuration import ElasticConfig
+
+UNIT_AXES = {
+    "attention.query.weight": ("heads", 0),
+    "attention.query.bias": ("heads", 0),
+    "attention.key.weight": ("heads", 0),
+    "attention.key.bias": ("heads", 0),
+    "attention.value.weight": ("heads", 0),
+    "attention.value.bias": ("heads", 0),
+    "attention.output.weight": ("heads", 1),
+    "feed_forward.up.weight": ("neurons", 0),
+    "feed_forward.up.bias": ("neurons", 0),
+    "feed_forward.down.weight": ("neurons", 1),
+}
+"""Along which axis of a layer's weight its heads (head_size entries each) or neurons lie. Others belong to no unit."""
+
+
+@dataclass(frozen=True)
+class GatePoints:
+    """Modules of one layer of a Hugging Face model whose input is gated: that of the heads and that of the neurons.
+
+    The input of ``heads`` is [batch, tokens, heads * head_size], that of ``neurons`` [batch, tokens, neurons].
+    """
+
+    heads: nn.Module
+    neurons: nn.Module
+
+
+@dataclass(frozen=True)
+class MaskedLanguageModel:
+    """A Hugging Face model with its language model head, in the two parts that masked losses need.
+
+    Attributes:
+        encoder: the encoder, for gate_points().
+        hidden: (input_ids, attention_mask) -> hidden states [batch, tokens, dim].
+        logits: hidden states [masked tokens, dim] -> logits [masked tokens, vocabulary].
+    """
+
+    encoder: nn.Module
+    hidden: Callable[[Tensor, Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor]
+
+
+class EncoderFamily(ABC):
+    """One kind of encoder.
+
+    Modules that a family makes name their weights as ``UNIT_AXES`` does, so that pruning and slicing need not know the
+    family; where a family has further weights per unit, ``unit_axes`` has them too.
+    """
+
+    name: str
+    """``family`` in config.json, and the model_type of the teachers' own configuration."""
+    unit_axes: Mapping[str, tuple[str, int]] = UNIT_AXES
+
+    # -- Loading a teacher -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def load(self, folder: str | Path, **options: Any) -> nn.Module:
+        """Load the Hugging Face encoder of a folder in fp32, without pooler. Raises InputError on missing weights."""
+
+    @abstractmethod
+    def load_masked_lm(self, folder: str | Path) -> MaskedLanguageModel:
+        """Load the encoder with its language model head. Raises InputError where the folder has none."""
+
+    @abstractmethod
+    def config_fields(self, theirs: Any) -> dict[str, Any]:
+        """Return the fields of ElasticConfig that a Hugging Face configuration decides."""
+
+    @abstractmethod
+    def elastic_weights(self, theirs: nn.Module) -> dict[str, Tensor]:
+        """Return the weights of a Hugging Face encoder under the names of ElasticModel, units in their own order."""
+
+    @abstractmethod
+    def to_transformers(self, config: "ElasticConfig", weights: Mapping[str, Tensor]) -> nn.Module:
+        """Return the Hugging Face encoder that holds these weights (those of a model with a single, whole level)."""
+
+    @abstractmethod
+    def gate_points(self, theirs: nn.Module) -> list[GatePoints]:
+        """Return where the expressive score's gates go, for every layer (ElasticLM, section 4.1)."""
+
+    # -- The elastic encoder -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def embeddings(self, config: "ElasticConfig") -> nn.Module:
+        """Make the embeddings: forward(input_ids, token_type_ids) -> [batch, tokens, dim]; ``word`` is an nn.Embedding."""
+
+    @abstractmethod
+    def layer(self, config: "ElasticConfig", index: int, heads: int, neurons: int) -> nn.Module:
+        """Make one layer with so many units: forward(hidden, context, heads=, neurons=) -> hidden."""
+
+    def final(self, config: "ElasticConfig") -> nn.Module:
+        """Make what follows the last layer (a last norm in pre-norm encoders); nothing by default."""
+        return nn.Identity()
+
+    @abstractmethod
+    def context(self, encoder: nn.Module, attention_mask: Tensor) -> Any:
+        """Return what all layers of one pass share: the attention mask, position biases, rotary tables."""
+
+    # -- Text --------------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def join(self, first: np.ndarray, second: np.ndarray, max_tokens: int) -> tuple[np.ndarray, int]:
+        """Join two texts that were tokenised alone (special tokens included) as the tokenizer's pairs are.
+
+        Returns:
+            The token ids, cut to ``max_tokens`` at the second text's end, and how many belong to the first text.
+        """
+
+    # -- Size --------------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prunable_parameters(self, config: "ElasticConfig", structure: Structure) -> int:
+        """Parameters of the heads and neurons kept (embeddings, output biases and norms left out)."""
+
+    @abstractmethod
+    def flops(self, config: "ElasticConfig", structure: Structure, tokens: int) -> int:
+        """Floating point operations of the matrix products for one sequence (two per multiply-add)."""
+
+    # -- ONNX --------------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def embedding_sum(self, embeddings: nn.Module) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
+        """Return (input_ids, token_type_ids) -> what an ONNX graph takes in, FloatArray [batch, tokens, dim].
+
+        The tables are shared with the module, not copied.
+        """
+
+    @abstractmethod
+    def onnx_input(self, graph: "GraphBuilder", name: str, embeddings: nn.Module) -> "Hidden":
+        """Add what turns the graph's input into the first layer's hidden states."""
+
+    @abstractmethod
+    def onnx_layer(
+        self,
+        graph: "GraphBuilder",
+        hidden: "Hidden",
+        layer: nn.Module,
+        *,
+        heads: int,
+        neurons: int,
+        activation: str,
+        in_fp32: Sequence[int],
+    ) -> "Hidden":
+        """Add one layer on a prefix of its units."""
