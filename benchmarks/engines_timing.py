@@ -10,7 +10,7 @@ from torch import Tensor
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
-from elasticlm.schedule.latency import text_of
+from elasticlm.schedule.profiling import text_of
 
 WHOLE = "teacher"
 LONG_MS = 50.0  # a run that fills the caches itself

@@ -35,7 +35,8 @@ from elasticlm.machine import machine
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import Choice, level_name, parse_level
-from elasticlm.schedule.latency import LatencyTable, batch_of, read_tables
+from elasticlm.schedule.latency import LatencyTable, read_tables
+from elasticlm.schedule.profiling import batch_of
 
 SHAPES = {"embed": (1, 16), "score": (8, 128)}  # rows and tokens
 WARM_UP = 10

@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         overhead_ms=options.overhead_ms, rows=options.rows, tokens=options.tokens,
     )  # fmt: skip
     policies = parse_policies(options.policies, options.budget, table.levels)
-    own = {policy.budget_ms for policy in policies.values() if hasattr(policy, "budget_ms")}
+    own = {policy.budget_ms for policy in policies.values() if policy.budget_ms}
     budgets_ms = sorted(own | ({options.budget} if options.budget else set()))
     if not budgets_ms:
         raise InputError("no latency budget: give --budget MS, or a policy with its own t, such as slack:t=250")
@@ -177,8 +177,7 @@ def parse_policies(texts: Sequence[str] | None, budget_ms: float | None, levels:
     texts = texts or ["slack", "queue", f"fixed:{level_name(levels[0])}", f"fixed:{level_name(levels[-1])}"]
     policies = {}
     for policy in (parse_policy(text, default_budget_ms=budget_ms) for text in texts):
-        if getattr(policy, "level", levels[0]) not in levels:
-            raise InputError(f"policy {policy}: no such level, only {', '.join(map(level_name, levels))}")
+        policy.check(levels)
         if str(policy) in policies:
             raise InputError(f"--policies {' '.join(texts)}: {policy} stands twice")
         policies[str(policy)] = policy

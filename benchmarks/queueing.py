@@ -21,7 +21,8 @@ import numpy as np
 from elasticlm.model.structure import Choice, Level
 from elasticlm.schedule.cascade import PairTable
 from elasticlm.schedule.latency import Cell, LatencyTable
-from elasticlm.schedule.policies import Load, Policy, Table
+from elasticlm.schedule.load import Load
+from elasticlm.schedule.policies import Policy, Table
 
 SHARES = (0.0, 0.5, 0.95, 0.99, 1.0)  # at which a service time's quantile function is known; linear between them
 NORMAL_P99 = 0.41  # (p99 - p95) / (p95 - p50) of a normal distribution, where a cell has no p99

@@ -208,12 +208,12 @@ def arms_of(names: Sequence[str], budgets_ms: Sequence[float]) -> list[str]:
 def _check_arms(names: Sequence[str], archive: Archive) -> None:
     """Raise InputError where an arm's policy cannot run, before anything is started."""
     for name in names:
-        level = getattr(parse_policy(name, default_budget_ms=1.0), "level", archive.largest)
-        if level not in archive.levels:
-            offered = ", ".join(map(level_name, archive.levels))
-            raise InputError(f"arm {name!r}: the archive has no such level, only {offered}")
+        try:
+            parse_policy(name, default_budget_ms=1.0).check(archive.levels)
+        except InputError as error:
+            raise InputError(f"arm {name!r}: {error}") from None
     if len(set(names)) < len(names):
-        raise InputError(f"--arms {' '.join(names)}: each arm may stand once")
+        raise InputError(f"--arms {' '.join(names)}: duplicate arm")
 
 
 def _budgets_from(archive: Archive, capacity_rps: dict[Choice, float]) -> list[float]:

@@ -143,4 +143,4 @@ def behind(summary: dict[str, Any], arm: str, budget: str) -> str:
 def arm_budget_ms(arm: str, summary: dict[str, Any]) -> float:
     """Return the budget that an arm works towards: its policy's own, or the tightest for arms without one."""
     tightest = min(float(budget) for budget in summary["arms"][arm]["budgets"])
-    return getattr(parse_policy(arm), "budget_ms", tightest)
+    return parse_policy(arm).budget_ms or tightest

@@ -11,7 +11,7 @@ latency table (the texts are shorter or longer than the table's). Everything els
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,7 @@ def calibrate(table: LatencyTable, tokens: int, capacity_rps: dict[str, float]) 
     if factor <= 0 or overhead_ms < 0:
         raise InputError(f"the latency table is not this server's: capacities {capacity_rps} would need a factor of "
                          f"{factor:.2f} and an overhead of {overhead_ms:.2f} ms")  # fmt: skip
-    scaled = [
-        replace(cell, **{name: factor * getattr(cell, name) for name in ("mean_ms", "p50_ms", "p95_ms", "p99_ms")
-                         if getattr(cell, name) is not None})
-        for cell in table.cells
-    ]  # fmt: skip
-    return ServiceTimes(LatencyTable(scaled, table.setup, table.notes)), overhead_ms
+    return ServiceTimes(table.scaled(dict.fromkeys(table.levels, factor))), overhead_ms
 
 
 def compare(
@@ -130,7 +125,7 @@ def compare(
     compared = []
     for arm, rows in trace.groupby("arm", sort=False):
         policy = parse_policy(str(arm))
-        budget_ms = getattr(policy, "budget_ms", budgets_ms[0])
+        budget_ms = policy.budget_ms or budgets_ms[0]
         times_ms = 1000 * np.sort(rows["t_s"].to_numpy())
         found = simulate(policy, table, server, OpenLoop(arrival_ms=times_ms), told=told)
         answered = rows[rows["status"] == 200]

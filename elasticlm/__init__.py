@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from elasticlm.model.elastic_model import ElasticModel
     from elasticlm.model.structure import ElasticStructure, Structure
     from elasticlm.schedule.latency import LatencyTable
-    from elasticlm.schedule.policies import Load, parse_policy
+    from elasticlm.schedule.policies import parse_policy
+from elasticlm.schedule.load import Load
 
 __version__ = "0.1.0"
 
@@ -18,7 +19,7 @@ _HOMES = {
     "InputError": "elasticlm.errors",
     "LatencyTable": "elasticlm.schedule.latency",
     "ElasticModel": "elasticlm.model.elastic_model",
-    "Load": "elasticlm.schedule.policies",
+    "Load": "elasticlm.schedule.load",
     "parse_policy": "elasticlm.schedule.policies",
     "ElasticStructure": "elasticlm.model.structure",
     "Structure": "elasticlm.model.structure",

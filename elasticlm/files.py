@@ -59,6 +59,12 @@ def refuse_existing(path: str | Path, *, overwrite: bool) -> None:
         raise InputError(f"{path} exists already: choose another output or give --overwrite")
 
 
+def require_file(path: str | Path, missing: str = "no such file") -> None:
+    """Raise InputError where there is no such file; ``missing`` says what that means and what to do about it."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: {missing}")
+
+
 def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:

@@ -1,18 +1,26 @@
-"""What somebody may have meant: the near match that refusals of unknown names end with."""
+"""Near matches: what somebody may have meant by an unknown name."""
 
 import difflib
 from collections.abc import Iterable
 
 
+def near_match(name: object, known: Iterable[str]) -> str:
+    """Return ``; did you mean X?`` where a known name is like this one, else nothing.
+
+    >>> near_match("quue", ["queue", "slack"]), near_match("x", ["queue"])
+    ("; did you mean 'queue'?", '')
+    """
+    matches = difflib.get_close_matches(str(name).lower(), [str(one) for one in known], n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
 def unknown(kind: str, name: object, allowed: Iterable[str]) -> str:
-    """Return the line that refuses an unknown name.
+    """Return the message that refuses an unknown name.
 
     >>> unknown("field", "txt", ["text", "as"])
-    "unknown field 'txt': did you mean 'text'? (allowed: as, text)"
+    "unknown field 'txt'; did you mean 'text'? (allowed: as, text)"
     >>> unknown("task", "sing", ["embed"])
     "unknown task 'sing' (allowed: embed)"
     """
     allowed = sorted(allowed)
-    near = difflib.get_close_matches(str(name).lower(), allowed, n=1)
-    hint = f": did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {str(name)[:80]!r}{hint} (allowed: {', '.join(allowed)})"
+    return f"unknown {kind} {str(name)[:80]!r}{near_match(name, allowed)} (allowed: {', '.join(allowed)})"

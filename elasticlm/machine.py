@@ -1,32 +1,71 @@
-"""What a figure was measured on: every result names it."""
+"""The machine that a figure was measured on; every result names it."""
 
 import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "torchserve", "faiss-cpu", "onnxruntime", "locust")
 
 
+INSTRUCTION_SETS = {
+    "avx2": "avx2",
+    "avx512f": "avx512",
+    "avx512_bf16": "avx512_bf16",
+    "avx512_vnni": "avx512_vnni",
+    "avx_vnni": "avx_vnni",
+    "amx_int8": "amx_int8",
+    "amx_bf16": "amx_bf16",
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "i8mm": "i8mm",
+    "sve": "sve",
+}
+"""Flags in /proc/cpuinfo that decide how fast a level runs, and their usual names."""
+
+
 def machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
-    """CPU, cores that this process may use, Python, the versions of installed ``packages``, and the day."""
+    """What a figure depends on: CPU, its instruction sets, cores that this process may use, Python, versions, date.
+
+    CPUs of one name may differ by several times in speed: the instruction sets tell them apart.
+
+    Args:
+        packages: distributions whose versions are listed, where they are installed.
+    """
     return {
         "cpu": _cpu(),
+        "instruction_sets": list(instruction_sets(_cpuinfo())),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "python": platform.python_version(),
-        "versions": {name: found for name in packages if (found := _version(name))},
+        "versions": {name: installed for name in packages if (installed := _version(name))},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
 
-def _cpu() -> str:
+def instruction_sets(cpuinfo: str) -> tuple[str, ...]:
+    """Return the instruction sets that the text of /proc/cpuinfo lists, by their usual names.
+
+    >>> instruction_sets("processor : 0\\nflags : fpu sse2 avx2 avx512f avx512_vnni")
+    ('avx2', 'avx512', 'avx512_vnni')
+    """
+    lines = (line.split(":", 1) for line in cpuinfo.splitlines() if ":" in line)
+    flags = next((text.split() for name, text in lines if name.strip() in ("flags", "Features")), [])
+    return tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags)
+
+
+def _cpuinfo() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _cpu() -> str:
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -20,16 +20,18 @@ from typing import Any
 
 from ts.context import Context
 
+from elasticlm.handlers.emission import emit
+from elasticlm.handlers.probe import ManagementProbe
 from elasticlm.model.structure import level_name
-from elasticlm.schedule.policies import Load
+from elasticlm.schedule.load import Load
 from elasticlm.serving.engine import Answer
 from elasticlm.serving.live_settings import LiveSettings
-from elasticlm.serving.requests import Asked, RequestError, accept
+from elasticlm.serving.requests import AcceptedRequest, RequestError, accept
 from elasticlm.serving.responses import encoded
 from elasticlm.serving.settings import Settings
-from elasticlm.serving.signals import ManagementProbe, QueueSignal, known_ages_ms
+from elasticlm.serving.signals import QueueSignal, known_ages_ms
 from elasticlm.serving.stages import Stages
-from elasticlm.serving.telemetry import BatchReport, Demand, emit
+from elasticlm.serving.telemetry import BatchReport, Demand
 from elasticlm.serving.two_stage import open_archive
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class ElasticHandler:
         starts = [own.get("x-request-start") for own in headers]
         ages_ms, ignored_starts = known_ages_ms(starts, backlog.ages_ms, time.time())
         read = [self._read(*one) for one in zip(data, headers, ages_ms, strict=True)]
-        asked = [one for one in read if isinstance(one, Asked)]
+        asked = [one for one in read if isinstance(one, AcceptedRequest)]
         stages.done("parse")
         load = Load(
             queue_depth=backlog.queue_depth,
@@ -79,8 +81,8 @@ class ElasticHandler:
             budgets_ms=tuple(one.budget_ms for one in asked),
         )
         answers = iter(self.answerer.answer([one.request for one in asked], load, stages))
-        outcomes = [next(answers) if isinstance(one, Asked) else one for one in read]
-        binary = [isinstance(one, Asked) and one.binary for one in read]
+        outcomes = [next(answers) if isinstance(one, AcceptedRequest) else one for one in read]
+        binary = [isinstance(one, AcceptedRequest) and one.binary for one in read]
         bodies = [encoded(outcome, binary=bare) for outcome, bare in zip(outcomes, binary, strict=True)]
         stages.done("encode")
         service_ms, timing = stages.total_ms, stages.header()
@@ -103,7 +105,7 @@ class ElasticHandler:
 
     def _report(
         self,
-        read: list[Asked | RequestError],
+        read: list[AcceptedRequest | RequestError],
         outcomes: list[Answer | RequestError],
         queue_depth: int,
         service_ms: float,
@@ -112,7 +114,7 @@ class ElasticHandler:
         answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
         errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
         taken_ms = service_ms + self.settings.overhead_ms
-        late = sum(isinstance(one, Asked) and one.age_ms + taken_ms > one.budget_ms for one in read)
+        late = sum(isinstance(one, AcceptedRequest) and one.age_ms + taken_ms > one.budget_ms for one in read)
         return BatchReport(
             queue_depth=queue_depth,
             service_s=service_ms / 1e3,
@@ -123,7 +125,7 @@ class ElasticHandler:
             ignored_starts=ignored_starts,
         )
 
-    def _read(self, item: dict[str, Any], headers: dict[str, str], age_ms: float) -> Asked | RequestError:
+    def _read(self, item: dict[str, Any], headers: dict[str, str], age_ms: float) -> AcceptedRequest | RequestError:
         try:
             return accept(item, headers, age_ms, self.settings, self.answerer.service)
         except RequestError as error:

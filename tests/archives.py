@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from elasticlm.handlers.archive import TEMPLATE, pack
+from elasticlm.handlers.packing import TEMPLATE, pack
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.teacher import load_teacher
 from elasticlm.retrieval.passage_index import PassageIndex

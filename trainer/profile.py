@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     cells = len(models) * len(levels) * len(args.rows) * len(args.tokens)
     with progress(total=cells, desc="profile", unit="cell") as bar:
         for model in models:
-            table = latency.measure(model, levels=levels, rows=args.rows, tokens=args.tokens, threads=args.threads,
+            table = measure(model, levels=levels, rows=args.rows, tokens=args.tokens, threads=args.threads,
                                     seconds=args.seconds, min_runs=args.min_runs, on_cell=bar.update)  # fmt: skip
             table.write(file)
             setup = {"backend": table.setup.backend, "precision": table.setup.precision}

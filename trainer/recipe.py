@@ -15,7 +15,6 @@ that share ten words in a row with them are dropped::
 recipe's output that is there already is taken as it is: so can recipes share a start.
 """
 
-import difflib
 import json
 import string
 import time
@@ -31,6 +30,7 @@ from elasticlm.__main__ import load
 from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
+from elasticlm.hints import near_match
 
 COMMANDS = ("prune", "distil", "finetune", "index", "evaluate", "compare", "profile", "export")  # that a stage may run
 RECIPES = Path(__file__).with_name("recipes")
@@ -75,7 +75,7 @@ class Recipe:
         file = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
         if not file.is_file():
             raise InputError(
-                f"no recipe {name}{near(name, names())}; there are {', '.join(names())}, or give a .yaml file"
+                f"no recipe {name}{near_match(name, names())}; there are {', '.join(names())}, or give a .yaml file"
             )
         try:
             content = yaml.safe_load(file.read_text("utf-8"))
@@ -85,7 +85,7 @@ class Recipe:
             raise InputError(f"{file}: expected {', '.join(FIELDS)}")
         for key in content:
             if key not in FIELDS:
-                raise InputError(f"{file}: unknown field {key!r}{near(key, FIELDS)}")
+                raise InputError(f"{file}: unknown field {key!r}{near_match(key, FIELDS)}")
         if base := content.get("base"):
             return cls._based(file, base, content)
         settings, stages = content.get("settings") or {}, content.get("stages") or []
@@ -108,7 +108,7 @@ class Recipe:
         recipe, settings = cls.read(base), content.get("settings") or {}
         for key in settings:
             if key not in recipe.settings:
-                raise InputError(f"{file}: {base} has no setting {key!r}{near(key, recipe.settings)}")
+                raise InputError(f"{file}: {base} has no setting {key!r}{near_match(key, recipe.settings)}")
         return replace(recipe, name=file.stem, settings={**recipe.settings, **settings})
 
     def with_settings(self, assignments: Iterable[str]) -> "Recipe":
@@ -119,7 +119,9 @@ class Recipe:
             if not equals:
                 raise InputError(f"--set {assignment}: expected key=value")
             if key not in changed:
-                raise InputError(f"--set {assignment}: recipe {self.name} has no setting {key!r}{near(key, changed)}")
+                raise InputError(
+                    f"--set {assignment}: recipe {self.name} has no setting {key!r}{near_match(key, changed)}"
+                )
             changed[key] = value
         return replace(self, settings=changed)
 
@@ -180,19 +182,13 @@ def names() -> list[str]:
     return sorted(file.stem for file in RECIPES.glob("*.yaml"))
 
 
-def near(name: object, known: Iterable[str]) -> str:
-    """``; did you mean X?``, where something known is like the name."""
-    match = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
-
-
 def _stage(file: Path, number: int, stage: Any, settings: Mapping[str, Any]) -> Stage:
     where = f"{file}, stage {number}"
     if not (isinstance(stage, dict) and len(stage) == 1 and isinstance(next(iter(stage.values())), dict)):
         raise InputError(f"{where}: expected one command with its options, such as `profile: {{model: DIR}}`")
     name, options = next(iter(stage.items()))
     if name not in COMMANDS or name == "recipe":
-        raise InputError(f"{where}: unknown command {name!r}{near(name, COMMANDS)}")
+        raise InputError(f"{where}: unknown command {name!r}{near_match(name, COMMANDS)}")
     _check_keys(where, list(options.values()), settings)
     return Stage(name, options)
 
@@ -205,7 +201,7 @@ def _check_keys(where: str, value: Any, known: Iterable[str]) -> None:
         return
     for _, key, _, _ in string.Formatter().parse(str(value)):
         if key is not None and key != "output" and key not in known:
-            raise InputError(f"{where}: no setting {key!r}{near(key, known)}")
+            raise InputError(f"{where}: no setting {key!r}{near_match(key, known)}")
 
 
 def _filled_in(value: Any, settings: Mapping[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ from elasticlm.machine import machine
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.folder import WEIGHTS_FILE
 from elasticlm.model.structure import Level, level_name
-from elasticlm.schedule.latency import text_of
+from elasticlm.schedule.profiling import text_of
 
 MOST_DIFFERENCE = 1e-4  # of fp32 vectors, element by element
 LEAST_COSINE = 0.99  # of int8 vectors, in the mean

@@ -4,6 +4,7 @@ What each spec holds stands in its own module; here a spec is told apart and ask
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from elasticlm.errors import InputError
@@ -40,6 +41,19 @@ class Source(Protocol):
     def everything(self) -> Iterable[str]: ...
 
 
+def check_spec(spec: str) -> None:
+    """Raise InputError for a spec of an unknown kind, or whose folder or file is missing. Reads and imports nothing."""
+    kind, _, rest = spec.partition(":")
+    if kind == "pydoc":
+        return
+    if not rest or kind not in ("beir", "glue", "text", "hf"):
+        raise InputError(f"data {spec!r}: expected {SPECS}")
+    if kind in ("beir", "glue") and not Path(rest).is_dir():
+        raise InputError(f"{spec}: no such folder {rest}")
+    if kind == "text" and not Path(rest).is_file():
+        raise InputError(f"{spec}: no such file {rest}")
+
+
 def open_source(spec: str) -> Source:
     """Return the source that a spec names; InputError where it names none."""
     kind, _, rest = spec.partition(":")
@@ -47,8 +61,7 @@ def open_source(spec: str) -> Source:
         from elasticlm.retrieval.docstrings import Pydoc
 
         return Pydoc(rest)
-    if not rest or kind not in ("beir", "glue", "text", "hf"):
-        raise InputError(f"data {spec!r}: expected {SPECS}")
+    check_spec(spec)
     if kind == "beir":
         from elasticlm.retrieval.beir import BeirFolder
 

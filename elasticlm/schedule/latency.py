@@ -1,28 +1,18 @@
-"""The latency table: what each level costs on this machine, for so many rows of so many tokens."""
+"""The latency table: what each level costs on this machine, for this many rows of this many tokens."""
 
 import csv
 import itertools
 import statistics
-import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
-import torch
-
-from elasticlm.backend.onnx_runtime import is_exported
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
-from elasticlm.machine import machine
 from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import Level, level_name, parse_level
-
-if TYPE_CHECKING:
-    from elasticlm.model.elastic_model import ElasticModel
 
 COLUMNS = [
     *("level", "rows", "tokens", "threads", "backend", "precision", "device"),
@@ -31,7 +21,7 @@ COLUMNS = [
 ROWS, TOKENS = (1, 8, 32), (16, 64, 128, 256)
 COMPARED = ((1, 16), (8, 128))  # rows and tokens by which setups are compared
 ANY_LENGTH = 512  # tokens of a table that does not depend on length
-P99_RUNS = 1_000  # fewer runs have no 99th percentile
+ANY = "auto"  # a backend or precision that is left to the table with the shortest times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +76,26 @@ class LatencyTable:
     @property
     def cpu(self) -> str | None:
         """The processor that it was measured on, as its notes say; None where they do not."""
-        machines = (note.removeprefix("machine: ") for note in self.notes if note.startswith("machine: "))
-        return next((found.rpartition(", ")[0] for found in machines), None)
+        described = self._note("machine: ")
+        return None if described is None else described.rpartition(", ")[0]
+
+    @property
+    def instruction_sets(self) -> tuple[str, ...] | None:
+        """The processor's instruction sets (see elasticlm.machine), as its notes say; None where they do not."""
+        listed = self._note("instruction sets: ")
+        return None if listed is None else tuple(listed.split())
+
+    def _note(self, prefix: str) -> str | None:
+        return next((note.removeprefix(prefix) for note in self.notes if note.startswith(prefix)), None)
+
+    def scaled(self, factors: Mapping[Level, float], note: str | None = None) -> "LatencyTable":
+        """Return the table with every level's times multiplied by its factor, and with one more note."""
+
+        def times(cell: Cell) -> dict[str, float]:
+            return {name: ms * factors[cell.level] for name, ms in vars(cell).items() if name.endswith("_ms") and ms}
+
+        cells = [replace(cell, **times(cell)) for cell in self.cells]
+        return LatencyTable(cells, self.setup, (*self.notes, *([note] if note else [])))
 
     def _grid(self, level: Level, name: str) -> list[list[float]]:
         times = iter(getattr(cell, name) for cell in self.cells if cell.level == level)
@@ -124,15 +132,20 @@ class LatencyTable:
                     for level, ms in means_ms.items()])  # fmt: skip
 
     @classmethod
-    def read(cls, file: str | Path, *, backend: str | None = None, threads: int | None = None) -> "LatencyTable":
-        """Read latency.csv: the fastest table of this backend and these threads (None: any). Raises InputError."""
-        fitting = [table for table in read_tables(file)
-                   if backend in (None, table.setup.backend) and threads in (None, table.setup.threads)]  # fmt: skip
-        if not fitting:
+    def read(
+        cls, file: str | Path, *, backend: str = ANY, precision: str = ANY, threads: int | None = None
+    ) -> "LatencyTable":
+        """Read latency.csv: the fastest table of this backend, precision and number of threads (None: any number).
+
+        Raises InputError where nothing was measured for them.
+        """
+        table = select_table(read_tables(file), backend=backend, precision=precision, threads=threads)
+        if table is None:
+            asked = [name for name in (backend, precision) if name != ANY] + [f"{threads} threads"] * bool(threads)
             raise InputError(
-                f"{file}: nothing measured for backend {backend or 'any'}, {threads or 'any number of'} threads"
+                f"{file}: nothing was measured for {' '.join(asked)}; run `elasticlm profile --model {Path(file).parent}`"
             )
-        return fastest(fitting)
+        return table
 
     def write(self, file: str | Path) -> None:
         """Write into latency.csv, in place of what it held for the same setup; other setups stay."""
@@ -186,112 +199,61 @@ def fastest(tables: Sequence[LatencyTable]) -> LatencyTable:
     return min(tables, key=typical_ms)
 
 
-def choose_setup(
-    artifact: Path, *, threads: int = 1, backend: str = "auto", precision: str = "auto"
-) -> tuple[LatencyTable, Setup]:
-    """Return the latency table of an artifact to decide by, and what will run.
-
-    Of the setups that were measured with these threads, that are asked for and that this machine can run, the fastest;
-    where there is none, PyTorch (or what is asked for) by the first table.
-    """
-
-    def runs_here(setup: Setup) -> bool:
-        wanted = backend in ("auto", setup.backend) and precision in ("auto", setup.precision)
-        there = setup.backend == "torch" or backend == "onnx" or is_exported(artifact, setup.precision)
-        return wanted and there and setup.threads == threads and setup.device == "cpu"
-
-    tables = read_tables(artifact / LATENCY_FILE)
-    fitting = [table for table in tables if runs_here(table.setup)]
-    if fitting:
-        table = fastest(fitting)
-        return table, table.setup
-    asked = {"backend": backend, "precision": precision}
-    return tables[0], Setup(threads=threads, **{name: value for name, value in asked.items() if value != "auto"})
-
-
-def measure(
-    model: "ElasticModel",
+def select_table(
+    tables: Sequence[LatencyTable],
     *,
-    levels: Sequence[Level] | None = None,
-    rows: Sequence[int] = ROWS,
-    tokens: Sequence[int] = TOKENS,
-    threads: int = 1,
-    seconds: float = 2.0,
-    min_runs: int = 20,
-    on_cell: Callable[[], None] = lambda: None,
-) -> LatencyTable:
-    """Measure the service time of every level: parsed request -> response object (tokenise, forward, convert).
-
-    Levels take turns on the same batch, so that noise of the machine falls on all of them alike.
+    backend: str = ANY,
+    precision: str = ANY,
+    threads: int | None = None,
+    can_run: Callable[[Setup], bool] = lambda setup: True,
+) -> LatencyTable | None:
+    """Return the table with the shortest times among those that fit what is asked for and can run; None: there is none.
 
     Args:
-        levels: None for all.
-        rows, tokens: the grid; lengths above the model's limit are left out.
-        threads: of PyTorch's intra-op pool.
-        seconds, min_runs: a cell is timed until both are reached.
-        on_cell: called after each cell, for progress.
+        backend, precision: a name, or "auto" for any.
+        threads: None for any number.
+        can_run: whether a set-up can run on this machine.
     """
-    levels = tuple(levels or model.levels)
-    limit = model.config.max_tokens.of("pair" if model.config.task == "score" else "query")
-    lengths = [length for length in tokens if length <= limit] or [limit]
-    cells = []
-    with _threads(threads):
-        for count, length in itertools.product(rows, lengths):
-            batch = batch_of(model, count, length)
-            times: dict[Level, list[float]] = {level: [] for level in levels}
-            for level in levels:
-                _answer(model, *batch, level)  # warm-up
-            while waiting := [k for k in levels if len(times[k]) < min_runs or sum(times[k]) < seconds * 1000]:
-                for level in waiting:
-                    start = time.perf_counter()
-                    _answer(model, *batch, level)
-                    times[level].append((time.perf_counter() - start) * 1000)
-            for level in levels:
-                cells.append(_cell(level, count, length, times[level]))
-                on_cell()
-    setup = Setup(threads=threads, backend=model.backend.name, precision=model.backend.precision,
-                  device=model.backend.device)  # fmt: skip
-    here = machine(("torch", "transformers"))
-    notes = [f"machine: {here['cpu']}, {here['cores']} cores",
-             f"versions: python {here['python']}, " + ", ".join(f"{k} {v}" for k, v in here["versions"].items()),
-             f"date: {here['date']}"]  # fmt: skip
-    return LatencyTable(cells, setup, notes)
+
+    def fits(setup: Setup) -> bool:
+        wanted = backend in (ANY, setup.backend) and precision in (ANY, setup.precision)
+        return wanted and threads in (None, setup.threads) and can_run(setup)
+
+    fitting = [table for table in tables if fits(table.setup)]
+    return fastest(fitting) if fitting else None
 
 
-def _answer(model: "ElasticModel", texts: list[str], seconds: list[str] | None, level: Level) -> list:
-    """What the server does between a parsed request and the response object."""
-    inputs = model.tokenize(texts) if seconds is None else model.tokenize_pairs(texts, seconds)
-    return model.encode(inputs, level).tolist()
+def choose_setup(
+    artifact: Path, *, threads: int = 1, backend: str = ANY, precision: str = ANY
+) -> tuple[LatencyTable, Setup]:
+    """Return the latency table of an artifact to decide by, and the set-up that will run.
 
-
-def batch_of(model: "ElasticModel", rows: int, tokens: int) -> tuple[list[str], list[str] | None]:
-    """Texts, or for a reranker one query (an eighth of the tokens) with passages, that make a batch of rows x tokens.
-
-    Of several rows the last is a token shorter: batches are padded, and runtimes may be faster where they are not.
+    Of the set-ups that were measured with these threads, that are asked for and that this machine can run, the fastest;
+    where there is none, PyTorch (or what is asked for) by the first table.
     """
-    padded = rows > 1
-    if model.config.task != "score":
-        return [text_of(model, tokens)] * (rows - padded) + [text_of(model, tokens - 1)] * padded, None
-    query = max(3, tokens // 8)
-    longest = tokens - query + 1  # they share a [CLS]
-    passages = [text_of(model, longest)] * (rows - padded) + [text_of(model, longest - 1)] * padded
-    return [text_of(model, query)] * rows, passages
+    from elasticlm.backend.onnx_runtime import is_exported
+
+    def can_run(setup: Setup) -> bool:
+        there = setup.backend == "torch" or backend == "onnx" or is_exported(artifact, setup.precision)
+        return there and setup.device == "cpu"
+
+    tables = read_tables(artifact / LATENCY_FILE)
+    table = select_table(tables, backend=backend, precision=precision, threads=threads, can_run=can_run)
+    if table is not None:
+        return table, table.setup
+    asked = {"backend": backend, "precision": precision}
+    return tables[0], Setup(threads=threads, **{name: value for name, value in asked.items() if value != ANY})
 
 
-def text_of(model: "ElasticModel", tokens: int) -> str:
-    """A text of words of the model's own vocabulary that makes exactly so many tokens, special ones included."""
-    tokenizer = model.tokenizer
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    words = [word for word, _ in vocabulary if word.isalpha() and word.islower()] or [tokenizer.unk_token]
-    whole = [word for word in words[:4000:7] or words if len(tokenizer.tokenize(word)) == 1] or [tokenizer.unk_token]
-    overhead = model.tokenize([""])["input_ids"].shape[1]
-    return " ".join(itertools.islice(itertools.cycle(whole), max(1, tokens - overhead)))
-
-
-def _cell(level: Level, rows: int, tokens: int, times: list[float]) -> Cell:
-    p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
-    return Cell(level=level, rows=rows, tokens=tokens, mean_ms=statistics.fmean(times), p50_ms=p50, p95_ms=p95,
-                p99_ms=p99 if len(times) >= P99_RUNS else None, runs=len(times))  # fmt: skip
+def machine_notes(here: Mapping[str, Any]) -> list[str]:
+    """Return the notes of a table that was measured on this machine (see elasticlm.machine.machine)."""
+    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+    return [
+        f"machine: {here['cpu']}, {here['cores']} cores",
+        f"instruction sets: {' '.join(here['instruction_sets']) or 'none of note'}",
+        f"versions: python {here['python']}, {versions}",
+        f"date: {here['date']}",
+    ]
 
 
 def _locate(grid: tuple[int, ...], value: float) -> tuple[int, int, float, float]:
@@ -309,13 +271,3 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise ValueError(f"{text}: expected a time above 0 in ms")
     return value
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,49 +1,22 @@
 """The elastic schedule (ElasticLM, section 4.3): pure policies from (table, load) to a level.
 
 Behind a queue of g requests level k answers the last one after about (g + 1) t_k. Each policy is a frozen value with
-``choose(table, load)``; it is written ``fixed:50``, ``queue:t=250``, ``slack:t=250,alpha=.6`` everywhere. A pipeline's
+``choose(table, load)``; it is written ``fixed:50``, ``queue:t=250``, ``slack:t=250,alpha=0.6`` everywhere. A pipeline's
 levels are pairs (see elasticlm.schedule.cascade), ``fixed:50+10``.
 """
 
-import difflib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
 from elasticlm.errors import InputError
+from elasticlm.hints import near_match
 from elasticlm.model.structure import Choice, level_name, parse_choice
+from elasticlm.schedule.load import Load
 
 ChoiceT = TypeVar("ChoiceT")
 ALPHA = 0.6  # share of the budget that `slack` plans with; `elasticlm policies` recommends one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """What is known when a batch is in hand.
-
-    Attributes:
-        queue_depth: requests waiting behind the batch (g).
-        rows: sequences in the batch (a rerank of 8 passages is 8).
-        tokens: padded length of the batch; None takes the table's shortest.
-        batch: requests in the batch (b).
-        batch_size: requests that the server puts into a batch at most (B).
-        workers: workers that share the queue (W).
-        overhead_ms: the server's own time a request (r).
-        turnaround_ms: what a worker needs from one batch to the next beyond its service time; 0 where unknown.
-        ages_ms: how long each request of the batch has waited already; empty where unknown.
-        budgets_ms: each request's own budget T_i; empty where they have none.
-    """
-
-    queue_depth: int = 0
-    rows: int = 1
-    tokens: int | None = None
-    batch: int = 1
-    batch_size: int = 1
-    workers: int = 1
-    overhead_ms: float = 0.0
-    turnaround_ms: float = 0.0
-    ages_ms: tuple[float, ...] = ()
-    budgets_ms: tuple[float, ...] = ()
 
 
 class Table(Protocol[ChoiceT]):
@@ -57,9 +30,22 @@ class Table(Protocol[ChoiceT]):
 
 
 class Policy(Protocol):
-    """A level for each batch; decided alone, without memory."""
+    """A level for each batch; decided from the batch's load alone, without memory.
+
+    Attributes:
+        budget_ms: T, the latency budget that the policy plans with; None where it plans with none.
+    """
+
+    @property
+    def budget_ms(self) -> float | None: ...
 
     def choose(self, table: Table[ChoiceT], load: Load) -> ChoiceT: ...
+
+    def check(self, levels: Sequence[Choice]) -> None:
+        """Raise InputError unless the policy can choose among these levels."""
+
+    def settings(self) -> dict[str, str | float]:
+        """The policy as settings of an archive: ``policy``, and its numbers under the settings' own names."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +54,20 @@ class Fixed:
 
     level: Choice
 
+    @property
+    def budget_ms(self) -> None:
+        return None
+
     def choose(self, table: Table[ChoiceT], load: Load) -> ChoiceT:
-        return cast(ChoiceT, self.level)  # whoever takes the policy checks that the table has it
+        return cast(ChoiceT, self.level)  # see check()
+
+    def check(self, levels: Sequence[Choice]) -> None:
+        if self.level not in levels:
+            offered = ", ".join(map(level_name, levels))
+            raise InputError(f"policy {self}: level {level_name(self.level)} is not among the levels {offered}")
+
+    def settings(self) -> dict[str, str | float]:
+        return {"policy": str(self)}
 
     def __str__(self) -> str:
         return f"fixed:{level_name(self.level)}"
@@ -89,6 +87,12 @@ class Queue:
 
     def choose(self, table: Table[ChoiceT], load: Load) -> ChoiceT:
         return largest_within(table, load, self.budget_ms)
+
+    def check(self, levels: Sequence[Choice]) -> None:
+        """Any levels will do."""
+
+    def settings(self) -> dict[str, str | float]:
+        return {"policy": "queue", "latency_budget_ms": self.budget_ms}
 
     def __str__(self) -> str:
         return f"queue:t={self.budget_ms:g}"
@@ -114,6 +118,12 @@ class Slack:
         tightest = min((ms for ms in spare if ms >= fastest), default=math.inf)
         limit_ms = self.alpha * self.budget_ms
         return largest_within(table, load, limit_ms, tightest_ms=tightest, turnaround_ms=load.turnaround_ms)
+
+    def check(self, levels: Sequence[Choice]) -> None:
+        """Any levels will do."""
+
+    def settings(self) -> dict[str, str | float]:
+        return {"policy": "slack", "latency_budget_ms": self.budget_ms, "alpha": self.alpha}
 
     def __str__(self) -> str:
         alpha = f"{self.alpha:g}".removeprefix("0")
@@ -142,32 +152,29 @@ def largest_within(
     return table.levels[-1]
 
 
-POLICIES = {"fixed": Fixed, "queue": Queue, "slack": Slack}  # a new policy is a line here
-_OPTIONS = {"fixed": (), "queue": ("t",), "slack": ("t", "alpha")}
+POLICIES: dict[str, type[Policy]] = {"fixed": Fixed, "queue": Queue, "slack": Slack}
+OPTIONS = {"fixed": (), "queue": ("t",), "slack": ("t", "alpha")}
 
 
-def parse_policy(
-    text: str, *, default_budget_ms: float | None = None, default_alpha: float = ALPHA
-) -> Fixed | Queue | Slack:
-    """Return the policy written ``fixed:50``, ``queue:t=250`` or ``slack:t=250,alpha=.6``.
+def parse_policy(text: str, *, default_budget_ms: float | None = None, default_alpha: float = ALPHA) -> Policy:
+    """Return the policy written ``fixed:50``, ``queue:t=250`` or ``slack:t=250,alpha=0.6``.
 
     A policy without its own t (alpha) takes the default. Raises InputError with the near match on unknown words.
     """
     name, _, arguments = text.strip().partition(":")
     if name not in POLICIES:
-        near = difflib.get_close_matches(name, POLICIES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"policy {text!r}: expected fixed:LEVEL, queue:t=MS or slack:t=MS,alpha=SHARE{hint}")
+        expected = "expected fixed:LEVEL, queue:t=MS or slack:t=MS,alpha=SHARE"
+        raise InputError(f"policy {text!r}: {expected}{near_match(name, POLICIES)}")
     if name == "fixed":
         return Fixed(parse_choice(arguments))
     options = dict(part.partition("=")[::2] for part in arguments.split(",") if part)
-    if unknown := [key for key in options if key not in _OPTIONS[name]]:
-        raise InputError(f"policy {text!r}: unknown option {unknown[0]!r}, expected {', '.join(_OPTIONS[name])}")
+    if unknown := [key for key in options if key not in OPTIONS[name]]:
+        raise InputError(f"policy {text!r}: unknown option {unknown[0]!r}, expected {', '.join(OPTIONS[name])}")
     try:
         budget_ms = float(options.get("t", default_budget_ms or "nan"))
         alpha = float(options.get("alpha", default_alpha))
     except ValueError:
-        raise InputError(f"policy {text!r}: t and alpha are numbers, such as t=250,alpha=.6") from None
+        raise InputError(f"policy {text!r}: t and alpha are numbers, such as t=250,alpha=0.6") from None
     if not 0 < budget_ms < math.inf:
         raise InputError(f"policy {text!r}: needs a budget above 0 in ms, such as {name}:t=250")
     if not 0 < alpha <= 1:

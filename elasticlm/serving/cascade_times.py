@@ -14,8 +14,6 @@ from elasticlm.schedule.latency import LatencyTable
 if TYPE_CHECKING:
     from elasticlm.retrieval.passage_index import PassageIndex
 
-RERANKER_FOLDER, PASSAGES_FOLDER = "reranker", "passages"
-"""Where an archive holds them, beside the retriever's `artifact/` and `index/`."""
 SAMPLE = 64  # searches by which it is judged how long a list's passages are
 TIMED = 5  # searches by which it is judged how long one takes
 

@@ -16,8 +16,11 @@ from elasticlm.machine import machine
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import Choice, Level
-from elasticlm.schedule.latency import Cell, LatencyTable, Setup, choose_setup, measure
-from elasticlm.schedule.policies import Fixed, Load, Policy
+from elasticlm.schedule.latency import LatencyTable, Setup, choose_setup
+from elasticlm.schedule.load import Load
+from elasticlm.schedule.policies import Policy
+from elasticlm.schedule.profiling import measure
+from elasticlm.serving.bundle import Bundle
 from elasticlm.serving.requests import Classify, Embed, Request, Score, Search, Service
 from elasticlm.serving.settings import Settings
 from elasticlm.serving.stages import Stages
@@ -46,7 +49,7 @@ class Answerer:
     """Model, latency table, policy and index of one archive: requests in, answers out.
 
     Args:
-        folder: holds `artifact/` and, where the archive can search, `index/`.
+        folder: an unpacked archive, see elasticlm.serving.bundle.
         settings: the handler's settings.
 
     Raises InputError where the parts do not fit together.
@@ -54,15 +57,16 @@ class Answerer:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
-        self.model, self.table = load_model(folder / "artifact", settings)
+        bundle = Bundle(folder)
+        self.model, self.table = load_model(bundle.artifact, settings)
         self.adopt(settings)
-        self.index = load_index(folder / "index", self.model, settings.threads)
+        self.index = load_index(bundle.index, self.model, settings.threads)
         self.service = Service(
             task=self.model.config.task,
             passages_encoder=self.model.config.passages.encoder,
             has_index=self.index is not None,
         )
-        self.table = made_ready(self.model, self.table, settings)
+        self.table = warmed_up(self.model, self.table, settings)
         self.search_ms = 0.0
         if self.index is not None:
             warm = self.model.embed(["warm"] * PROFILE_RUNS, level=self.model.structures.smallest).numpy()
@@ -71,8 +75,7 @@ class Answerer:
     def adopt(self, settings: Settings) -> None:
         """Take the policy of these settings; raises InputError where it wants a level that is not there."""
         policy: Policy = settings.parsed_policy()
-        if isinstance(policy, Fixed):
-            self.model.structures[policy.level]
+        policy.check(self.model.levels)
         self.policy = policy
 
     def answer(self, requests: Sequence[Request], load: Load, stages: Stages | None = None) -> list[Answer]:
@@ -216,7 +219,7 @@ def load_model(artifact: Path, settings: Settings) -> tuple[ElasticModel, Latenc
     return model, table
 
 
-def made_ready(model: ElasticModel, table: LatencyTable, settings: Settings) -> LatencyTable:
+def warmed_up(model: ElasticModel, table: LatencyTable, settings: Settings) -> LatencyTable:
     """Set the length limits of the settings and run every level, so that no request pays for first times.
 
     Levels run at the table's smallest and largest cell. Returns the table, scaled to this machine where the settings
@@ -238,11 +241,12 @@ def made_ready(model: ElasticModel, table: LatencyTable, settings: Settings) -> 
 
 def warn_if_stale(file: Path, table: LatencyTable, here: Setup) -> None:
     """Warn where the table was measured on another machine or in another setup than what runs."""
-    then = table.setup
+    then, here_now = table.setup, machine(())
     differences = [
         f"{name} {before}, here {now}"
         for name, before, now in (
-            ("CPU", table.cpu, machine(())["cpu"]),
+            ("CPU", table.cpu, here_now["cpu"]),
+            ("instruction sets", _listed(table.instruction_sets), _listed(here_now["instruction_sets"])),
             ("threads", then.threads, here.threads),
             ("backend", then.backend, here.backend),
             ("precision", then.precision, here.precision),
@@ -258,28 +262,26 @@ def warn_if_stale(file: Path, table: LatencyTable, here: Setup) -> None:
         )  # fmt: skip
 
 
+def _listed(names: Sequence[str] | None) -> str | None:
+    return None if names is None else " ".join(names) or "none of note"
+
+
 def rescaled(table: LatencyTable, model: ElasticModel, threads: int) -> LatencyTable:
     """Return the table scaled, level by level, to a few runs on this machine at its smallest and its largest cell."""
-    factors: dict[Level, list[float]] = {level: [] for level in table.levels}
+    ratios: dict[Level, list[float]] = {level: [] for level in table.levels}
     for rows, tokens in ((table.rows[0], table.tokens[0]), (table.rows[-1], table.tokens[-1])):
         now = measure(
             model, levels=table.levels, rows=[rows], tokens=[tokens], threads=threads, seconds=0, min_runs=PROFILE_RUNS
         )
         for cell in now.cells:
-            factors[cell.level].append(cell.p50_ms / table.mean_ms(cell.level, cell.rows, cell.tokens))
-    scales = {level: statistics.geometric_mean(both) for level, both in factors.items()}
-    cells = [_scaled(cell, scales[cell.level]) for cell in table.cells]
-    return LatencyTable(cells, table.setup, (*table.notes, "rescaled at start"))
+            ratios[cell.level].append(cell.p50_ms / table.mean_ms(cell.level, cell.rows, cell.tokens))
+    factors = {level: statistics.geometric_mean(both) for level, both in ratios.items()}
+    return table.scaled(factors, "rescaled at start")
 
 
-def _scaled(cell: Cell, factor: float) -> Cell:
-    times = {name: ms * factor for name, ms in vars(cell).items() if name.endswith("_ms") and ms is not None}
-    return replace(cell, **times)
-
-
-def load_index(folder: Path, model: ElasticModel, threads: int) -> Any:
-    """Return the archive's index, checked against the artifact, or None where it has none."""
-    if not folder.is_dir():
+def load_index(folder: Path | None, model: ElasticModel, threads: int) -> Any:
+    """Return the archive's index, checked against the artifact; None where it has none."""
+    if folder is None:
         return None
     import faiss
 

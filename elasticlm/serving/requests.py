@@ -66,7 +66,7 @@ Request = Embed | Search | Score | Classify
 
 
 @dataclass(frozen=True)
-class Asked:
+class AcceptedRequest:
     """An accepted request with its clock.
 
     Args:
@@ -98,7 +98,7 @@ class Service:
 
 def accept(
     item: Mapping[str, Any], headers: Mapping[str, str], age_ms: float, settings: Settings, service: Service
-) -> Asked:
+) -> AcceptedRequest:
     """Return one item of TorchServe's batch as an accepted request; raises RequestError.
 
     Args:
@@ -111,7 +111,7 @@ def accept(
     budget_ms = latency_budget_ms(headers.get("x-latency-budget-ms"), settings.budget_ms)
     if settings.late == "reject" and age_ms >= budget_ms:
         raise RequestError("late", f"waited {age_ms:.0f} ms, longer than its budget of {budget_ms:g} ms", LATE)
-    return Asked(request, age_ms, budget_ms, wants_binary(headers.get("accept"), request))
+    return AcceptedRequest(request, age_ms, budget_ms, wants_binary(headers.get("accept"), request))
 
 
 def wants_binary(accept: str | None, request: Request) -> bool:

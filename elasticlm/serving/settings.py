@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 from elasticlm import backend as backends
 from elasticlm.errors import InputError
 from elasticlm.hints import unknown
-from elasticlm.schedule.policies import Policy, parse_policy
+from elasticlm.schedule.policies import ALPHA, Policy, parse_policy
 
 LATE = ("answer", "reject")
 BACKENDS = ("auto", *backends.BACKENDS)
@@ -24,7 +24,7 @@ class Settings:
     """T: a request should be answered within it, counted from its arrival. None: the policy says it."""
     policy: str = "slack"
     """`slack`, `queue` or `fixed:LEVEL`; a `t=` or `alpha=` in it stands above the two settings."""
-    alpha: float = 0.6
+    alpha: float = ALPHA
     """Share of T that `slack` plans with."""
     late: str = "answer"
     """A request that is older than its budget before work begins: `answer` it, or `reject` it with 504."""
@@ -93,7 +93,7 @@ class Settings:
     @property
     def budget_ms(self) -> float:
         """T, from the policy or the setting; infinite where neither says one."""
-        stated = getattr(self.parsed_policy(), "budget_ms", self.latency_budget_ms)
+        stated = self.parsed_policy().budget_ms or self.latency_budget_ms
         return math.inf if stated is None else stated
 
 

@@ -1,46 +1,31 @@
-"""How long is the queue, and how old are its requests: the signals that TorchServe leaves to be found.
+"""How long the queue is and how old its requests are, for servers that do not tell a worker.
 
-TorchServe gives a worker neither the queue's depth nor a request's arrival time. Three signals stand in:
+Three signals are combined:
 
-1. Batch fill, free: a batch that came with room in it means that nothing waits behind it.
-2. Management probe: `GET /models/NAME` tells the requests that wait, without the batch in hand. Asked only when the
-   batch came full; its last answer holds for a second.
-3. Age: the server's clock less the header X-Request-Start; without it, from the probes (see `Arrivals`).
+1. Batch fill, which costs nothing: if a batch arrives with room in it, nothing waits behind it.
+2. A probe, which asks the server how many requests wait (handlers.probe for TorchServe). It is called only when a batch
+   arrives full; its last answer is used for one second.
+3. Age: the clock minus the header X-Request-Start; without the header, from the probes (see `Arrivals`).
 
-Besides, what a batch costs the worker beyond the model is measured as it runs (see `Turnaround`).
+In addition, what a batch costs the worker beyond the model is measured as it runs (see `Turnaround`).
 
-Nothing here knows TorchServe's Python side; clocks and the probe go in as arguments.
+Nothing here knows a server; clocks and the probe are arguments.
 """
 
-import json
-import logging
 import math
-import os
 import re
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException
-from pathlib import Path
-from urllib.parse import quote, urlsplit
 
-logger = logging.getLogger(__name__)
-
-PROBE_TIMEOUT_S = 0.005
-"""Longest wait for the management API."""
 HOLD_S = 1.0
-"""How long its last answer stands for the queue."""
-FAILED_PAUSE_S, REFUSED_PAUSE_S = 0.1, 1.0
-"""Not asked again so soon after no answer and after a refusal, so that a port that is off costs next to nothing."""
+"""How long the probe's last answer is used, in s."""
 OLDEST_S = 60.0
 """X-Request-Start before that is a mistake, not a wait."""
 IDLE_S = 0.005
 """A worker that waited so long beyond the batch delay had an empty queue; the turnaround itself takes 1-2 ms."""
-
-
-# -- 2. The management probe -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -49,86 +34,6 @@ class QueueStatus:
 
     pending: int
     workers: int
-
-
-class ManagementProbe:
-    """Asks TorchServe's management API for the queue; answers None at once or after the timeout, never raises.
-
-    Args:
-        url: the management address, `http://127.0.0.1:8081`.
-        model_name: the name under which the model is served.
-        key_file: the key_file.json with the management token; read again whenever a token is refused.
-        worker_pid: this worker's process, which must be among the model's workers: else `url` is another server's.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        model_name: str,
-        *,
-        key_file: str | None = None,
-        worker_pid: int | None = None,
-        timeout_s: float = PROBE_TIMEOUT_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        address = urlsplit(url)
-        self._url, self._path = url, f"/models/{quote(model_name)}"
-        self._connection = HTTPConnection(address.hostname or "127.0.0.1", address.port or 80, timeout=timeout_s)
-        self._key_file = key_file
-        self._pid = os.getpid() if worker_pid is None else worker_pid
-        self._clock = clock
-        self._quiet_until = -math.inf
-        self._warned: set[str] = set()
-        self._headers = self._read_headers()
-
-    def __call__(self) -> QueueStatus | None:
-        if self._clock() < self._quiet_until:
-            return None
-        try:
-            self._connection.request("GET", self._path, headers=self._headers)
-            reply = self._connection.getresponse()
-            body = reply.read()
-        except (OSError, HTTPException) as error:
-            self._connection.close()  # a late answer must not be taken for the next one's
-            if not isinstance(error, TimeoutError):
-                self._warn(f"management API at {self._url} cannot be reached ({error})")
-            self._rest(FAILED_PAUSE_S)
-            return None
-        if reply.status != 200:
-            self._headers = self._read_headers()
-            self._warn(f"management API at {self._url} refuses (HTTP {reply.status}): is management_key_file right?")
-            self._rest(REFUSED_PAUSE_S)
-            return None
-        status, pids = read_status(body)
-        if self._pid not in pids:
-            self._warn(f"management API at {self._url} does not know this worker: is management_url another server's?")
-            self._rest(REFUSED_PAUSE_S)
-            return None
-        return status
-
-    def _rest(self, pause_s: float) -> None:
-        self._quiet_until = self._clock() + pause_s
-
-    def _warn(self, problem: str) -> None:
-        if problem not in self._warned:
-            self._warned.add(problem)
-            logger.warning("%s; until it answers, the queue is judged by batch fill and age alone", problem)
-
-    def _read_headers(self) -> dict[str, str]:
-        try:
-            key = json.loads(Path(self._key_file).read_text())["management"]["key"] if self._key_file else None
-        except (OSError, ValueError, KeyError) as error:
-            self._warn(f"{self._key_file}: no management key ({error})")
-            key = None
-        return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def read_status(body: bytes) -> tuple[QueueStatus, set[int]]:
-    """Return the queue and the workers' process ids from the body of `GET /models/NAME`."""
-    model = json.loads(body)[0]
-    workers = model["workers"]
-    ready = sum(worker["status"] == "READY" for worker in workers)
-    return QueueStatus(int(model["jobQueueStatus"]["pendingRequests"]), max(1, ready)), {w["pid"] for w in workers}
 
 
 # -- 3. Age ------------------------------------------------------------------------------------------------------------

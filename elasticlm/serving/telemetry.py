@@ -1,4 +1,4 @@
-"""What a worker tells TorchServe's metrics: names as in model_store/metrics.yaml, times in seconds.
+"""What a worker reports of its batches; an adapter publishes it (handlers.emission for TorchServe).
 
 Elasticity hides overload from latency alarms: the budget holds while the answers get worse. `elastic_demand` shows it:
 the work that arrives, were all of it done at the largest level, as a share of what the workers can do.
@@ -9,12 +9,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from ts.metrics.dimension import Dimension
-from ts.metrics.metric_type_enum import MetricTypes
-
-from elasticlm.model.structure import Choice, level_name
+from elasticlm.model.structure import Choice
 
 DEMAND_HORIZON_S = 60.0
 """Time constant of the demand: what came so long ago counts 1/e."""
@@ -58,19 +54,3 @@ class BatchReport:
     errors: Counter[str] = field(default_factory=Counter)
     misses: int = 0
     ignored_starts: int = 0
-
-
-def emit(metrics: Any, report: BatchReport) -> None:
-    """Write a batch to TorchServe's metrics, one line each; counters that did not move are left out."""
-    metrics.add_metric("elastic_queue_depth", report.queue_depth, "count", metric_type=MetricTypes.GAUGE)
-    metrics.add_metric("elastic_demand", round(report.demand, 4), "ratio", metric_type=MetricTypes.GAUGE)
-    seconds = round(report.service_s, 6)
-    metrics.add_metric("elastic_service_seconds", seconds, "s", metric_type=MetricTypes.HISTOGRAM)
-    for level, count in report.levels.items():
-        metrics.add_counter("elastic_answers_total", count, dimensions=[Dimension("elastic_level", level_name(level))])
-    for code, count in report.errors.items():
-        metrics.add_counter("elastic_errors_total", count, dimensions=[Dimension("code", code)])
-    if report.misses:
-        metrics.add_counter("elastic_deadline_misses_total", report.misses)
-    if report.ignored_starts:
-        metrics.add_counter("elastic_request_start_ignored_total", report.ignored_starts)

@@ -11,10 +11,12 @@ import torch
 from elasticlm.model.structure import Level
 from elasticlm.retrieval.passage_texts import PassageTexts
 from elasticlm.retrieval.score_fusion import fused
-from elasticlm.schedule.cascade import PAIRS_FILE, MeasuredPair, read_pairs
-from elasticlm.schedule.policies import Fixed, Load, Policy
-from elasticlm.serving.cascade_times import PASSAGES_FOLDER, RERANKER_FOLDER, pair_table
-from elasticlm.serving.engine import Answer, Answerer, load_index, load_model, made_ready
+from elasticlm.schedule.cascade import MeasuredPair
+from elasticlm.schedule.load import Load
+from elasticlm.schedule.policies import Policy
+from elasticlm.serving.bundle import Bundle
+from elasticlm.serving.cascade_times import pair_table
+from elasticlm.serving.engine import Answer, Answerer, load_index, load_model, warmed_up
 from elasticlm.serving.requests import Search, Service
 from elasticlm.serving.settings import Settings
 from elasticlm.serving.stages import Stages
@@ -25,7 +27,7 @@ Hits = dict[str, float]
 
 def open_archive(folder: Path, settings: Settings) -> "Answerer | TwoStageAnswerer":
     """Return what answers an unpacked archive's requests."""
-    kind = TwoStageAnswerer if (folder / RERANKER_FOLDER).is_dir() else Answerer
+    kind = TwoStageAnswerer if Bundle(folder).is_two_stage else Answerer
     return kind(folder, settings)
 
 
@@ -35,7 +37,7 @@ class TwoStageAnswerer:
     Stands where an Answerer stands; its levels are pairs, of which the policy chooses one for the whole batch.
 
     Args:
-        folder: holds `artifact/` (the retriever), `reranker/`, `index/`, `passages/` and pairs.json.
+        folder: an unpacked two-stage archive, see elasticlm.serving.bundle.
         settings: the handler's settings.
 
     Raises InputError where the parts do not fit together.
@@ -45,13 +47,14 @@ class TwoStageAnswerer:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
-        self.retriever, retriever_table = load_model(folder / "artifact", settings)
-        self.reranker, reranker_table = load_model(folder / RERANKER_FOLDER, settings)
-        self.index = load_index(folder / "index", self.retriever, settings.threads)
-        self.passages = PassageTexts(folder / PASSAGES_FOLDER)
-        pairs = read_pairs(folder / PAIRS_FILE)
-        retriever_table = made_ready(self.retriever, retriever_table, settings)
-        reranker_table = made_ready(self.reranker, reranker_table, settings)
+        bundle = Bundle(folder)
+        self.retriever, retriever_table = load_model(bundle.artifact, settings)
+        self.reranker, reranker_table = load_model(bundle.reranker, settings)
+        self.index = load_index(bundle.index, self.retriever, settings.threads)
+        self.passages = PassageTexts(bundle.passages)
+        pairs = bundle.read_pairs()
+        retriever_table = warmed_up(self.retriever, retriever_table, settings)
+        reranker_table = warmed_up(self.reranker, reranker_table, settings)
         retriever, reranker = (self.retriever, retriever_table), (self.reranker, reranker_table)
         self.table = pair_table(
             pairs, retriever, reranker, self.index, self.passages, backend=self.reranker.backend.name
@@ -61,8 +64,7 @@ class TwoStageAnswerer:
     def adopt(self, settings: Settings) -> None:
         """Take the policy of these settings; raises InputError where it wants a pair that is not there."""
         policy: Policy = settings.parsed_policy()
-        if isinstance(policy, Fixed):
-            self.table[policy.level]
+        policy.check(list(self.table.pairs))
         self.policy = policy
 
     def answer(self, requests: Sequence[Search], load: Load, stages: Stages | None = None) -> list[Answer]:

@@ -19,7 +19,8 @@ from elasticlm.errors import InputError
 from elasticlm.model.structure import Pair
 from elasticlm.schedule.cascade import MeasuredPair, PairTable
 from elasticlm.schedule.latency import Cell, LatencyTable
-from elasticlm.schedule.policies import Fixed, Load, parse_policy
+from elasticlm.schedule.load import Load
+from elasticlm.schedule.policies import Fixed, parse_policy
 
 ALONE = Server(overhead_ms=0)  # one worker, batch size 1
 

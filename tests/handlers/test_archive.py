@@ -12,7 +12,8 @@ import yaml
 from archives import PASSAGES, index_of, servable
 
 from elasticlm.errors import InputError
-from elasticlm.handlers.archive import TEMPLATE, fill, main, round_up
+from elasticlm.handlers.archive import main
+from elasticlm.handlers.packing import TEMPLATE, fill, round_up
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.schedule.latency import LatencyTable, Setup
 
@@ -41,7 +42,9 @@ def test_the_archive_holds_all_that_serving_needs_and_nothing_else(artifact, tin
     names = archive.namelist()
     roots = {name.split("/")[0] for name in names}
     assert roots == {"elastic_handler.py", "elasticlm", "artifact", "index", "model-config.yaml", "MAR-INF"}
-    assert {"elasticlm/schedule.py", "elasticlm/retrieval/index.py", "handlers/load.py"} <= set(names)
+    assert {"elasticlm/schedule/policies.py", "elasticlm/serving/engine.py", "elasticlm/handlers/probe.py"} <= set(
+        names
+    )
     assert {"artifact/model.safetensors", "artifact/latency.csv", "index/passages.faiss", "index/ids.txt"} <= set(names)
     code = [name for name in names if name.startswith(("elasticlm/", "handlers/"))]
     assert all(name.endswith(".py") for name in code)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from elasticlm.serving.telemetry import DEMAND_HORIZON_S, BatchReport, Demand, emit
+from elasticlm.handlers.emission import emit
+from elasticlm.serving.telemetry import DEMAND_HORIZON_S, BatchReport, Demand
 
 LISTED = yaml.safe_load((Path(__file__).parents[2] / "model_store/metrics.yaml").read_text())["model_metrics"]
 

@@ -8,7 +8,8 @@ from elasticlm.errors import InputError
 from elasticlm.model.structure import Pair, level_name, parse_choice
 from elasticlm.schedule.cascade import MeasuredPair, PairTable, pareto, read_pairs, write_pairs
 from elasticlm.schedule.latency import Cell, LatencyTable
-from elasticlm.schedule.policies import Fixed, Load, parse_policy
+from elasticlm.schedule.load import Load
+from elasticlm.schedule.policies import Fixed, parse_policy
 
 
 def measured(retriever, reranker, quality, depth=4):

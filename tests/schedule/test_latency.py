@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from elasticlm import ElasticModel, InputError, LatencyTable
-from elasticlm.schedule.latency import Cell, Setup, batch_of, fastest, measure, read_tables
+from elasticlm.schedule.latency import Cell, Setup, fastest, read_tables
+from elasticlm.schedule.profiling import batch_of, measure
 
 
 def cell(level, rows, tokens, ms):
@@ -47,7 +48,7 @@ def test_one_file_holds_a_table_for_each_setup(table, tmp_path):
     assert LatencyTable.read(file, threads=2).mean_ms(100) == 1.5
     table.write(file)  # replaces its own rows only
     assert [t.setup.threads for t in read_tables(file)] == [1, 2]
-    with pytest.raises(InputError, match="nothing measured for backend onnx"):
+    with pytest.raises(InputError, match="nothing was measured for onnx"):
         LatencyTable.read(file, backend="onnx")
 
 

@@ -16,7 +16,7 @@ from elasticlm.errors import InputError
 from elasticlm.model.artifact import write_weights
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.schedule.latency import LatencyTable, Setup
-from elasticlm.schedule.policies import Load
+from elasticlm.schedule.load import Load
 from elasticlm.serving.engine import Answerer
 from elasticlm.serving.requests import Classify, Embed, Score, Search
 from elasticlm.serving.responses import encoded

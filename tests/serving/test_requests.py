@@ -6,7 +6,7 @@ import math
 import pytest
 
 from elasticlm.serving.requests import (
-    Asked,
+    AcceptedRequest,
     Classify,
     Embed,
     RequestError,
@@ -179,7 +179,9 @@ def test_late_requests_are_rejected_only_where_the_setting_says_so(late, age_ms,
     item = {"body": b'{"text": "ice"}'}
     if not rejected:
         budget_ms = float(headers.get("x-latency-budget-ms", 250))
-        assert accept(item, headers, age_ms, settings, Service("embed")) == Asked(Embed("ice"), age_ms, budget_ms)
+        assert accept(item, headers, age_ms, settings, Service("embed")) == AcceptedRequest(
+            Embed("ice"), age_ms, budget_ms
+        )
         return
     with pytest.raises(RequestError) as error:
         accept(item, headers, age_ms, settings, Service("embed"))

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from elasticlm.errors import InputError
-from elasticlm.handlers.archive import TEMPLATE
+from elasticlm.handlers.packing import TEMPLATE
 from elasticlm.serving.settings import Settings
 
 

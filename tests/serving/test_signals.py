@@ -7,10 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from elasticlm.handlers.probe import ManagementProbe
 from elasticlm.serving.signals import (
     Arrivals,
     Backlog,
-    ManagementProbe,
     QueueSignal,
     QueueStatus,
     header_age_ms,

@@ -19,7 +19,7 @@ from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.retrieval.passage_texts import PassageTexts
 from elasticlm.schedule.cascade import read_pairs
 from elasticlm.schedule.latency import LatencyTable, Setup
-from elasticlm.schedule.policies import Load
+from elasticlm.schedule.load import Load
 from elasticlm.serving.cascade_times import pair_table, tokens_of_lists
 from elasticlm.serving.engine import Answerer
 from elasticlm.serving.requests import Classify, Embed, RequestError, Score, Search, refuse_unserved
@@ -163,7 +163,7 @@ def test_pairs_can_be_held_fixed_and_changed_while_serving(archive):
     assert answerer.answer([Search(QUERY, 1)], IDLE)[0].level == Pair(10, 10)
     answerer.adopt(Settings(policy="fixed:10"))
     assert answerer.answer([Search(QUERY, 1)], IDLE)[0].level == 10
-    with pytest.raises(InputError, match=r"50\+10 is not among the pairs of levels 100\+100, 100\+50, 10\+10, 10"):
+    with pytest.raises(InputError, match=r"level 50\+10 is not among the levels 100\+100, 100\+50, 10\+10, 10"):
         answerer.adopt(Settings(policy="fixed:50+10"))
 
 

@@ -1,0 +1,109 @@
+"""Measuring a latency table: every level on batches of given rows and tokens, by the path that serves them."""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from elasticlm.machine import machine
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Level
+from elasticlm.schedule.latency import ROWS, TOKENS, Cell, LatencyTable, Setup, machine_notes
+
+P99_RUNS = 1_000  # with fewer runs there is no 99th percentile
+
+
+def measure(
+    model: ElasticModel,
+    *,
+    levels: Sequence[Level] | None = None,
+    rows: Sequence[int] = ROWS,
+    tokens: Sequence[int] = TOKENS,
+    threads: int = 1,
+    seconds: float = 2.0,
+    min_runs: int = 20,
+    on_cell: Callable[[], None] = lambda: None,
+) -> LatencyTable:
+    """Measure the service time of every level: parsed request -> response object (tokenise, forward, convert).
+
+    Levels take turns on the same batch, so that noise of the machine falls on all of them alike.
+
+    Args:
+        levels: None for all.
+        rows, tokens: the grid; lengths above the model's limit are left out.
+        threads: of PyTorch's intra-op pool.
+        seconds, min_runs: a cell is timed until both are reached.
+        on_cell: called after each cell, for progress.
+    """
+    levels = tuple(levels or model.levels)
+    limit = model.config.max_tokens.of("pair" if model.config.task == "score" else "query")
+    lengths = [length for length in tokens if length <= limit] or [limit]
+    cells = []
+    with _threads(threads):
+        for count, length in itertools.product(rows, lengths):
+            batch = batch_of(model, count, length)
+            times: dict[Level, list[float]] = {level: [] for level in levels}
+            for level in levels:
+                _answer(model, *batch, level)  # warm-up
+            while waiting := [k for k in levels if len(times[k]) < min_runs or sum(times[k]) < seconds * 1000]:
+                for level in waiting:
+                    start = time.perf_counter()
+                    _answer(model, *batch, level)
+                    times[level].append((time.perf_counter() - start) * 1000)
+            for level in levels:
+                cells.append(_cell(level, count, length, times[level]))
+                on_cell()
+    setup = Setup(threads=threads, backend=model.backend.name, precision=model.backend.precision,
+                  device=model.backend.device)  # fmt: skip
+    notes = machine_notes(machine(("torch", "transformers")))
+    return LatencyTable(cells, setup, notes)
+
+
+def _answer(model: ElasticModel, texts: list[str], seconds: list[str] | None, level: Level) -> list:
+    """What the server does between a parsed request and the response object."""
+    inputs = model.tokenize(texts) if seconds is None else model.tokenize_pairs(texts, seconds)
+    return model.encode(inputs, level).tolist()
+
+
+def batch_of(model: ElasticModel, rows: int, tokens: int) -> tuple[list[str], list[str] | None]:
+    """Texts, or for a reranker one query (an eighth of the tokens) with passages, that make a batch of rows x tokens.
+
+    Of several rows the last is a token shorter: batches are padded, and runtimes may be faster where they are not.
+    """
+    padded = rows > 1
+    if model.config.task != "score":
+        return [text_of(model, tokens)] * (rows - padded) + [text_of(model, tokens - 1)] * padded, None
+    query = max(3, tokens // 8)
+    longest = tokens - query + 1  # they share a [CLS]
+    passages = [text_of(model, longest)] * (rows - padded) + [text_of(model, longest - 1)] * padded
+    return [text_of(model, query)] * rows, passages
+
+
+def text_of(model: ElasticModel, tokens: int) -> str:
+    """A text of words of the model's own vocabulary that makes exactly so many tokens, special ones included."""
+    tokenizer = model.tokenizer
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    words = [word for word, _ in vocabulary if word.isalpha() and word.islower()] or [tokenizer.unk_token]
+    whole = [word for word in words[:4000:7] or words if len(tokenizer.tokenize(word)) == 1] or [tokenizer.unk_token]
+    overhead = model.tokenize([""])["input_ids"].shape[1]
+    return " ".join(itertools.islice(itertools.cycle(whole), max(1, tokens - overhead)))
+
+
+def _cell(level: Level, rows: int, tokens: int, times: list[float]) -> Cell:
+    p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
+    return Cell(level=level, rows=rows, tokens=tokens, mean_ms=statistics.fmean(times), p50_ms=p50, p95_ms=p95,
+                p99_ms=p99 if len(times) >= P99_RUNS else None, runs=len(times))  # fmt: skip
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,154 @@
+"""The layout of an archive, packed and unpacked; this module is its one owner.
+
+artifact/            the model, or of a two-stage archive the retriever
+index/               its passage index, where it searches
+reranker/            of a two-stage archive: the reranker's artifact,
+passages/            the texts of the index's passages (see elasticlm.retrieval.passage_texts),
+pairs.json           and the pairs of levels worth running (see elasticlm.schedule.cascade)
+elasticlm/           the code that serves it, elasticlm/handlers included
+model-config.yaml    its settings
+MAR-INF/             TorchServe's manifest
+"""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+import elasticlm
+from elasticlm.errors import InputError
+from elasticlm.model.artifact import read_config
+from elasticlm.model.structure import Choice, ElasticStructure
+from elasticlm.retrieval.passage_texts import PassageTexts
+from elasticlm.schedule.cascade import PAIRS_FILE, MeasuredPair, read_pairs, write_pairs
+
+if TYPE_CHECKING:
+    from elasticlm.retrieval.passage_index import PassageIndex
+
+ARTIFACT, INDEX, RERANKER, PASSAGES = "artifact", "index", "reranker", "passages"
+OLD_RERANKER = "ranker"
+"""The reranker's folder in archives of format 1."""
+MANIFEST = Path("MAR-INF") / "MANIFEST.json"
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """What a two-stage archive holds besides the retriever and its index.
+
+    Attributes:
+        reranker: artifact folder.
+        pairs: the pairs of levels worth running, best first.
+        passages: texts of the index's passages, in its order.
+    """
+
+    reranker: Path
+    pairs: Sequence[MeasuredPair]
+    passages: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An unpacked archive."""
+
+    folder: Path
+
+    @property
+    def artifact(self) -> Path:
+        """The model's artifact folder."""
+        return self.folder / ARTIFACT
+
+    @property
+    def index(self) -> Path | None:
+        """The index folder; None where the archive does not search."""
+        return self.folder / INDEX if (self.folder / INDEX).is_dir() else None
+
+    @property
+    def is_two_stage(self) -> bool:
+        """Whether a reranker orders what the search finds; such an archive answers searches only."""
+        return (self.folder / PAIRS_FILE).is_file()
+
+    @property
+    def reranker(self) -> Path:
+        """The reranker's artifact folder, of a two-stage archive."""
+        old = self.folder / OLD_RERANKER
+        return old if old.is_dir() else self.folder / RERANKER
+
+    @property
+    def passages(self) -> Path:
+        """The folder with the passages' texts, of a two-stage archive."""
+        return self.folder / PASSAGES
+
+    def read_pairs(self) -> list[MeasuredPair]:
+        """The pairs of levels of a two-stage archive, best first."""
+        return read_pairs(self.folder / PAIRS_FILE)
+
+    def read_levels(self) -> tuple[Choice, ...]:
+        """What a policy can choose: the levels, largest first; of a two-stage archive the pairs, best first."""
+        if self.is_two_stage:
+            return tuple(pair.levels for pair in self.read_pairs())
+        return ElasticStructure.from_json(read_config(self.artifact).levels or {}).levels
+
+    def read_settings(self) -> tuple[str, Mapping[str, Any]]:
+        """The name that it was packed under, and the contents of its model-config.yaml. Raises InputError."""
+        try:
+            manifest = json.loads((self.folder / MANIFEST).read_text("utf-8"))["model"]
+            return manifest["modelName"], yaml.safe_load((self.folder / manifest["configFile"]).read_text("utf-8"))
+        except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"{self.folder}: not an archive made by `elasticlm archive` ({error})") from None
+
+
+def unpack(archive: str | Path, folder: Path) -> Bundle:
+    """Unpack a .mar file into a folder. Raises InputError on any other file."""
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(folder)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{archive}: not an archive made by `elasticlm archive` ({error})") from None
+    bundle = Bundle(folder)
+    try:
+        bundle.read_settings()
+        read_config(bundle.artifact)
+    except InputError as error:
+        raise InputError(f"{archive}: not an archive made by `elasticlm archive` ({error})") from None
+    return bundle
+
+
+def stage(
+    folder: Path,
+    artifact: Path,
+    *,
+    adapter: Path,
+    index: "PassageIndex | None" = None,
+    second: SecondStage | None = None,
+    left_out: Sequence[str] = (),
+) -> None:
+    """Write all parts of an archive but its settings and manifest into a new folder.
+
+    Args:
+        artifact: the model's artifact folder.
+        adapter: folder of the package that adapts the library to the server (elasticlm.handlers).
+        left_out: names of files and folders that are not copied from artifacts; hidden ones never are.
+    """
+    ignored: Callable[..., set[str]] = shutil.ignore_patterns(".*", *left_out)
+    _copy_code(Path(elasticlm.__file__).parent, folder / "elasticlm")
+    _copy_code(adapter, folder / "elasticlm" / "handlers")
+    shutil.copytree(artifact, folder / ARTIFACT, ignore=ignored)
+    if index is not None:
+        index.save(folder / INDEX)
+    if second is not None:
+        shutil.copytree(second.reranker, folder / RERANKER, ignore=ignored)
+        PassageTexts.write(folder / PASSAGES, second.passages)
+        write_pairs(folder / PAIRS_FILE, second.pairs)
+
+
+def _copy_code(package: Path, target: Path) -> None:
+    """Copy a package's .py files, nothing else: no caches, no data."""
+    for file in package.rglob("*.py"):
+        copy = target / file.relative_to(package)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)

@@ -1,0 +1,25 @@
+"""Publish a batch's report as TorchServe's metrics: names as in metrics.yaml, times in seconds."""
+
+from typing import Any
+
+from ts.metrics.dimension import Dimension
+from ts.metrics.metric_type_enum import MetricTypes
+
+from elasticlm.model.structure import level_name
+from elasticlm.serving.telemetry import BatchReport
+
+
+def emit(metrics: Any, report: BatchReport) -> None:
+    """Write a batch to TorchServe's metrics, one line each; counters that did not move are left out."""
+    metrics.add_metric("elastic_queue_depth", report.queue_depth, "count", metric_type=MetricTypes.GAUGE)
+    metrics.add_metric("elastic_demand", round(report.demand, 4), "ratio", metric_type=MetricTypes.GAUGE)
+    seconds = round(report.service_s, 6)
+    metrics.add_metric("elastic_service_seconds", seconds, "s", metric_type=MetricTypes.HISTOGRAM)
+    for level, count in report.levels.items():
+        metrics.add_counter("elastic_answers_total", count, dimensions=[Dimension("elastic_level", level_name(level))])
+    for code, count in report.errors.items():
+        metrics.add_counter("elastic_errors_total", count, dimensions=[Dimension("code", code)])
+    if report.misses:
+        metrics.add_counter("elastic_deadline_misses_total", report.misses)
+    if report.ignored_starts:
+        metrics.add_counter("elastic_request_start_ignored_total", report.ignored_starts)

@@ -1,0 +1,239 @@
+"""Packing an archive: reads and checks its parts, fills in its settings, calls torch-model-archiver."""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elasticlm.backend import PRECISIONS, onnx_export
+from elasticlm.command import print_result, print_table, say
+from elasticlm.errors import InputError
+from elasticlm.files import new_file
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.folder import GRAPHS_FOLDER, LATENCY_FILE
+from elasticlm.model.structure import Choice, level_name
+from elasticlm.model.teacher import passage_encoder
+from elasticlm.retrieval.data_specs import load_corpus
+from elasticlm.retrieval.passage_index import PassageIndex
+from elasticlm.schedule.cascade import PairTable, read_pairs
+from elasticlm.schedule.latency import LatencyTable
+from elasticlm.schedule.policies import Table, parse_policy
+from elasticlm.serving import bundle
+from elasticlm.serving.bundle import SecondStage
+from elasticlm.serving.cascade_times import pair_table
+from elasticlm.serving.settings import Settings
+
+HERE = Path(__file__).resolve().parent
+TEMPLATE = HERE / "model-config.yaml"
+BUDGET_IN_SERVICE_TIMES = 5
+"""The default latency budget, in service times of the largest level."""
+LIST_ROWS, LIST_TOKENS = 8, 128
+"""A reranker's default budget is that of a list: passages, and tokens of a pair."""
+
+
+def make_archive(options: argparse.Namespace, target: Path) -> None:
+    """Pack what the options name into ``target``, and print its levels' service times.
+
+    Raises InputError on anything that could not be served as it is.
+    """
+    artifact = Path(options.model)
+    model, table = read_artifact(artifact, options.backend, options.precision)
+    setup = table.setup
+    if setup.backend == "onnx":
+        onnx_export.ensure_exported(model, artifact, setup.precision)
+    index = read_index(options, model) if options.index else None
+    second, times = None, table
+    levels: Sequence[Choice] = model.levels
+    if options.reranker or options.pairs:
+        second, times = read_second_stage(options, model, table, index)
+        levels = times.levels
+    rows, tokens = (LIST_ROWS, LIST_TOKENS) if model.config.task == "score" else (1, table.tokens[0])
+    schedule = schedule_settings(options.policy, levels, times, options.batch_size * rows, tokens)
+    depth = {"max_k": min(pair.depth for pair in second.pairs)} if second else {}  # hits that every pair can give
+    config = fill(TEMPLATE.read_text(encoding="utf-8"), {
+        "minWorkers": options.workers, "maxWorkers": options.workers, "batchSize": options.batch_size,
+        "maxBatchDelay": options.max_batch_delay_ms, "threads": setup.threads, "backend": setup.backend,
+        "precision": setup.precision, **schedule, **depth,
+    })  # fmt: skip
+    Settings.from_section(yaml.safe_load(config)["handler"])
+    with new_file(target, overwrite=options.overwrite) as temporary:
+        pack(options.name, artifact, index, config, temporary, second)
+
+    print_table([{"level": level_name(level), "mean ms": times.mean_ms(level, rows, tokens),
+                  "p95 ms": times.p95_ms(level, rows, tokens)} for level in levels])  # fmt: skip
+    print_result({"archive": str(target), "name": options.name, "bytes": target.stat().st_size,
+                  "backend": setup.backend, "precision": setup.precision, **schedule,
+                  "levels": [str(level) for level in levels] if second else list(levels),
+                  "index": len(index) if index else 0})  # fmt: skip
+
+
+def read_artifact(
+    folder: Path, backend: str = "auto", precision: str = "auto", threads: int | None = None
+) -> tuple[ElasticModel, LatencyTable]:
+    """Load an artifact and its latency table for a backend, precision and threads; of what is left open, the fastest.
+
+    Raises InputError unless it could be served as it is.
+    """
+    model = ElasticModel.from_pretrained(folder)
+    file = folder / LATENCY_FILE
+    if not file.is_file():
+        raise InputError(f"{file}: no latency table; measure one with `elasticlm profile --model {folder}`")
+    table = LatencyTable.read(file, backend=backend, precision=precision, threads=threads)
+    try:
+        table.check_levels(model.levels)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    return model, table
+
+
+def read_index(options: argparse.Namespace, model: ElasticModel) -> PassageIndex:
+    """Load the index; raises InputError unless its passages were encoded as this artifact wants them.
+
+    An index made elsewhere has no fingerprint: 16 of its passages, found by id in --data, are encoded anew.
+    """
+
+    if model.config.task != "embed":
+        raise InputError(f"--index {options.index}: a model whose task is {model.config.task!r} does not search")
+    index = PassageIndex.load(options.index, options.ids)
+    index.check(model, lambda: passage_encoder(model, options.teacher))
+    if index.fingerprint is None:
+        if not options.data:
+            raise InputError(f"--index {options.index}: made elsewhere (no fingerprint); give its corpus with "
+                             "--data SPEC, so that some of its passages can be compared")  # fmt: skip
+        corpus, encoder = load_corpus(options.data), passage_encoder(model, options.teacher)
+        passages = dict(zip(corpus.ids, corpus.passages, strict=True))
+        index.check_sample(passages, lambda texts: encoder.embed(texts, kind="passage").numpy())
+        index.fingerprint = encoder.fingerprint()
+    return index
+
+
+def read_second_stage(
+    options: argparse.Namespace, retriever: ElasticModel, table: LatencyTable, index: PassageIndex | None
+) -> tuple[SecondStage, PairTable]:
+    """Load what reranks the retriever's hits; raises InputError where the parts do not fit together.
+
+    The reranker is served as the retriever is: it must have been measured with the same backend, precision and threads.
+    """
+
+    if index is None or not (options.reranker and options.pairs and options.data):
+        raise InputError(
+            "a reranker reranks what a search finds: give --reranker, --pairs, --index and --data (its corpus)"
+        )
+    setup = table.setup
+    reranker, reranker_table = read_artifact(Path(options.reranker), setup.backend, setup.precision, setup.threads)
+    if reranker.config.task != "score":
+        raise InputError(f"--reranker {options.reranker}: its task is {reranker.config.task!r}, not ranking ('score')")
+    if setup.backend == "onnx":
+        onnx_export.ensure_exported(reranker, Path(options.reranker), setup.precision)
+    pairs = read_pairs(options.pairs)
+    for stage, model in (("retriever", retriever), ("reranker", reranker)):
+        wanted = {getattr(pair, stage) for pair in pairs} - {None}
+        if unknown := wanted - set(model.levels):
+            known = ", ".join(map(level_name, model.levels))
+            raise InputError(f"{options.pairs}: the {stage} has no level {level_name(max(unknown))}, only {known}")
+    corpus = load_corpus(options.data)
+    texts = dict(zip(corpus.ids, corpus.passages, strict=True))
+    if missing := [pid for pid in index.ids if pid not in texts]:
+        raise InputError(f"--data {options.data}: {len(missing):,} of the index's {len(index):,} passages are not in "
+                         f"it, such as {missing[0]!r}")  # fmt: skip
+    passages = [texts[pid] for pid in index.ids]
+    times = pair_table(pairs, (retriever, table), (reranker, reranker_table), index, passages, backend=setup.backend)
+    worth_running = [times[levels] for levels in times.levels]
+    return SecondStage(Path(options.reranker), worth_running, passages), times
+
+
+def schedule_settings(
+    policy: str | None, levels: Sequence[Choice], table: Table, rows: int, tokens: int
+) -> dict[str, Any]:
+    """Return the settings latency_budget_ms, policy and alpha for a policy as it was given, or for none.
+
+    Args:
+        levels: what is served, largest first.
+        rows, tokens: of a full batch of usual requests.
+    """
+    largest = levels[0]
+    service_ms = table.mean_ms(largest, rows, tokens)
+    budget_ms = round_up(BUDGET_IN_SERVICE_TIMES * service_ms)
+    if policy is None or "t=" not in policy:
+        say(
+            f"latency budget: {budget_ms:g} ms, {BUDGET_IN_SERVICE_TIMES} times the {service_ms:.3g} ms of level "
+            f"{level_name(largest)} at {rows} x {tokens} tokens; choose another with --policy slack:t=MS"
+        )
+    try:
+        chosen = parse_policy(policy or "slack", default_budget_ms=budget_ms)
+    except InputError as error:
+        raise InputError(f"--policy: {error}") from None
+    try:
+        chosen.check(levels)
+    except InputError as error:
+        raise InputError(f"--policy: {error}") from None
+    return {"latency_budget_ms": budget_ms} | chosen.settings()
+
+
+def round_up(ms: float) -> float:
+    """Round up to two digits: budgets are round numbers.
+
+    >>> round_up(51.3), round_up(251.0), round_up(3.21)
+    (52.0, 260.0, 3.3)
+    """
+    step = 10.0 ** (len(str(int(ms))) - 2)
+    return round(-(-ms // step) * step, 3)
+
+
+def fill(template: str, settings: Mapping[str, Any]) -> str:
+    """Return model-config.yaml with these settings, its comments kept. Every one must stand in the template."""
+    for name, value in settings.items():
+        line = re.compile(rf"^(?P<name>\s*{name}:)[ ]*[^#\n]*?(?P<comment>[ ]*#.*)?$", re.MULTILINE)
+        template, found = line.subn(rf"\g<name> {value}\g<comment>", template)
+        assert found == 1, f"{name} stands {found} times in {TEMPLATE.name}"
+    return template
+
+
+def pack(
+    name: str,
+    artifact: Path,
+    index: PassageIndex | None,
+    config: str,
+    target: Path,
+    second: SecondStage | None = None,
+) -> None:
+    """Write the archive with torch-model-archiver.
+
+    It assembles the archive in TMPDIR/NAME, removing whatever has that name, so it gets a TMPDIR of its own.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        staged, packed = Path(folder, "staged"), Path(folder, "packed")
+        for part in ("tmp", "packed", "staged"):
+            Path(folder, part).mkdir()
+        bundle.stage(staged, artifact, adapter=HERE, index=index, second=second, left_out=_graphs_left_out(config))
+        config_file = Path(folder, TEMPLATE.name)
+        config_file.write_text(config, encoding="utf-8")
+        command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", "1.0",
+                   "--handler", HERE / "elastic_handler.py", "--extra-files", staged, "--config-file", config_file,
+                   "--export-path", packed, "--archive-format", "zip-store"]  # fmt: skip
+        finished = subprocess.run(
+            [str(part) for part in command],
+            env=os.environ | {"TMPDIR": str(Path(folder, "tmp"))},
+            capture_output=True,
+            text=True,
+        )
+        if finished.returncode:
+            raise InputError(f"torch-model-archiver: {(finished.stderr.strip() or 'failed').splitlines()[-1]}")
+        shutil.move(packed / f"{name}.mar", target)
+
+
+def _graphs_left_out(config: str) -> list[str]:
+    """Names of the folders of ONNX graphs that these settings do not run; auto may run any."""
+    handler = yaml.safe_load(config)["handler"]
+    backend, precision = handler.get("backend", "auto"), handler.get("precision", "auto")
+    if backend == "torch":
+        return [GRAPHS_FOLDER]
+    return [name for name in PRECISIONS["onnx"] if precision not in ("auto", name)]

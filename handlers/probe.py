@@ -1,0 +1,100 @@
+"""The management probe: asks TorchServe how many requests wait for a model."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from elasticlm.serving.signals import QueueStatus
+
+logger = logging.getLogger(__name__)
+
+PROBE_TIMEOUT_S = 0.005
+"""Longest wait for the management API."""
+FAILED_PAUSE_S, REFUSED_PAUSE_S = 0.1, 1.0
+"""Pause after no answer and after a refusal, so that a management port that is off costs next to nothing."""
+
+
+class ManagementProbe:
+    """Asks TorchServe's management API for the queue; answers None at once or after the timeout, never raises.
+
+    Args:
+        url: the management address, `http://127.0.0.1:8081`.
+        model_name: the name under which the model is served.
+        key_file: the key_file.json with the management token; read again whenever a token is refused.
+        worker_pid: this worker's process, which must be among the model's workers: else `url` is another server's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model_name: str,
+        *,
+        key_file: str | None = None,
+        worker_pid: int | None = None,
+        timeout_s: float = PROBE_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        address = urlsplit(url)
+        self._url, self._path = url, f"/models/{quote(model_name)}"
+        self._connection = HTTPConnection(address.hostname or "127.0.0.1", address.port or 80, timeout=timeout_s)
+        self._key_file = key_file
+        self._pid = os.getpid() if worker_pid is None else worker_pid
+        self._clock = clock
+        self._quiet_until = -math.inf
+        self._warned: set[str] = set()
+        self._headers = self._read_headers()
+
+    def __call__(self) -> QueueStatus | None:
+        if self._clock() < self._quiet_until:
+            return None
+        try:
+            self._connection.request("GET", self._path, headers=self._headers)
+            reply = self._connection.getresponse()
+            body = reply.read()
+        except (OSError, HTTPException) as error:
+            self._connection.close()  # a late answer must not be taken for the next one's
+            if not isinstance(error, TimeoutError):
+                self._warn(f"management API at {self._url} cannot be reached ({error})")
+            self._rest(FAILED_PAUSE_S)
+            return None
+        if reply.status != 200:
+            self._headers = self._read_headers()
+            self._warn(f"management API at {self._url} refuses (HTTP {reply.status}): is management_key_file right?")
+            self._rest(REFUSED_PAUSE_S)
+            return None
+        status, pids = read_status(body)
+        if self._pid not in pids:
+            self._warn(f"management API at {self._url} does not know this worker: is management_url another server's?")
+            self._rest(REFUSED_PAUSE_S)
+            return None
+        return status
+
+    def _rest(self, pause_s: float) -> None:
+        self._quiet_until = self._clock() + pause_s
+
+    def _warn(self, problem: str) -> None:
+        if problem not in self._warned:
+            self._warned.add(problem)
+            logger.warning("%s; until it answers, the queue is judged by batch fill and age alone", problem)
+
+    def _read_headers(self) -> dict[str, str]:
+        try:
+            key = json.loads(Path(self._key_file).read_text())["management"]["key"] if self._key_file else None
+        except (OSError, ValueError, KeyError) as error:
+            self._warn(f"{self._key_file}: no management key ({error})")
+            key = None
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def read_status(body: bytes) -> tuple[QueueStatus, set[int]]:
+    """Return the queue and the workers' process ids from the body of `GET /models/NAME`."""
+    model = json.loads(body)[0]
+    workers = model["workers"]
+    ready = sum(worker["status"] == "READY" for worker in workers)
+    return QueueStatus(int(model["jobQueueStatus"]["pendingRequests"]), max(1, ready)), {w["pid"] for w in workers}
