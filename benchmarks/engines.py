@@ -56,7 +56,8 @@ from elasticlm.command import progress, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.machine import machine
-from elasticlm.model.elastic_model import ElasticModel, download
+from elasticlm.model.download import download, resolve_model
+from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level
 
 NAMES = (*OURS, "eager", "compile", "onnxruntime", "openvino", "gemm")

@@ -25,10 +25,11 @@ import requests
 import yaml
 
 from elasticlm.__main__ import run_in_checkout
+from elasticlm.arguments import positive_float
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import ServerError
 from elasticlm.benchmarks.signal_check import timings
-from elasticlm.command import above_zero, parser, print_result, print_table, progress
+from elasticlm.command import parser, print_result, print_table, progress
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.machine import machine
@@ -165,7 +166,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--requests", type=int, default=200, help="requests that are timed, with --switching of each "
                          "kind and level")  # fmt: skip
     options.add_argument("--switching", action="store_true", help="what it costs to change the level at every request")
-    options.add_argument("--most", type=above_zero, metavar="RATIO", help="fail above so many bare passes a request, "
+    options.add_argument("--most", type=positive_float, metavar="RATIO", help="fail above so many bare passes a request, "
                          "with --switching above this ratio of switching to staying")  # fmt: skip
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     options.add_argument("--overwrite", action="store_true", help="replace an existing output")

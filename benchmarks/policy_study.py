@@ -38,6 +38,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from elasticlm.__main__ import run_in_checkout
+from elasticlm.arguments import positive_float
 from elasticlm.benchmarks.arrivals import RAMP, at_load, mean_rate_rps, open_arrivals_s
 from elasticlm.benchmarks.plot import GRID, IN_TIME, INK, LATE, MUTED
 from elasticlm.benchmarks.queueing import (
@@ -56,7 +57,7 @@ from elasticlm.benchmarks.queueing import (
 )
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.summary import COLUMNS, budget_name, summarise
-from elasticlm.command import above_zero, parser, print_result, print_table, progress, say
+from elasticlm.command import parser, print_result, print_table, progress, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.machine import machine
@@ -114,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
                          f"give --quality {','.join(f'{level_name(k)}=..' for k in table.levels)}")  # fmt: skip
     traffics = {spec: build_traffic(spec, options, table, server) for spec in options.arrivals}
     if len(traffics) < len(options.arrivals):
-        raise InputError(f"--arrivals {' '.join(options.arrivals)}: each may stand once")
+        raise InputError(f"--arrivals {' '.join(options.arrivals)}: duplicate arrivals")
     most = server.rows * max(server.batch_size, BATCH_SIZES[-1] if options.recommend else 1)
     if most > table.most_rows:
         say(f"{LATENCY_FILE} was measured up to {table.most_rows} rows: batches of more count in proportion, "
@@ -173,13 +174,13 @@ def _kept(table: TimesT, levels: Sequence[Choice] | None) -> TimesT:
 
 
 def parse_policies(texts: Sequence[str] | None, budget_ms: float | None, levels: Sequence[Choice]) -> dict[str, Policy]:
-    """Return the policies by name; raises InputError where one stands twice or names a level that is not there."""
+    """Return the policies by name; raises InputError for a duplicate or one that names a level that is not there."""
     texts = texts or ["slack", "queue", f"fixed:{level_name(levels[0])}", f"fixed:{level_name(levels[-1])}"]
     policies = {}
     for policy in (parse_policy(text, default_budget_ms=budget_ms) for text in texts):
         policy.check(levels)
         if str(policy) in policies:
-            raise InputError(f"--policies {' '.join(texts)}: {policy} stands twice")
+            raise InputError(f"--policies {' '.join(texts)}: duplicate policy {policy}")
         policies[str(policy)] = policy
     return policies
 
@@ -487,19 +488,19 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--policies", nargs="+", metavar="POLICY", help="slack:t=MS,alpha=SHARE, queue:t=MS, "
                          "fixed:LEVEL; without t: --budget "
                          "(default: slack queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
-    options.add_argument("--budget", type=above_zero, metavar="MS", help="latency budget T in ms: of policies without "
+    options.add_argument("--budget", type=positive_float, metavar="MS", help="latency budget T in ms: of policies without "
                          "t, of the picture and of --recommend; every policy is judged by it and by every t "
                          "(default: the archive's, else the smallest t)")  # fmt: skip
-    options.add_argument("--load", type=above_zero, metavar="SHARE", help="scale open loops' time so that the mean "
+    options.add_argument("--load", type=positive_float, metavar="SHARE", help="scale open loops' time so that the mean "
                          "load is this share of the largest level's capacity (default: as they are)")  # fmt: skip
     options.add_argument("--requests", type=_count, default=3000, help="requests of an open loop; of a trace the "
                          "busiest window of so many")  # fmt: skip
-    options.add_argument("--duration", type=above_zero, default=120.0, metavar="S", help="seconds of a rush")
+    options.add_argument("--duration", type=positive_float, default=120.0, metavar="S", help="seconds of a rush")
     options.add_argument("--batch-size", type=_count, help="requests in a batch at most, B (default: the archive's, "
                          "else 1)")  # fmt: skip
     options.add_argument("--workers", type=_count, help="workers that share the queue, W (default: the archive's, "
                          "else 1)")  # fmt: skip
-    options.add_argument("--max-batch-delay-ms", type=above_zero, metavar="MS", help="how long a batch with room waits "
+    options.add_argument("--max-batch-delay-ms", type=positive_float, metavar="MS", help="how long a batch with room waits "
                          "for more, in ms (default: the archive's, else 1)")  # fmt: skip
     options.add_argument("--overhead-ms", type=_not_negative, default=2.0, metavar="MS",
                          help="the server's own time in ms; holds the worker once a batch")  # fmt: skip
@@ -513,7 +514,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--judged-on", metavar="SPEC#SPLIT", help="whose figures of quality.json (default: its first)")
     options.add_argument("--measure", metavar="NAME", help="which measure of quality.json (default: its first)")
     options.add_argument("--signal", choices=sorted(SIGNALS), default="exact", help="what policies know of the queue")
-    options.add_argument("--grid-ms", type=above_zero, default=1.0, metavar="MS", help="grid of the bound with "
+    options.add_argument("--grid-ms", type=positive_float, default=1.0, metavar="MS", help="grid of the bound with "
                          "hindsight in ms; a finer one makes it tighter and slower")  # fmt: skip
     options.add_argument("--recommend", action="store_true", help="recommend alpha, batch size and levels of slack")
     options.add_argument("--seed", type=int, default=0, help="of arrivals, pauses and service times")
@@ -540,7 +541,7 @@ def _levels(text: str) -> tuple[Choice, ...]:
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if len(set(levels)) < len(levels):
-        raise argparse.ArgumentTypeError(f"levels {text!r}: each level may stand once")
+        raise argparse.ArgumentTypeError(f"levels {text!r}: duplicate level")
     return levels
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import pandas as pd
 
 from elasticlm.__main__ import run_in_checkout
+from elasticlm.arguments import positive_float
 from elasticlm.benchmarks.arrivals import RAMP, at_load, open_arrivals_s, parse_arrivals
 from elasticlm.benchmarks.calibrate import measure_capacity, rush_users, warm_up
 from elasticlm.benchmarks.drive import Drive, DriverError, Traffic, drive
@@ -34,7 +35,7 @@ from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import ServerError
 from elasticlm.benchmarks.summary import COLUMNS, behind, budget_name, lead, rounds, summarise
 from elasticlm.benchmarks.workload import RELATED_TOKENS, RERANK, WORKLOADS, Workload, build_workload
-from elasticlm.command import above_zero, parser, print_result, print_table, progress, say
+from elasticlm.command import parser, print_result, print_table, progress, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder, refuse_existing
 from elasticlm.machine import machine
@@ -291,11 +292,11 @@ def _options() -> argparse.ArgumentParser:
                          "offer 3 times the capacity of the largest level, at most .8 of the smallest's")  # fmt: skip
     options.add_argument("--spawn-rate", type=_or_auto(float), default="auto", metavar="PER_S",
                          help="users that come a second; auto: all within 5/12 of the duration")  # fmt: skip
-    options.add_argument("--duration", type=above_zero, default=120.0, metavar="S", help="seconds an arm")
+    options.add_argument("--duration", type=positive_float, default=120.0, metavar="S", help="seconds an arm")
     options.add_argument("--pause", type=_pause, default="1,3", metavar="S,S", help="seconds of a pause, least,most")
     options.add_argument("--arrivals", metavar="SPEC", help="open loop instead of users: trace:FILE.csv, "
                          "poisson:RATE or gamma:RATE,CV; RATE in requests a second")  # fmt: skip
-    options.add_argument("--load", type=above_zero, metavar="SHARE", help="with --arrivals: stretch time until they "
+    options.add_argument("--load", type=positive_float, metavar="SHARE", help="with --arrivals: stretch time until they "
                          "offer this share of what the largest level carries")  # fmt: skip
     options.add_argument("--requests", type=int, default=3000, metavar="N", help="with --load: so many arrivals, of a "
                          "trace its busiest window")  # fmt: skip
@@ -325,7 +326,7 @@ def _or_auto(kind: type) -> Callable[[str], Any]:
 def _budgets(text: str) -> list[float] | None:
     if text == "auto":
         return None
-    budgets = [above_zero(part) for part in text.split(",")]
+    budgets = [positive_float(part) for part in text.split(",")]
     if budgets != sorted(set(budgets)):
         raise argparse.ArgumentTypeError(f"{text}: expected budgets in ms, ascending, such as 250,375,500")
     return budgets

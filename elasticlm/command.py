@@ -1,8 +1,7 @@
-"""How every command speaks: options, progress on stderr, a table and one line of JSON on stdout, exit codes."""
+"""Command-line conventions: options, progress on stderr, a table and one line of JSON on stdout, exit codes."""
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,11 +25,16 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if hidden else super()._get_help_string(action)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Bad options are bad input: one line, no usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """An argument parser that shows its defaults and takes no abbreviations."""
-    return argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
-    )
+    """An argument parser that shows its defaults, takes no abbreviations and raises InputError on bad options."""
+    return _Parser(prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
 
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> NoReturn:
@@ -62,13 +66,6 @@ def progress(iterable: Iterable | None = None, *, total: int | None = None, desc
 def say(text: str) -> None:
     """One status line on stderr."""
     tqdm.write(text, file=sys.stderr)
-
-
-def above_zero(text: str) -> float:
-    """An option's number above 0; argparse says what else was given."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
-    return float(text)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -103,15 +103,8 @@ def read_index(options: argparse.Namespace, model: ElasticModel) -> PassageIndex
     if model.config.task != "embed":
         raise InputError(f"--index {options.index}: a model whose task is {model.config.task!r} does not search")
     index = PassageIndex.load(options.index, options.ids)
-    index.check(model, lambda: passage_encoder(model, options.teacher))
-    if index.fingerprint is None:
-        if not options.data:
-            raise InputError(f"--index {options.index}: made elsewhere (no fingerprint); give its corpus with "
-                             "--data SPEC, so that some of its passages can be compared")  # fmt: skip
-        corpus, encoder = load_corpus(options.data), passage_encoder(model, options.teacher)
-        passages = dict(zip(corpus.ids, corpus.passages, strict=True))
-        index.check_sample(passages, lambda texts: encoder.embed(texts, kind="passage").numpy())
-        index.fingerprint = encoder.fingerprint()
+    corpora = (lambda: [load_corpus(options.data)]) if options.data else None
+    index.check_against(model, lambda: passage_encoder(model, options.teacher), corpora)
     return index
 
 

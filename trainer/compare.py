@@ -1,15 +1,13 @@
 """``elasticlm compare``: do two evaluations of the same queries differ, level by level?"""
 
-import json
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from elasticlm import command
 from elasticlm.errors import InputError
-from elasticlm.retrieval.measures import difference, mean
+from elasticlm.files import require_file
 
+if TYPE_CHECKING:
+    from elasticlm.trainer.evaluation.base import Evaluation
 SHOWN = ("RR@10", "nDCG@10", "accuracy", "squared error")
 
 
@@ -22,7 +20,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     args = parser.parse_args(argv)
 
-    differences = compare(read_evaluation(args.first), read_evaluation(args.second), seed=args.seed)
+    for file in (args.first, args.second):
+        require_file(file)
+    from elasticlm.trainer.evaluation.base import Evaluation
+
+    differences = compare(Evaluation.read(args.first), Evaluation.read(args.second), seed=args.seed)
     table = [
         {
             "level": row,
@@ -40,42 +42,27 @@ def main(argv: list[str] | None = None) -> None:
     command.print_result({"a": args.first, "b": args.second, "differences": differences})
 
 
-def compare(first: dict[str, Any], second: dict[str, Any], *, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return, for the rows and metrics that both have: both means, B - A with its 95 % interval, two-sided p.
+def compare(first: "Evaluation", second: "Evaluation", *, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return, for the rows and metrics that both have: both means, B - A with its 95% interval, two-sided p.
 
     Raises InputError where the two were not measured on the same judged queries.
     """
-    if first["split_sha256"] != second["split_sha256"]:
+    from elasticlm.retrieval.measures import difference, mean
+
+    if first.split_sha256 != second.split_sha256:
         raise InputError(
-            f"the two were measured on different queries or judgements: {first['data']}#{first['split']} "
-            f"({first['split_sha256'][:12]}) and {second['data']}#{second['split']} ({second['split_sha256'][:12]})"
+            f"the two were measured on different queries or judgements: {first.data}#{first.split} "
+            f"({first.split_sha256[:12]}) and {second.data}#{second.split} ({second.split_sha256[:12]})"
         )
-    place = {qid: i for i, qid in enumerate(second["query_ids"])}
-    order = [place[qid] for qid in first["query_ids"]]
+    place = {qid: i for i, qid in enumerate(second.query_ids)}
+    order = [place[qid] for qid in first.query_ids]
     differences: dict[str, dict[str, dict[str, Any]]] = {}
-    for row, measures in first["per_query"].items():
-        for measure in measures:
-            if measure in second["per_query"].get(row, {}):
-                a = np.array(measures[measure], dtype=float)  # null becomes NaN
-                b = np.array(second["per_query"][row][measure], dtype=float)[order]
+    for row, measures in first.values.items():
+        for measure, a in measures.items():
+            if measure in second.values.get(row, {}):
+                b = second.values[row][measure][order]
                 interval, p = difference(a, b, seed=seed)
                 differences.setdefault(row, {})[measure] = {"a": mean(a), "b": mean(b), "difference": interval, "p": p}
     if not differences:
-        raise InputError(
-            f"the two have no row in common: {', '.join(first['per_query'])} and {', '.join(second['per_query'])}"
-        )
+        raise InputError(f"the two have no row in common: {', '.join(first.values)} and {', '.join(second.values)}")
     return differences
-
-
-def read_evaluation(path: str) -> dict[str, Any]:
-    """Read what ``evaluate`` wrote; raises InputError where it is something else."""
-    if not Path(path).is_file():
-        raise InputError(f"no such file {path}")
-    try:
-        result = json.loads(Path(path).read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    needed = {"data", "split", "split_sha256", "query_ids", "per_query"}
-    if not isinstance(result, dict) or not needed <= set(result):
-        raise InputError(f"{path}: not an evaluation; expected a file written by `elasticlm evaluate`")
-    return result

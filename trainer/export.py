@@ -1,132 +1,34 @@
-"""``elasticlm export``: levels for elsewhere: one alone as an artifact, or all of them as ONNX graphs."""
-
-import argparse
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor
+"""``elasticlm export``: one level as its own artifact, or ONNX graphs of all levels."""
 
 from elasticlm import command
-from elasticlm.backend import PRECISIONS, onnx_export
-from elasticlm.backend.onnx_runtime import graphs_folder
-from elasticlm.command import progress, say
+from elasticlm.backend import PRECISIONS
 from elasticlm.errors import InputError
-from elasticlm.files import new_folder, refuse_existing, sha256_file
-from elasticlm.model.configuration import TeacherReference
-from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.folder import LATENCY_FILE, WEIGHTS_FILE
-from elasticlm.model.structure import ElasticStructure, Level, level_name, parse_level
-from elasticlm.model.teacher import load_model
-from elasticlm.retrieval.data_specs import RetrievalData, load_retrieval
-from elasticlm.schedule.latency import LatencyTable, read_tables
-from elasticlm.trainer.objectives import reciprocal_ranks
-
-QUERIES, PASSAGES = 256, 2048  # that graphs are compared on
+from elasticlm.model.structure import parse_level
+from elasticlm.retrieval.data_specs import check_spec
+from elasticlm.trainer.inputs import check_model
+from elasticlm.trainer.loop_options import check_output
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = command.parser("elasticlm export", __doc__.partition(": ")[2])
+    parser = command.parser("elasticlm export", "Write one level as its own artifact, or one ONNX graph per level.")
     parser.add_argument("--model", required=True, metavar="DIR", help="elastic model")
     parser.add_argument("--level", metavar="K", help="the level to take out alone, such as 30; needs --output")
     parser.add_argument("--output", metavar="DIR", help="artifact folder to write the level into")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
-    parser.add_argument("--onnx", nargs="+", choices=PRECISIONS["onnx"], metavar="fp32|int8", help="write a graph a "
-                        "level for ONNX Runtime into DIR/onnx, each held against PyTorch")  # fmt: skip
+    parser.add_argument("--onnx", nargs="+", choices=PRECISIONS["onnx"], metavar="fp32|int8", help="write one graph "
+                        "per level for ONNX Runtime into DIR/onnx, each compared with PyTorch")  # fmt: skip
     parser.add_argument("--data", default="pydoc", metavar="SPEC", help="queries and passages that the graphs are "
                         "compared on: beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")  # fmt: skip
     parser.add_argument("--split", default="dev", help="split of the data")
     args = parser.parse_args(argv)
     if bool(args.level) == bool(args.onnx) or bool(args.level) != bool(args.output):
         raise InputError("expected --level K --output DIR for a level alone, or --onnx fp32 int8 for graphs")
+    if args.level:
+        parse_level(args.level)
+        check_output(args)
+    check_model("--model", args.model)
+    if args.onnx:
+        check_spec(args.data)
+    from elasticlm.trainer.exporting import export_graphs, export_level
+
     (export_level if args.level else export_graphs)(args)
-
-
-def export_level(args: argparse.Namespace) -> None:
-    """Write one level as an artifact of its own."""
-    level = parse_level(args.level)
-    refuse_existing(args.output, overwrite=args.overwrite)
-    model = load_model(args.model)
-    alone = export(model, args.model, level)
-    file = Path(args.model) / LATENCY_FILE
-    with new_folder(args.output, overwrite=args.overwrite) as folder:
-        alone.save_pretrained(folder)
-        for table in read_tables(file) if file.exists() else []:
-            cells = [cell for cell in table.cells if cell.level == level]
-            if cells:
-                LatencyTable(cells, table.setup, table.notes).write(folder / LATENCY_FILE)
-    parameters = sum(p.numel() for p in alone.parameters())
-    command.print_table([{"level": level_name(level), "parameters": parameters, "output": args.output}])
-    command.print_result({"output": args.output, "level": level, "parameters": parameters})
-
-
-def export(model: ElasticModel, name: str, level: Level) -> ElasticModel:
-    """Cut one level out of a model. Its passages stay with what encoded them.
-
-    Where that is the model's own largest level, the model (under ``name``) becomes the teacher of the smaller one.
-    """
-    alone = model.cut(ElasticStructure({level: model.structures[level]}))
-    if model.config.passages.encoder == "largest" and level != model.structures.largest:
-        alone.config.teacher = TeacherReference(name, sha256_file(Path(name) / WEIGHTS_FILE))
-        alone.config.passages = replace(model.config.passages, encoder="teacher")
-    return alone
-
-
-def export_graphs(args: argparse.Namespace) -> None:
-    """Write every level's graph in each precision, and tell how near it comes to PyTorch."""
-    model = ElasticModel.from_pretrained(args.model)
-    sample = load_retrieval(args.data, args.split)
-    queries = sample.queries[:QUERIES]
-    ranking = Ranking(model, sample) if model.config.task == "embed" else None
-    result, rows = {}, []
-    for precision in args.onnx:
-        bar = progress(total=len(model.levels), desc=f"graphs in {precision}", unit="level")
-        found = onnx_export.export(model, args.model, precision, queries, on_level=bar.update)
-        bar.close()
-        graphs = ElasticModel.from_pretrained(args.model, backend="onnx", precision=precision)
-        for level in model.levels:
-            name = level_name(level)
-            if ranking is not None:
-                found[name] |= {"RR@10": ranking.measure(graphs, level), "RR@10 torch": ranking.measure(model, level)}
-            size = (graphs_folder(args.model, precision) / f"{name}.onnx").stat().st_size
-            rows.append({"precision": precision, "level": name, "MiB": size / 2**20} | found[name])
-        result[precision] = found
-    command.print_table(rows)
-    command.print_result({"output": str(graphs_folder(args.model, "").parent), "onnx": result})
-
-
-class Ranking:
-    """What a change of vectors costs in RR@10: queries over a few passages, all encoded by the largest level.
-
-    Args:
-        sample: a split; its first queries, their passages, and others up to 2,048 in all.
-    """
-
-    def __init__(self, model: ElasticModel, sample: RetrievalData) -> None:
-        row = {pid: i for i, pid in enumerate(sample.passage_ids)}
-        first = [next(pid for pid, grade in sample.qrels[qid].items() if grade > 0)
-                 for qid in sample.query_ids[:QUERIES]]  # fmt: skip
-        positives = np.array([row[pid] for pid in first])
-        others = np.setdiff1d(np.arange(len(row)), positives)[: max(0, PASSAGES - len(positives))]
-        rows = np.union1d(positives, others)
-        self.queries = sample.queries[: len(first)]
-        self._labels = torch.from_numpy(np.searchsorted(rows, positives))
-        say(f"{sample.spec}, {sample.split}: {len(self.queries)} queries over {len(rows):,} passages")
-        self._passages = self._embed(model, [sample.passages[i] for i in rows], model.structures.largest, "passage")
-        self._torch: dict[Level, float] = {}
-
-    def measure(self, model: ElasticModel, level: Level) -> float:
-        """RR@10 of a level's queries; those of PyTorch are embedded once."""
-        if model.backend.name == "torch" and level in self._torch:
-            return self._torch[level]
-        scores = self._embed(model, self.queries, level, "query") @ self._passages.T
-        found = round(float(reciprocal_ranks(scores, self._labels).mean()), 4)
-        if model.backend.name == "torch":
-            self._torch[level] = found
-        return found
-
-    @staticmethod
-    def _embed(model: ElasticModel, texts: Sequence[str], level: Level, kind: str) -> Tensor:
-        return model.embed(texts, level=level, kind=kind, show_progress=kind == "passage")  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """``elasticlm index``: encode a corpus into a passage index with what encodes the model's passages.
 
-An interrupted run goes on where it stopped: vectors are kept beside the output until it stands.
+An interrupted run continues where it stopped: vectors are kept next to the output until it is complete.
 """
 
 import shutil
@@ -8,18 +8,14 @@ import time
 from pathlib import Path
 
 from elasticlm import command
-from elasticlm.files import refuse_existing
-from elasticlm.model.teacher import load_model, passage_encoder
-from elasticlm.retrieval.data_specs import load_corpus
-from elasticlm.retrieval.passage_index import PassageIndex
-from elasticlm.trainer.processes import Processes
-from elasticlm.trainer.stored_vectors import stored_vectors
-from elasticlm.trainer.training_texts import TokenizedTexts
+from elasticlm.trainer.inputs import check_data, check_model
+from elasticlm.trainer.loop_options import check_output
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = command.parser(
-        "elasticlm index", "Encode a corpus into a passage index; run again, an interrupted one goes on."
+        "elasticlm index",
+        "Encode a corpus into a passage index. An interrupted run continues when it is started again.",
     )
     parser.add_argument("--model", required=True, help="artifact folder, or a teacher's folder or hub name")
     parser.add_argument("--data", required=True, help="beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")
@@ -31,7 +27,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     started = time.perf_counter()
-    refuse_existing(args.output, overwrite=args.overwrite)
+    check_output(args)
+    check_model("--model", args.model)
+    check_data([args.data])
+    from elasticlm.model.teacher import load_model, passage_encoder
+    from elasticlm.retrieval.data_specs import load_corpus
+    from elasticlm.retrieval.passage_index import PassageIndex
+    from elasticlm.trainer.processes import Processes
+    from elasticlm.trainer.stored_vectors import stored_vectors
+    from elasticlm.trainer.training_texts import TokenizedTexts
+
     corpus = load_corpus(args.data)
     encoder = passage_encoder(load_model(args.model), args.teacher)
     command.say(f"{args.data}: encoding {len(corpus.ids):,} passages")

@@ -24,7 +24,7 @@ from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
 from elasticlm.trainer.checkpoints import Checkpoints, TrainingLog
 from elasticlm.trainer.loop_options import LoopOptions
-from elasticlm.trainer.objectives import Objective
+from elasticlm.trainer.objectives.base import Objective
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.training_texts import BatchOrder
 

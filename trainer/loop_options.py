@@ -9,8 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 from elasticlm.errors import InputError
-from elasticlm.trainer.processes import PRECISIONS
+from elasticlm.files import refuse_existing
 
+PRECISIONS = ("auto", "bf16", "fp32")
 OPTIMIZERS, DECAYS = ("adamw", "muon"), ("linear", "cosine", "trapezoid")
 
 
@@ -21,7 +22,7 @@ class LoopOptions:
     max_steps: int = 1000
     """optimiser steps"""
     batch_size: int = 128
-    """examples a step, over all processes"""
+    """examples per step, over all processes"""
     chunk_size: int = 128
     """examples whose activations are held at once; smaller saves memory, changes nothing else"""
     lr: float = 5e-4
@@ -84,7 +85,7 @@ class LoopOptions:
 
 def add_options(parser: argparse.ArgumentParser, defaults: Mapping[str, LoopOptions]) -> None:
     """Add the loop's options to a command, whose tasks may differ in their defaults; and those of its output."""
-    documented = _docstrings(LoopOptions)
+    documented = docstrings(LoopOptions)
     for field in fields(LoopOptions):
         values = {task: getattr(options, field.name) for task, options in defaults.items()}
         same = len(set(values.values())) == 1
@@ -108,6 +109,11 @@ def add_data_options(parser: argparse.ArgumentParser, specs: str) -> None:
     parser.add_argument("--split", default="train", help="split of the data")
     parser.add_argument("--exclude", nargs="+", default=[], metavar="SPEC", help="sets to evaluate on: training texts "
                         "that share ten words in a row with any of their passages or queries are dropped")  # fmt: skip
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Raise InputError where the output exists already and may not be replaced."""
+    refuse_existing(args.output, overwrite=args.overwrite)
 
 
 def options_of(args: argparse.Namespace, defaults: LoopOptions) -> LoopOptions:
@@ -142,11 +148,14 @@ def _positive(number: str) -> bool:
         return False
 
 
-def _docstrings(kind: type) -> dict[str, str]:
-    """The line under each field of a dataclass, as its help."""
-    body = ast.parse(inspect.getsource(kind)).body[0].body
-    return {
-        field.target.id: text.value.value
-        for field, text in pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
+def docstrings(*kinds: type) -> dict[str, str]:
+    """The docstring under each field of these dataclasses, by the field's name; the first class goes first."""
+    texts: dict[str, str] = {}
+    for kind in reversed(kinds):
+        body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
+        texts |= {
+            field.target.id: text.value.value
+            for field, text in pairwise(body)
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+        }
+    return texts

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-PRECISIONS = ("auto", "bf16", "fp32")
 SHORT_TOKENS = 64  # up to here plain attention trains faster on a CPU than the fused kernel, whose backward is slow
 
 

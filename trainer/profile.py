@@ -5,18 +5,18 @@ from pathlib import Path
 
 from elasticlm import command
 from elasticlm.backend import BACKENDS, PRECISIONS
-from elasticlm.backend.onnx_export import can_export, ensure_exported
-from elasticlm.backend.onnx_runtime import is_exported
 from elasticlm.command import progress
 from elasticlm.errors import InputError
-from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import level_name, parse_levels
 from elasticlm.schedule import latency
+from elasticlm.trainer.inputs import check_model
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = command.parser("elasticlm profile", __doc__.partition(": ")[2])
+    parser = command.parser(
+        "elasticlm profile", "Measure what each level of an artifact costs on this machine (latency.csv)."
+    )
     parser.add_argument("--model", required=True, metavar="DIR", help=f"elastic model; its {LATENCY_FILE} is written")
     parser.add_argument("--levels", help="levels to measure (default: all)")
     parser.add_argument("--rows", default=_listed(latency.ROWS), help="sequences a batch")
@@ -35,7 +35,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
     args = parse_args(argv)
+    check_model("--model", args.model)
+    profile(args)
+
+
+def profile(args: argparse.Namespace) -> None:
+    """Measure what the options name, write the table and print it; heavy imports begin here."""
+    from elasticlm.backend.onnx_export import can_export
+    from elasticlm.model.elastic_model import ElasticModel
+    from elasticlm.schedule.profiling import measure
+
     if args.backend != "torch" and args.precision != "int8" and can_export():
         try_to_export(args.model)
     setups = chosen_setups(args.model, args.backend, args.precision)
@@ -64,6 +75,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def try_to_export(artifact: str) -> None:
     """Make sure of graphs in fp32; a model of a kind that has none is measured without."""
+    from elasticlm.backend.onnx_export import ensure_exported
+    from elasticlm.model.elastic_model import ElasticModel
+
     model = ElasticModel.from_pretrained(artifact)
     try:
         ensure_exported(model, artifact, "fp32")
@@ -73,6 +87,8 @@ def try_to_export(artifact: str) -> None:
 
 def chosen_setups(artifact: str, backend: str, precision: str | None) -> list[tuple[str, str]]:
     """Return the backends and precisions to measure: whatever is there, or what was asked for."""
+    from elasticlm.backend.onnx_runtime import is_exported
+
     if backend == "torch" and precision not in (None, "fp32"):
         raise InputError(f"--backend torch --precision {precision}: PyTorch runs levels in fp32")
     exported = [name for name in PRECISIONS["onnx"] if precision in (None, name) and is_exported(artifact, name)]

@@ -108,7 +108,7 @@ def jsonl_rows(path: str, shown_as: str, stamp: tuple[int, int]) -> Iterator[dic
             raise InputError(f'{where}: expected "_id", a text that is not empty')
         row_id = str(row_id)
         if row_id in first_line:
-            raise InputError(f'{where}: "_id" {row_id!r} stands already in line {first_line[row_id]}')
+            raise InputError(f'{where}: duplicate "_id" {row_id!r}, first in line {first_line[row_id]}')
         if not isinstance(text, str) or not isinstance(title, str | None):
             raise InputError(f'{where}: expected "text" (and "title", where there is one) as texts')
         if not text.strip():

@@ -137,7 +137,7 @@ class HubDataset:
         ids = set()
         for number, (row_id, text) in enumerate(zip(columns["_id"], columns["text"], strict=True)):
             if row_id in ids:
-                raise InputError(f"{where}, row {number}: id {row_id!r} stands there twice")
+                raise InputError(f"{where}, row {number}: duplicate id {row_id!r}")
             if not text.strip():
                 raise InputError(f"{where}, row {number}: the text of {row_id!r} is empty")
             ids.add(row_id)

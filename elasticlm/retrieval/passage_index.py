@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import faiss
 import numpy as np
 
+from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
 
 if TYPE_CHECKING:
     from elasticlm.model.elastic_model import ElasticModel
+    from elasticlm.retrieval.corpus import Corpus
 
 FAISS_FILE, IDS_FILE, JSON_FILE = "passages.faiss", "ids.txt", "index.json"
 SAMPLE, LEAST_COSINE = 16, 0.95
@@ -57,7 +59,7 @@ class PassageIndex:
         self.row = {pid: row for row, pid in enumerate(self.ids)}
         if len(self.row) < len(self.ids):
             twice = next(pid for row, pid in enumerate(self.ids) if self.row[pid] != row)
-            raise InputError(f"{name}: id {twice!r} stands there twice")
+            raise InputError(f"{name}: duplicate id {twice!r}")
 
     @classmethod
     def build(
@@ -191,6 +193,33 @@ class PassageIndex:
                 f"{self.name}: its passages were encoded by another model (fingerprint {self.fingerprint[:12]}, "
                 f"this model needs {expected[:12]}); make one with `elasticlm index`"
             )
+
+    def check_against(
+        self,
+        model: "ElasticModel",
+        encoder: "Callable[[], ElasticModel]",
+        corpora: "Callable[[], Sequence[Corpus]] | None",
+    ) -> None:
+        """Check that the index goes with a model, whoever made it. Raises InputError where it does not.
+
+        An index with a fingerprint is checked by that, any other by a sample of its passages, encoded again; it takes
+        the encoder's fingerprint then.
+
+        Args:
+            encoder: loads what encodes the model's passages.
+            corpora: loads what its passages may be in; None where no data was given.
+        """
+        self.check(model, encoder)
+        if self.fingerprint is not None:
+            return
+        if corpora is None:
+            raise InputError(f"{self.name}: made elsewhere (no fingerprint); give its corpus with --data SPEC, so that "
+                             "some of its passages can be compared")  # fmt: skip
+        passages = {pid: text for corpus in corpora() for pid, text in zip(corpus.ids, corpus.passages, strict=True)}
+        whole = encoder()
+        cosine = self.check_sample(passages, lambda texts: whole.embed(texts, kind="passage").numpy())
+        say(f"{self.name}: no fingerprint; a sample of its passages has a mean cosine of {cosine:.3f}")
+        self.fingerprint = whole.fingerprint()
 
     def check_sample(self, passages: Mapping[str, str], embed: Callable[[list[str]], np.ndarray]) -> float:
         """Return the mean cosine between 16 of the index's vectors and the same passages encoded now.

@@ -61,7 +61,7 @@ def read_pairs(file: str | Path) -> list[MeasuredPair]:
         raise InputError(f"{file}: expected one pair of levels or more, all of one measure")
     names = [level_name(pair.levels) for pair in pairs]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"{file}: {twice} stands there twice")
+        raise InputError(f"{file}: duplicate pair {twice}")
     return pairs
 
 

@@ -187,7 +187,7 @@ def test_stopped_from_outside_it_stops_its_server(command, tmp_path):
     [
         (["--arms", "slack", "fixed:30"], "no such level, only 100, 50, 10"),
         (["--arms", "slak"], "did you mean 'slack'"),
-        (["--arms", "slack", "slack"], "each arm may stand once"),
+        (["--arms", "slack", "slack"], "duplicate arm"),
         (["--split", "summer"], "no split 'summer'"),
         (["--workload", "related"], "60 passages share a title .* at least 100"),
         (["--workload", "rerank:8"], "a model of task 'score'"),

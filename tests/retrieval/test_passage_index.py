@@ -131,7 +131,7 @@ def test_broken_folders_are_refused(index, tmp_path):
     with pytest.raises(InputError, match="40 vectors, but 39 ids"):
         PassageIndex.load(tmp_path / "index")
     ids_file.write_text("\n".join([*IDS[:-1], "p3"]))
-    with pytest.raises(InputError, match="'p3' stands there twice"):
+    with pytest.raises(InputError, match="duplicate id 'p3'"):
         PassageIndex.load(tmp_path / "index")
     ids_file.unlink()
     with pytest.raises(InputError, match=r"no such file .*ids\.txt"):

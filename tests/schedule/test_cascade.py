@@ -143,7 +143,7 @@ GOOD = {"retriever": 50, "reranker": 10, "depth": 20, "quality": 0.5, "measure":
         ([GOOD | {"depth": 0}], "depth 0"),
         ([GOOD | {"quality": "high"}], "quality 'high'"),
         ([GOOD | {"quality": float("nan")}], "quality nan"),
-        ([GOOD, GOOD | {"quality": 0.6}], r"50\+10 stands there twice"),
+        ([GOOD, GOOD | {"quality": 0.6}], r"duplicate pair 50\+10"),
         ([GOOD, GOOD | {"reranker": None, "measure": "AP"}], "of one measure"),
     ],
 )

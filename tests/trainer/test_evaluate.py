@@ -13,6 +13,7 @@ from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.teacher import load_teacher
 from elasticlm.retrieval.data_specs import load_retrieval
 from elasticlm.trainer import evaluate, index
+from elasticlm.trainer.evaluation import retrieving
 
 MEASURES = ["RR@10", "nDCG@10", "R@5", "R@20", "R@100"]
 
@@ -90,7 +91,7 @@ def test_a_teacher_alone_is_one_row(tiny_bert, tiny_beir, tmp_path):
 def test_an_index_gives_the_same_figures(evaluated, command, tiny_bert, tiny_beir, tmp_path, monkeypatch):
     without, _ = evaluated()
     index.main(["--model", str(tiny_bert), "--data", f"beir:{tiny_beir}", "--output", str(tmp_path / "index")])
-    monkeypatch.setattr(evaluate, "_encode_passages", lambda *_: pytest.fail("passages were encoded"))
+    monkeypatch.setattr(retrieving, "encode_passages", lambda *_: pytest.fail("passages were encoded"))
     with_index, _ = evaluated("--index", tmp_path / "index", "--overwrite")
     assert with_index["per_query"] == without["per_query"]
 

@@ -21,7 +21,7 @@ from elasticlm.trainer.loop import (
     train,
 )
 from elasticlm.trainer.loop_options import LoopOptions
-from elasticlm.trainer.objectives import Align
+from elasticlm.trainer.objectives.align import Align
 from elasticlm.trainer.training_texts import TokenizedTexts
 
 TEXTS = make_texts(60, seed=7)

@@ -13,16 +13,10 @@ from torch.nn import functional as F
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.teacher import load_teacher
 from elasticlm.trainer.loop import accumulate_gradients
-from elasticlm.trainer.objectives import (
-    Align,
-    Relations,
-    Retrieve,
-    align_losses,
-    contrastive_losses,
-    in_batch,
-    reciprocal_ranks,
-    relation_losses,
-)
+from elasticlm.trainer.objectives.align import Align, align_losses
+from elasticlm.trainer.objectives.base import reciprocal_ranks
+from elasticlm.trainer.objectives.relations import Relations, relation_losses
+from elasticlm.trainer.objectives.retrieve import Retrieve, contrastive_losses, in_batch
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.training_texts import TokenizedTexts
 

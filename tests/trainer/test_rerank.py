@@ -12,10 +12,10 @@ from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.retrieval.bm25 import bm25_scores, bm25_top
 from elasticlm.retrieval.data_specs import load_retrieval
 from elasticlm.retrieval.measures import read_trec_run
-from elasticlm.trainer import evaluate, finetune, prune
+from elasticlm.trainer import evaluate, finetune, prune, pruning
 from elasticlm.trainer.evaluation.reranking import evaluate as rerank
 from elasticlm.trainer.negatives import judged_first, run_negatives
-from elasticlm.trainer.objectives import rerank_losses
+from elasticlm.trainer.objectives.rerank import rerank_losses
 from elasticlm.trainer.training_pairs import TrainingPairs
 from elasticlm.trainer.training_texts import TokenizedTexts, joined
 
@@ -78,7 +78,7 @@ def test_a_reranker_fine_tuned_whole_is_pruned_by_its_own_loss(command, tiny_ber
     passages = ["the wolf in the snow", "a cave"]
     assert torch.allclose(pruned.score("a wolf", passages), teacher.score("a wolf", passages), atol=1e-5)
     args = prune.parse_args(["--teacher", str(tmp_path / "out"), *data, "--max-examples", "80", "--output", "x"])
-    scores = prune.task_scores(args, teacher)
+    scores = pruning.task_scores(args, teacher)
     assert (scores.heads > 0).all()
     best = np.argsort(-scores.neurons[0])
     whole = teacher.encoder.layers[0].feed_forward

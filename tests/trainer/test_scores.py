@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from elasticlm.model.families import family_of
 from elasticlm.model.teacher import load_encoder, load_teacher
-from elasticlm.trainer.objectives import contrastive_losses
+from elasticlm.trainer.objectives.retrieve import contrastive_losses
 from elasticlm.trainer.scores import Gates, Scores, expressive_scores, gated
 from elasticlm.trainer.training_texts import TokenizedTexts
 

@@ -1,7 +1,7 @@
-"""How well every level classifies: GLUE's measures beside a teacher and the majority, for ``elasticlm evaluate``."""
+"""How well every level classifies: GLUE's measures compared with a teacher and the majority, for ``elasticlm evaluate``."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
 from elasticlm.retrieval.data_specs import load_labelled
 from elasticlm.retrieval.measures import resampled_retention, rounded
+from elasticlm.trainer.evaluation.base import TEACHER, Evaluation, interval_cell
 from elasticlm.trainer.training_texts import TokenizedTexts
 
-FORMAT_VERSION = 1
-TEACHER, MAJORITY = "teacher", "majority"
+MAJORITY = "majority"
 BATCH_SIZE = 32
 
 Measure = Callable[[np.ndarray, np.ndarray], float]
@@ -36,15 +36,15 @@ def measures_of(labels: Sequence[str]) -> dict[str, Measure]:
 
 def evaluate(
     model: ElasticModel, teacher: str | None, spec: str, split: str, levels: Sequence[Level], *, seed: int = 0
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measure the levels of a classifier on a split.
 
     Args:
         teacher: the classifier that retention is measured against; None takes this one's largest level.
 
     Returns:
-        The evaluation's JSON: metrics a row (teacher, levels, majority), retention with 95 % intervals (paired
-        bootstrap over examples), and each example's accuracy, or squared error.
+        Rows "teacher", each level, and of classes "majority"; the values of examples are their accuracy, or squared
+        error.
     """
     labels = model.config.labels
     data = load_labelled(spec, split, labels)
@@ -67,25 +67,21 @@ def evaluate(
     if len(labels) > 1:
         rows[MAJORITY] = np.full(len(targets), np.bincount(targets).argmax())
     error = "squared error" if len(labels) == 1 else "accuracy"
-    return {
-        "format_version": FORMAT_VERSION,
-        "data": spec,
-        "split": split,
-        "split_sha256": data.split_sha256,
-        "metrics": {
+    return Evaluation(
+        data=spec,
+        split=split,
+        split_sha256=data.split_sha256,
+        query_ids=[str(i) for i in range(len(targets))],
+        values={name: {error: _each(row, targets, regression=len(labels) == 1)} for name, row in rows.items()},
+        metrics={
             name: dict(zip(measures, rounded([kind(row, targets) for kind in measures.values()]), strict=True))
             for name, row in rows.items()
         },
-        "retention": {
+        retention={
             name: {kind: _retention(measure, row, reference, targets, seed) for kind, measure in measures.items()}
             for name, row in found.items()
         },
-        "query_ids": [str(i) for i in range(len(targets))],
-        "per_query": {
-            name: {error: rounded(_each(row, targets, regression=len(labels) == 1))}
-            for name, row in rows.items()
-        },
-    }  # fmt: skip
+    )
 
 
 def predictions(model: ElasticModel, level: Level, texts: TokenizedTexts) -> np.ndarray:
@@ -107,13 +103,12 @@ def outputs(model: ElasticModel, level: Level, texts: TokenizedTexts, *, desc: s
     return found
 
 
-def table(result: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a level for people; retention of the first measure with its 95 % interval."""
+def table(result: Evaluation) -> list[dict[str, str]]:
+    """One row per level for people; retention of the first measure with its 95% interval."""
     rows = []
-    for name, values in result["metrics"].items():
+    for name, values in result.metrics.items():
         first = next(iter(values))
-        kept = result["retention"].get(name, {}).get(first)
-        interval = f"{kept[0]:.3f} [{kept[1]:.3f}, {kept[2]:.3f}]" if kept else "1" if name == TEACHER else "-"
+        interval = interval_cell(name, result.retention.get(name, {}).get(first))
         cells = {kind: "-" if value is None else f"{value:.4f}" for kind, value in values.items()}
         rows.append({"level": name} | cells | {f"retention of {first}": interval})
     return rows
@@ -131,8 +126,8 @@ def _retention(
     )
 
 
-def _each(found: np.ndarray, targets: np.ndarray, *, regression: bool) -> np.ndarray:
-    return (found - targets) ** 2 if regression else found == targets
+def _each(predicted: np.ndarray, targets: np.ndarray, *, regression: bool) -> np.ndarray:
+    return (predicted - targets) ** 2 if regression else (predicted == targets).astype(float)
 
 
 def _correlation(kind: Callable[..., Any]) -> Measure:

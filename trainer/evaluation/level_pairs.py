@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from elasticlm.retrieval import measures as metrics
 from elasticlm.retrieval.data_specs import RetrievalData
 from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.schedule.cascade import MeasuredPair
+from elasticlm.trainer.evaluation.base import Evaluation
 from elasticlm.trainer.evaluation.fusion_weights import fuse
 from elasticlm.trainer.evaluation.reranking import MEASURES, draw, rerank
 from elasticlm.trainer.training_texts import TokenizedTexts
@@ -33,14 +33,14 @@ def evaluate(
     depth: int = 20,
     max_queries: int | None = None,
     seed: int = 0,
-) -> tuple[dict[str, Any], list[MeasuredPair]]:
+) -> tuple[Evaluation, list[MeasuredPair]]:
     """Rerank the best ``depth`` passages of every level of the retriever by every level of the reranker.
 
     The reranker scores a query with a passage once a level, however many of the retriever's levels find it; scores are fused
     with the retriever's where its artifact says so.
 
     Returns:
-        The evaluation's JSON, rows "50" (the retriever alone) and "50+10"; and the pairs, best first.
+        The evaluation, rows "50" (the retriever alone) and "50+10"; and the pairs, best first.
     """
     passages = dict(zip(data.passage_ids, data.passages, strict=True))
     if foreign := next((pid for pid in index.ids if pid not in passages), None):
@@ -69,22 +69,10 @@ def evaluate(
         for (own, level), row in values.items()
     ]  # fmt: skip
     rows = {level_name(pair.levels): row for pair, row in zip(pairs, values.values(), strict=True)}
-    result = {
-        "format_version": 1,
-        "data": data.spec,
-        "split": data.split,
-        "split_sha256": data.split_sha256,
-        "depth": depth,
-        "fusion": {level_name(level): reranker.fusion_weight(level) for level in levels},
-        "metrics": {
-            name: {kind: round(metrics.mean(found), metrics.DECIMALS) for kind, found in row.items()}
-            for name, row in rows.items()
-        },
-        "query_ids": kept,
-        "per_query": {
-            name: {kind: metrics.rounded(found) for kind, found in row.items()} for name, row in rows.items()
-        },
-    }  # fmt: skip
+    result = Evaluation.of_means(
+        data=data.spec, split=data.split, split_sha256=data.split_sha256, query_ids=kept, values=rows, depth=depth,
+        fusion={level_name(level): reranker.fusion_weight(level) for level in levels},
+    )  # fmt: skip
     return result, sorted(pairs, key=lambda pair: -pair.quality)
 
 

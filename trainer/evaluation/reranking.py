@@ -1,7 +1,6 @@
 """How well every level reranks: judged candidates, or the top of a first stage, for ``elasticlm evaluate``."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,10 +12,11 @@ from elasticlm.retrieval import measures as metrics
 from elasticlm.retrieval.bm25 import bm25_scores, bm25_top
 from elasticlm.retrieval.data_specs import RetrievalData
 from elasticlm.trainer.evaluation import fusion_weights as fusion
+from elasticlm.trainer.evaluation.base import TEACHER, Evaluation
 from elasticlm.trainer.evaluation.classification import outputs
 from elasticlm.trainer.training_texts import TokenizedTexts
 
-FIRST_STAGE, TEACHER = "first_stage", "teacher"
+FIRST_STAGE = "first_stage"
 MEASURES = ("RR@10", "nDCG@10")
 
 Lists = dict[str, dict[str, float]]
@@ -34,7 +34,7 @@ def evaluate(
     max_queries: int | None = None,
     fuse: bool = False,
     seed: int = 0,
-) -> tuple[dict[str, Any], dict[str, metrics.Run]]:
+) -> tuple[Evaluation, dict[str, metrics.Run]]:
     """Rerank each query's list at every level.
 
     Args:
@@ -45,9 +45,9 @@ def evaluate(
         fuse: fit here how much the first stage counts beside each level; else what the artifact knows is taken.
 
     Returns:
-        The evaluation's JSON, with ``above_first_stage`` (difference, 95 % interval, p: paired bootstrap over queries)
-        and, where there is any, ``fusion`` (a level's weight of the first stage); and the runs by name. Rows such as
-        "50+first_stage" are fused.
+        The evaluation, with the facts ``above_first_stage`` (difference, 95% interval, p: paired bootstrap over
+        queries) and, where there is any, ``fusion`` (each level's weight of the first stage); and the runs by name.
+        Rows such as "50+first_stage" are fused.
     """
     judged = {qid: grades for qid, grades in (data.candidates or {}).items() if any(g > 0 for g in grades.values())}
     qrels, measures = (data.qrels, MEASURES) if run is not None or not judged else (judged, metrics.CANDIDATE_MEASURES)
@@ -78,36 +78,20 @@ def evaluate(
     else:
         runs[TEACHER] = rerank(model, largest, texts, lists)
     values = {name: metrics.per_query(judgements, ranked, measures) for name, ranked in runs.items()}
-    result = {
-        "format_version": 1,
-        "data": data.spec,
-        "split": data.split,
-        "split_sha256": data.split_sha256,
-        "metrics": {
-            name: {kind: round(metrics.mean(found), metrics.DECIMALS) for kind, found in row.items()}
-            for name, row in values.items()
-        },
-        "retention": {
-            name: {
-                kind: metrics.rounded(metrics.retention(found, values[TEACHER][kind], seed=seed))
-                for kind, found in values[name].items()
-            }
-            for name in names
-        },
-        "above_first_stage": {
-            name: {
-                kind: dict(zip(("difference", "p"), metrics.difference(values[FIRST_STAGE][kind], found, seed=seed),
-                               strict=True))
-                for kind, found in values[name].items()
-            }
-            for name in reranked
-        },
-        "query_ids": kept,
-        "per_query": {
-            name: {kind: metrics.rounded(found) for kind, found in row.items()} for name, row in values.items()
-        },
+    above = {
+        name: {
+            kind: dict(zip(("difference", "p"), metrics.difference(values[FIRST_STAGE][kind], column, seed=seed),
+                           strict=True))
+            for kind, column in values[name].items()
+        }
+        for name in reranked
     }  # fmt: skip
-    return result | ({"fusion": weights} if weights else {}), runs
+    facts = {"above_first_stage": above} | ({"fusion": weights} if weights else {})
+    result = Evaluation.of_means(
+        data=data.spec, split=data.split, split_sha256=data.split_sha256, query_ids=kept, values=values,
+        retained=names, seed=seed, **facts,
+    )  # fmt: skip
+    return result, runs
 
 
 def rerank(
@@ -126,16 +110,16 @@ def draw(query_ids: Sequence[str], count: int | None, seed: int) -> list[str]:
     return [query_ids[i] for i in np.sort(drawn)]
 
 
-def table(result: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row a level for people: how far it is above the first stage, and how surely."""
+def table(result: Evaluation) -> list[dict[str, str]]:
+    """One row per level for people: how far it is above the first stage, with interval and p-value."""
     rows = []
-    for name, values in result["metrics"].items():
+    for name, values in result.metrics.items():
         first = next(iter(values))
-        above = result["above_first_stage"].get(name, {}).get(first)
+        above = result.facts["above_first_stage"].get(name, {}).get(first)
         cells = {kind: f"{value:.4f}" for kind, value in values.items()}
-        told = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*above["difference"]) if above else "-"
+        difference = "{:+.4f} [{:+.4f}, {:+.4f}]".format(*above["difference"]) if above else "-"
         p = f"{above['p']:.3f}" if above else "-"
-        rows.append({"level": name} | cells | {f"{first} above the first stage": told, "p": p})
+        rows.append({"level": name} | cells | {f"{first} above the first stage": difference, "p": p})
     return rows
 
 

@@ -1,0 +1,148 @@
+"""Retrieval quality of every level, compared with the teacher.
+
+The passages are encoded once by what encodes the artifact's passages (or come from an index), the queries by every level.
+Retention is a level's metric over that of the teacher with the teacher's own passages.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from elasticlm import command
+from elasticlm.errors import InputError
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Level, level_name
+from elasticlm.model.teacher import load_teacher, passage_encoder
+from elasticlm.retrieval import measures as metrics
+from elasticlm.retrieval.data_specs import RetrievalData, load_corpus
+from elasticlm.retrieval.passage_index import PassageIndex
+from elasticlm.trainer.evaluation.base import TEACHER, Evaluation, interval_cell
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.stored_vectors import stored_vectors
+from elasticlm.trainer.training_texts import TokenizedTexts
+
+SHOWN = ("RR@10", "nDCG@10", "R@100", *metrics.CANDIDATE_MEASURES)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured for the teacher or for a level: its run, and each measure's values [queries]."""
+
+    run: metrics.Run
+    values: Mapping[str, np.ndarray]
+
+
+def measure(
+    model: ElasticModel,
+    teacher: ElasticModel,
+    data: RetrievalData,
+    levels: Sequence[Level],
+    *,
+    index: PassageIndex | None = None,
+    batch_size: int = 32,
+) -> tuple[dict[str, Row], ElasticModel]:
+    """Measure the teacher with its own passages, and each level with the passages of its artifact.
+
+    Returns the rows by name (teacher first, then "100", "50", ...) and the encoder of the artifact's passages.
+    """
+    teachers_encoder = passage_encoder(teacher)
+    encoder = teachers_encoder if _shares_passages(model, teachers_encoder) else passage_encoder(model)
+    shared = encoder.fingerprint() == teachers_encoder.fingerprint()
+    if index is not None:
+        check_index(index, model, encoder, data)
+    else:
+        index = encode_passages(encoder, data)
+    teachers_index = index if shared else encode_passages(teachers_encoder, data)
+    rows = {TEACHER: _row(teacher, teacher.structures.largest, data, teachers_index, batch_size)}
+    for level in levels:
+        rows[level_name(level)] = _row(model, level, data, index, batch_size)
+    return rows, encoder
+
+
+def evaluation_of(rows: Mapping[str, Row], data: RetrievalData, *, seed: int = 0, **facts: object) -> Evaluation:
+    """Return the evaluation of these rows; retention is that of all but the teacher."""
+    return Evaluation.of_means(
+        data=data.spec, split=data.split, split_sha256=data.split_sha256, query_ids=data.query_ids,
+        values={name: row.values for name, row in rows.items()}, retained=[name for name in rows if name != TEACHER],
+        seed=seed, **facts,
+    )  # fmt: skip
+
+
+def table(result: Evaluation) -> list[dict[str, str]]:
+    """One row per level for people; retention of RR@10 with its 95% interval."""
+    rows = []
+    for name, values in result.metrics.items():
+        interval = interval_cell(name, result.retention.get(name, {}).get("RR@10"))
+        cells = {measure: f"{values[measure]:.4f}" for measure in SHOWN if measure in values}
+        rows.append({"level": name} | cells | {"retention of RR@10": interval})
+    return rows
+
+
+def is_teacher(model: ElasticModel) -> bool:
+    """Whether this is a teacher as it is: what encodes its passages is itself."""
+    return model.config.passages.encoder == "teacher" and model.has_fingerprint(model.config.passages.fingerprint)
+
+
+def reference_teacher(model: ElasticModel, name: str | None) -> ElasticModel:
+    """Return what retention is measured against: what the option names, else the teacher that the artifact names."""
+    if name is None and is_teacher(model):
+        return model
+    name = name or model.config.teacher.name
+    if not name:
+        raise InputError("the artifact names no teacher to measure retention against: give --teacher")
+    return load_teacher(name)
+
+
+def encode_passages(encoder: ElasticModel, data: RetrievalData) -> PassageIndex:
+    """Encode the set's passages; vectors that were computed before come from the user's cache."""
+    texts = TokenizedTexts.of(encoder, data.passages, "passage")
+    vectors = stored_vectors(encoder, texts, Processes("fp32"), desc="passages")
+    return PassageIndex.build(
+        vectors.all().numpy(), data.passage_ids, fingerprint=encoder.fingerprint(), corpus_sha256=None
+    )
+
+
+def check_index(index: PassageIndex, model: ElasticModel, encoder: ElasticModel, data: RetrievalData) -> None:
+    """Raise InputError unless the index goes with the model and holds the set's passages."""
+    index.check_against(model, lambda: encoder, lambda: [load_corpus(data.spec)])
+    missing = [pid for pid in data.passage_ids if pid not in index]
+    if missing:
+        raise InputError(
+            f"{index.name}: {len(missing):,} of the {len(data.passage_ids):,} passages of {data.spec} are not in it, "
+            f"such as {missing[0]!r}"
+        )
+    if len(index) > len(data.passage_ids):
+        command.say(f"{index.name}: {len(index) - len(data.passage_ids):,} more passages than {data.spec} compete here")
+
+
+def _row(model: ElasticModel, level: Level, data: RetrievalData, index: PassageIndex, batch_size: int) -> Row:
+    queries = model.embed(data.queries, level=level, batch_size=batch_size, show_progress=True).numpy()
+    run = metrics.make_run(data.query_ids, *index.search(queries, metrics.DEPTH))
+    values = metrics.per_query(data.qrels, run)
+    if data.candidates:
+        values |= _rerank(queries, data, index)
+    return Row(run, values)
+
+
+def _rerank(queries: np.ndarray, data: RetrievalData, index: PassageIndex) -> dict[str, np.ndarray]:
+    """RR and AP of each query's own candidates; NaN where it has none or none of them is right."""
+    candidates = {qid: grades for qid, grades in (data.candidates or {}).items() if any(g > 0 for g in grades.values())}
+    vectors, place = index.vectors(), {qid: i for i, qid in enumerate(data.query_ids)}
+    run = {
+        qid: dict(
+            zip(grades, (vectors[[index.row[pid] for pid in grades]] @ queries[place[qid]]).tolist(), strict=True)
+        )
+        for qid, grades in candidates.items()
+    }
+    values = {measure: np.full(len(data.query_ids), np.nan) for measure in metrics.CANDIDATE_MEASURES}
+    if candidates:
+        for measure, found in metrics.per_query(candidates, run, metrics.CANDIDATE_MEASURES).items():
+            values[measure][[place[qid] for qid in candidates]] = found
+    return values
+
+
+def _shares_passages(model: ElasticModel, teachers_encoder: ElasticModel) -> bool:
+    """Whether the artifact's passages are encoded by what encodes the teacher's."""
+    passages = model.config.passages
+    return passages.encoder == "teacher" and teachers_encoder.has_fingerprint(passages.fingerprint)

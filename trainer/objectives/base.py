@@ -1,0 +1,86 @@
+"""What a step of training minimises: the base class of all objectives, and what several of them use.
+
+An objective turns rows of its training texts into a batch (with the teacher's targets, computed once and without
+gradients), and gives every example's loss at a level. The loop (elasticlm.trainer.loop) does the rest, for all alike.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Level
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.training_texts import TokenizedTexts
+
+RANKS = 10  # of dev RR@10
+
+
+class Objective(ABC):
+    """A loss over the levels of ``model``, example by example.
+
+    Attributes:
+        model: the student; all its levels are trained.
+        lengths: IntArray [examples], the tokens of each example, for batches of like lengths.
+        chunk_size: examples whose activations are held at once.
+        extra: modules that are trained and kept in checkpoints beside the student, but are no part of the artifact.
+    """
+
+    def __init__(self, model: ElasticModel, lengths: np.ndarray, processes: Processes, chunk_size: int) -> None:
+        self.model, self.lengths, self.processes, self.chunk_size = model, lengths, processes, chunk_size
+        self.extra: nn.Module = nn.ModuleDict()
+
+    @abstractmethod
+    def batches(self, rows: np.ndarray, step: int) -> Iterable[Any]:
+        """Split the examples of a step into batches whose losses do not depend on each other; this process's share.
+
+        A batch holds the inputs of its examples and all that the levels share: the teacher's targets, passages.
+        """
+
+    @abstractmethod
+    def losses(self, batch: Any, level: Level) -> Tensor:
+        """Return each example's loss at a level, FloatTensor [examples], with gradients where enabled."""
+
+    def measure(self, batch: Any, level: Level) -> tuple[Tensor, Tensor]:
+        """Return each example's loss and, where the objective ranks passages, its RR@10 (else NaN), [examples] both."""
+        losses = self.losses(batch, level)
+        return losses, torch.full_like(losses, float("nan"))
+
+    def backward(self, batch: Any, level: Level, weight: float) -> Tensor:
+        """Add the gradient of ``weight`` times the summed losses at a level; return the sum."""
+        total = self.losses(batch, level).sum()
+        (weight * total).backward()
+        return total.detach()
+
+    def finish(self, batch: Any) -> None:  # noqa: B027  most objectives share nothing that is trained
+        """Add the gradient that the levels left in what they share, once a step."""
+
+    def _chunks(self, rows: np.ndarray) -> list[np.ndarray]:
+        """This process's share of the rows, as many at once as activations are held of."""
+        mine = self.processes.mine(rows)
+        return [mine[i : i + self.chunk_size] for i in range(0, len(mine), self.chunk_size)]
+
+    def _inputs(self, texts: TokenizedTexts, rows: np.ndarray) -> dict[str, Tensor]:
+        return {name: tensor.to(self.processes.device) for name, tensor in texts.inputs(rows).items()}
+
+    def _vectors(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> Tensor:
+        with self.processes.encoding(inputs["input_ids"].shape[1]):
+            return model(**inputs, level=level).float()
+
+
+def reciprocal_ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """1 / rank of each row's label by score, 0 beyond rank 10.
+
+    Args:
+        scores: FloatTensor [queries, passages].
+        labels: LongTensor [queries], columns of ``scores``.
+
+    Returns:
+        FloatTensor [queries].
+    """
+    ranks = 1 + (scores > scores.gather(1, labels[:, None])).sum(-1)
+    return torch.where(ranks <= RANKS, 1 / ranks, 0.0)

@@ -1,0 +1,110 @@
+"""relations (``distil``): the teacher's self-attention relations are kept at every level (ElasticLM, section 4.2)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Level
+from elasticlm.trainer.objectives.base import Objective
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.training_texts import TokenizedTexts
+
+
+@dataclass(frozen=True)
+class RelationBatch:
+    """Texts and the teacher's query, key and value states of its last layer, [texts, tokens, dim] each."""
+
+    inputs: Mapping[str, Tensor]
+    teacher: tuple[Tensor, Tensor, Tensor]
+
+
+class Relations(Objective):
+    """Keep the self-attention relations of the teacher's last layer (MiniLMv2), at every level.
+
+    On the student's last hidden state stands one additional full-width attention block, initialised from the teacher's
+    last queries, keys and values. It is trained and kept in checkpoints, and dropped from the artifact.
+
+    Args:
+        teacher: a model whose largest level keeps every head of the last layer.
+        texts: training texts.
+        relation_heads: R, into which the merged heads are split anew; divides the hidden size.
+        scale: "sqrt" divides by sqrt(dim / R) as MiniLMv2, "plain" by dim / R as ElasticLM prints it.
+    """
+
+    def __init__(
+        self,
+        model: ElasticModel,
+        teacher: ElasticModel,
+        texts: TokenizedTexts,
+        *,
+        relation_heads: int,
+        scale: str,
+        processes: Processes,
+        chunk_size: int,
+    ) -> None:
+        super().__init__(model, texts.lengths, processes, chunk_size)
+        self.teacher, self.texts, self.relation_heads, self.scale = teacher, texts, relation_heads, scale
+        last = teacher.encoder.layers[-1].attention
+        self.extra = nn.ModuleDict({
+            name: _copy_of(getattr(last, name)) for name in ("query", "key", "value")
+        }).to(processes.device)  # fmt: skip
+
+    def batches(self, rows: np.ndarray, step: int) -> Iterator[RelationBatch]:
+        for chunk in self._chunks(rows):
+            inputs = self._inputs(self.texts, chunk)
+            yield RelationBatch(inputs, self._relations(inputs))
+
+    @torch.no_grad()
+    def _relations(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        structure = self.teacher.structures[self.teacher.structures.largest]
+        last = self.teacher.encoder.layers[-1].attention
+        with self.processes.encoding(inputs["input_ids"].shape[1]):
+            hidden = self.teacher.encoder(**inputs, structure=structure, layers=structure.layers - 1)
+            return last.query(hidden).float(), last.key(hidden).float(), last.value(hidden).float()
+
+    def losses(self, batch: RelationBatch, level: Level) -> Tensor:
+        mask = batch.inputs["attention_mask"]
+        with self.processes.encoding(mask.shape[1]):
+            hidden = self.model.encoder(**batch.inputs, structure=self.model.structures[level])
+            student = tuple(self.extra[name](hidden).float() for name in ("query", "key", "value"))
+        return sum(relation_losses(theirs, ours, mask, self.relation_heads, self.scale)
+                   for theirs, ours in zip(batch.teacher, student, strict=True))  # fmt: skip
+
+
+def relation_losses(teacher: Tensor, student: Tensor, attention_mask: Tensor, heads: int, scale: str) -> Tensor:
+    """KL(teacher || student) of one self-attention relation, the mean over relation heads and the text's tokens.
+
+    Reln(X) = softmax(X X^T / sqrt(d_R)) for each of ``heads`` relation heads of width d_R; columns of padding are
+    masked before the softmax, rows of padding are left out (MiniLMv2, section 3.1; ElasticLM, equations 7 and 8).
+
+    Args:
+        teacher, student: FloatTensor [texts, tokens, dim]; the two dims may differ.
+        attention_mask: LongTensor [texts, tokens].
+
+    Returns:
+        FloatTensor [texts].
+    """
+    wanted = _log_relations(teacher, attention_mask, heads, scale)
+    found = _log_relations(student, attention_mask, heads, scale)
+    columns = attention_mask[:, None, None, :].bool()
+    terms = (wanted.exp() * (wanted - found)).masked_fill(~columns, 0.0)  # [texts, heads, tokens, tokens]
+    rows = attention_mask.to(terms.dtype)
+    return (terms.sum(-1).mean(1) * rows).sum(1) / rows.sum(1)
+
+
+def _log_relations(states: Tensor, attention_mask: Tensor, heads: int, scale: str) -> Tensor:
+    """Log of the relations, FloatTensor [texts, heads, tokens, tokens]; padding columns are as good as -inf."""
+    x = states.unflatten(-1, (heads, -1)).transpose(1, 2)
+    width = x.shape[-1]
+    scores = x @ x.mT / (width**0.5 if scale == "sqrt" else width)
+    return scores.masked_fill(~attention_mask[:, None, None, :].bool(), torch.finfo(scores.dtype).min).log_softmax(-1)
+
+
+def _copy_of(linear: nn.Linear) -> nn.Linear:
+    copy = nn.Linear(linear.in_features, linear.out_features)
+    copy.load_state_dict(linear.state_dict())
+    return copy

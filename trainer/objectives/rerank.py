@@ -1,0 +1,99 @@
+"""rerank (the paper's ElasticRanker): localized contrastive estimation over a query's list of passages."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import Level
+from elasticlm.trainer.objectives.base import reciprocal_ranks
+from elasticlm.trainer.objectives.classify import classify_losses
+from elasticlm.trainer.objectives.fine_tuning import STATE_WEIGHT, FineTuning, TeacherOutputs, state_losses
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.training_texts import TokenizedTexts, joined
+
+
+@dataclass(frozen=True)
+class RerankBatch:
+    """Pairs of each query with its list of passages, the relevant one first; what the teacher makes of the pairs."""
+
+    inputs: Mapping[str, Tensor]
+    queries: int
+    teacher: TeacherOutputs | None
+
+
+class Rerank(FineTuning):
+    """Localized contrastive estimation (Gao et al. 2021): a query's passage against those that a retriever ranks high.
+
+    Args:
+        queries, passages: training texts, tokenised alone; ``positives[i]`` are the rows of ``passages`` relevant to
+            query i, the first of them the one to find.
+        negatives: IntArray [queries, candidates], rows of ``passages`` that are hard negatives of query i.
+        negatives_per_query: how many of them a step takes, drawn anew each step.
+        teacher: a reranker whose scores over the list and hidden states are matched too; None: labels alone.
+    """
+
+    def __init__(
+        self,
+        model: ElasticModel,
+        queries: TokenizedTexts,
+        passages: TokenizedTexts,
+        positives: Sequence[Sequence[int]],
+        negatives: np.ndarray,
+        *,
+        negatives_per_query: int,
+        teacher: ElasticModel | None,
+        max_tokens: int,
+        processes: Processes,
+        chunk_size: int,
+        seed: int,
+    ) -> None:
+        first = np.array([found[0] for found in positives])
+        lengths = queries.lengths + passages.lengths[first]
+        super().__init__(model, lengths, teacher=teacher, processes=processes, chunk_size=chunk_size)
+        self.queries, self.passages, self.first, self.negatives = queries, passages, first, negatives
+        self.negatives_per_query, self.max_tokens = negatives_per_query, max_tokens
+        self._seed = seed
+
+    def batches(self, rows: np.ndarray, step: int) -> Iterator[RerankBatch]:
+        random = np.random.default_rng([self._seed, 2, step])
+        drawn = random.permuted(self.negatives[rows], axis=1)[:, : self.negatives_per_query]
+        lists = dict(zip(rows.tolist(), np.column_stack([self.first[rows], drawn]), strict=True))
+        for chunk in self._chunks(rows):
+            passages = np.stack([lists[row] for row in chunk.tolist()])
+            pairs = joined(self.model.encoder.family, self.queries, self.passages, chunk.repeat(passages.shape[1]), passages.ravel(),
+                           self.max_tokens)  # fmt: skip
+            inputs = {name: tensor.to(self.processes.device) for name, tensor in pairs.items()}
+            yield RerankBatch(inputs, len(chunk), self._teach(inputs))
+
+    def losses(self, batch: RerankBatch, level: Level) -> Tensor:
+        return self.measure(batch, level)[0]
+
+    def measure(self, batch: RerankBatch, level: Level) -> tuple[Tensor, Tensor]:
+        """RR@10 is that of the relevant passage in its list."""
+        scores, hidden = self._outputs(self.model, batch.inputs, level)
+        scores = scores.view(batch.queries, -1)
+        first = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+        if batch.teacher is None:
+            losses = rerank_losses(scores)
+        else:
+            losses = rerank_losses(scores, batch.teacher.outputs.view(batch.queries, -1))
+            apart = state_losses(hidden, batch.teacher.hidden, batch.inputs["attention_mask"])
+            losses = losses + STATE_WEIGHT * apart.view(batch.queries, -1).mean(1)
+        return losses, reciprocal_ranks(scores.detach(), first)
+
+
+def rerank_losses(scores: Tensor, teacher: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood of each list's first passage; with a teacher the mean of that and KL(teacher || student).
+
+    Args:
+        scores, teacher: FloatTensor [queries, list].
+
+    Returns:
+        FloatTensor [queries].
+    """
+    first = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+    return classify_losses(scores, first, teacher)

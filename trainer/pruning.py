@@ -1,0 +1,190 @@
+"""Rank a teacher's heads and neurons by expressive score, nest the levels in it, write the artifact."""
+
+import argparse
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DataCollatorForLanguageModeling
+
+from elasticlm import command
+from elasticlm.command import progress, say
+from elasticlm.errors import InputError
+from elasticlm.model.configuration import Passages
+from elasticlm.model.download import resolve_model
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import ElasticStructure, Level, level_name
+from elasticlm.model.teacher import WHOLE, load_teacher
+from elasticlm.trainer import mixture
+from elasticlm.trainer.mixture import Exclusion
+from elasticlm.trainer.negatives import OF_RERANKERS, with_negatives
+from elasticlm.trainer.objectives.classify import Classify, ClassifyBatch, classify_losses
+from elasticlm.trainer.objectives.rerank import Rerank, RerankBatch, rerank_losses
+from elasticlm.trainer.objectives.retrieve import contrastive_losses, contrastive_temperature, in_batch
+from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.scores import Scores, expressive_scores
+from elasticlm.trainer.stored_vectors import stored_vectors
+from elasticlm.trainer.training_pairs import load_examples, load_pairs, texts_to_join
+from elasticlm.trainer.training_texts import TokenizedTexts
+
+MASKED_SHARE = 0.15
+
+
+def prune(args: argparse.Namespace, levels: tuple[Level, ...]) -> None:
+    """Write the artifact that the options describe, and print what each level keeps."""
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    start = time.monotonic()
+    teacher = load_teacher(args.teacher)
+    if tuple(teacher.levels) != (WHOLE,):
+        raise InputError(f"--teacher {args.teacher} is an elastic model; prune starts from a whole encoder")
+    structures, head_order, neuron_order = ElasticStructure.from_scores(*_scores(args, teacher, levels), levels)
+    model = teacher.cut(structures, head_order, neuron_order)
+    if args.fresh_weights:
+        initialise(model, args.seed)
+    if model.config.task == "embed":
+        model.config.passages = Passages("teacher", teacher.fingerprint())
+    model.save_pretrained(args.output, overwrite=args.overwrite)
+    seconds = time.monotonic() - start
+    command.print_table(table(model))
+    command.print_result({"output": str(args.output), "levels": list(structures.levels), "seconds": round(seconds, 1)})
+
+
+@torch.no_grad()
+def initialise(model: ElasticModel, seed: int) -> None:
+    """Draw the layers' matrices anew as BERT does, biases 0; the embeddings and layer norms stay."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.encoder.layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.normal_(0.0, model.config.initializer_range, generator=generator)
+            module.bias.zero_()
+
+
+def table(model: ElasticModel) -> list[dict[str, object]]:
+    """One row per level: what it keeps of every layer, and its size."""
+    rest = sum(p.numel() for name, p in model.named_parameters() if "embeddings" in name)
+    return [
+        {
+            "level": level_name(level),
+            "heads per layer": " ".join(map(str, kept.heads)),
+            "neurons per layer": " ".join(map(str, kept.neurons)),
+            "prunable parameters": model.encoder.family.prunable_parameters(model.config, kept),
+            "embedding parameters": rest,
+        }
+        for level, kept in model.structures.items()
+    ]
+
+
+def _scores(
+    args: argparse.Namespace, teacher: ElasticModel, levels: tuple[Level, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    config = teacher.config
+    if levels == (WHOLE,):
+        say("level 100 alone: nothing to rank, units stay in the teacher's order")
+        return (np.ones((config.num_hidden_layers, config.num_attention_heads)),
+                np.ones((config.num_hidden_layers, config.intermediate_size)))  # fmt: skip
+    if args.score_loss == "random":
+        random = np.random.default_rng(args.seed)
+        return (random.random((config.num_hidden_layers, config.num_attention_heads)),
+                random.random((config.num_hidden_layers, config.intermediate_size)))  # fmt: skip
+    fine_tuned = config.task != "embed"
+    loss = args.score_loss or ("task" if fine_tuned else "contrastive")
+    if fine_tuned != (loss == "task"):
+        raise InputError(f"--score-loss {loss}: does not go with a teacher of task {config.task!r}")
+    scorers = {"contrastive": contrastive_scores, "mlm": mlm_scores, "task": task_scores}
+    scores = scorers[loss](args, teacher).normalized()
+    return scores.heads, scores.neurons
+
+
+def contrastive_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
+    """Scores by each query's negative log-likelihood of its passage among its batch's (by the teacher as it is)."""
+    processes = Processes()
+    pairs = load_pairs(args.data, args.split, Exclusion(args.exclude)).sample(args.max_examples, args.seed)
+    temperature = args.temperature or contrastive_temperature(teacher)
+    rows = np.unique([positives[0] for positives in pairs.positives])
+    passages = TokenizedTexts.of(teacher, [pairs.passages[row] for row in rows], "passage", args.max_tokens)
+    vectors = stored_vectors(teacher, passages, processes, desc="passages of the queries scored").all()
+    queries = TokenizedTexts.of(teacher, pairs.queries, "query")
+    family = teacher.encoder.family
+    encoder = family.to_transformers(teacher.config, teacher.state_dict())
+
+    def losses(examples: np.ndarray) -> Tensor:
+        among, labels, excluded = in_batch([pairs.positives[i] for i in examples])
+        inputs = queries.inputs(examples)
+        found = teacher.pool(encoder(**inputs).last_hidden_state, inputs["attention_mask"])
+        return contrastive_losses(found, vectors[np.searchsorted(rows, among)], labels, excluded, temperature)
+
+    order = np.random.default_rng(args.seed).permutation(len(queries))
+    return expressive_scores(encoder, family.gate_points(encoder), _batches(order, args.batch_size), losses)
+
+
+def task_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
+    """Scores by the loss that a reranker or classifier was fine-tuned with; for a reranker the loss of a pair's whole list."""
+    processes, exclusion = Processes(), Exclusion(args.exclude)
+    objective: Rerank | Classify
+    if teacher.config.task == "score":
+        pairs = load_pairs(args.data, args.split, exclusion).sample(args.max_examples // (1 + OF_RERANKERS), args.seed)
+        pairs, negatives = with_negatives(pairs, OF_RERANKERS, judged=True)
+        queries, passages, limit = texts_to_join(teacher, pairs, passage_tokens=args.max_tokens)
+        objective = Rerank(teacher, queries, passages, pairs.positives, negatives, negatives_per_query=OF_RERANKERS,
+                           teacher=None, max_tokens=limit, processes=processes, seed=args.seed,
+                           chunk_size=max(1, args.batch_size // (1 + OF_RERANKERS)))  # fmt: skip
+    else:
+        data, targets = load_examples(args.data, args.split, teacher.config.labels, exclusion)
+        drawn = np.random.default_rng(args.seed).permutation(len(targets))[: args.max_examples]
+        texts = TokenizedTexts.of_pairs(teacher, data.kept(drawn.tolist()).pairs)
+        objective = Classify(teacher, texts, targets[drawn], teacher=None, processes=processes,
+                             chunk_size=args.batch_size)  # fmt: skip
+    family = teacher.encoder.family
+    encoder = family.to_transformers(teacher.config, teacher.state_dict()).to(processes.device)
+    teacher.to(processes.device)
+
+    def losses(batch: RerankBatch | ClassifyBatch) -> Tensor:
+        outputs = teacher.finish(encoder(**batch.inputs).last_hidden_state, batch.inputs["attention_mask"])
+        if isinstance(batch, RerankBatch):
+            return rerank_losses(outputs.view(batch.queries, -1))
+        return classify_losses(outputs, batch.targets)
+
+    by_length = np.argsort(objective.lengths, kind="stable")
+    count = -(-len(by_length) // objective.chunk_size)
+    batches = progress(objective.batches(by_length, 0), total=count, desc="scores", unit="batch")
+    sized = ((len(batch.inputs["input_ids"]), batch) for batch in batches)
+    return expressive_scores(encoder, family.gate_points(encoder), sized, losses)
+
+
+def mlm_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
+    """Scores by the mean negative log-likelihood of each text's masked tokens. Raises InputError without that head."""
+    try:
+        masked_lm = teacher.encoder.family.load_masked_lm(resolve_model(args.teacher))
+    except InputError as error:
+        if "no masked language model head" not in str(error):
+            raise
+        raise InputError(f"{args.teacher} has no masked language model head, which --score-loss mlm needs: "
+                         "use --score-loss contrastive") from None  # fmt: skip
+    drawn = mixture.texts(args.data, args.split, args.max_examples, args.seed, Exclusion(args.exclude))
+    tokens = TokenizedTexts.of(teacher, drawn, "passage", args.max_tokens)
+    masking = DataCollatorForLanguageModeling(teacher.tokenizer, mlm_probability=MASKED_SHARE, seed=args.seed)
+    masking.create_rng()
+    special = torch.tensor(teacher.tokenizer.all_special_ids)
+
+    def losses(examples: np.ndarray) -> Tensor:
+        inputs = tokens.inputs(examples)
+        ids, labels = masking.torch_mask_tokens(inputs["input_ids"], torch.isin(inputs["input_ids"], special))
+        hidden = masked_lm.hidden(ids, inputs["attention_mask"])
+        masked = labels != -100
+        terms = F.cross_entropy(masked_lm.logits(hidden[masked]), labels[masked], reduction="none")
+        text = masked.nonzero()[:, 0]
+        sums = torch.zeros(len(examples)).index_add(0, text, terms)
+        return sums / masked.sum(1).clamp(min=1)
+
+    by_length = np.argsort(tokens.lengths, kind="stable")
+    points = teacher.encoder.family.gate_points(masked_lm.encoder)
+    return expressive_scores(masked_lm.encoder, points, _batches(by_length, args.batch_size), losses)
+
+
+def _batches(order: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+    batches = np.array_split(order, -(-len(order) // batch_size))
+    for examples in progress(batches, desc="scores", unit="batch"):
+        yield len(examples), examples

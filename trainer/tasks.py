@@ -1,0 +1,154 @@
+"""The tasks of ``elasticlm finetune`` and what each can be told: one frozen configuration per task.
+
+Importing this module imports nothing heavy: the objectives are built in elasticlm.trainer.task_objectives.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+from elasticlm.errors import InputError
+from elasticlm.hints import unknown
+from elasticlm.trainer.loop_options import LoopOptions, docstrings, flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What a task is trained on, besides its data. A field's docstring is the help of its option."""
+
+    summary: ClassVar[str]
+    loop: ClassVar[LoopOptions] = LoopOptions()
+    least: ClassVar[Mapping[str, int]] = {}
+
+    teacher: str | None = None
+    """a fine-tuned model of the task, whose outputs and hidden states are matched too"""
+
+    def __post_init__(self) -> None:
+        for name, least in self.least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{flag(name)}: expected {least} or more, not {value}")
+        temperature = getattr(self, "temperature", None)
+        if temperature is not None and not temperature > 0:
+            raise InputError(f"--temperature: expected more than 0, not {temperature}")
+
+    @classmethod
+    def of(cls, task: str, args: argparse.Namespace) -> Self:
+        """The configuration of a command line. Raises InputError for an option that the task does not have."""
+        known = {field.name for field in fields(cls)}
+        given = {name: getattr(args, name) for name in OPTION_NAMES if getattr(args, name) is not None}
+        if foreign := [name for name in given if name not in known]:
+            raise InputError(f"{flag(foreign[0])} does not go with --task {task}")
+        return cls(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig(TaskConfig):
+    """Label-free alignment to the teacher's vectors."""
+
+    summary = "query vectors of every level are trained to match the teacher's, no labels needed"
+    loop = LoopOptions(levels_per_step="3", freeze_embeddings=True)
+    least = {"queries": 1, "passages": 1, "passages_per_step": 1, "query_tokens": 3, "passage_tokens": 3}
+
+    teacher: str | None = None
+    """what encodes the passages (default: as named in the model)"""
+    index: str | None = None
+    """an existing index of the teacher's passages: an index folder or a FAISS file"""
+    ids: str | None = None
+    """passage ids of an index made elsewhere, one per line"""
+    queries: int | None = None
+    """most queries to train on, drawn at random; the teacher encodes each once (default: as many as the steps take)"""
+    passages: int | None = None
+    """passages that training compares with, drawn at random: from --index (default 65536), else from the data, encoded
+    by the teacher (default 4096)"""
+    query_tokens: int | None = None
+    """length limit of the queries trained with, in tokens (default: the model's)"""
+    passage_tokens: int = 64
+    """length limit of the passages trained with, in tokens"""
+    passages_per_step: int = 4096
+    """passages that one step compares with: the teacher's best for each query, others at random"""
+    temperature: float | None = None
+    """of the distribution over passages (default: 0.02 where vectors have length 1, else 1)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieveConfig(TaskConfig):
+    """Supervised retrieval."""
+
+    summary = "supervised retrieval with in-batch and BM25 negatives, passages by the largest level"
+    loop = LoopOptions(batch_size=32, lr=1e-4)
+    least = {"query_tokens": 3, "passage_tokens": 3, "negatives": 1}
+
+    query_tokens: int | None = None
+    """length limit of the queries trained with, in tokens (default: the model's)"""
+    passage_tokens: int = 128
+    """length limit of the passages trained with, in tokens"""
+    negatives: int = 1
+    """hard negatives per query and step"""
+    temperature: float | None = None
+    """of the distribution over passages (default: 0.05 where vectors have length 1, else 1)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankConfig(TaskConfig):
+    """Reranking."""
+
+    summary = "score a query with each of its passages, against passages that a first stage ranks high"
+    loop = LoopOptions(batch_size=16, chunk_size=16, lr=3e-4)
+    least = {"query_tokens": 3, "passage_tokens": 3, "negatives": 1}
+
+    query_tokens: int | None = None
+    """length limit of the queries trained with, in tokens (default: half a pair's)"""
+    passage_tokens: int = 128
+    """length limit of the passages trained with, in tokens"""
+    negatives: int = 7
+    """hard negatives per query and step"""
+    run: str | None = None
+    """a retriever's run over the training queries, in TREC form, whose best passages are the negatives (default: the
+    set's candidates that are not relevant, then BM25's best)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(TaskConfig):
+    """Classification and regression."""
+
+    summary = "labelled sentences or pairs, classes or values"
+    loop = LoopOptions(batch_size=32, lr=3e-4)
+
+
+TASKS: dict[str, type[TaskConfig]] = {
+    "align": AlignConfig,
+    "retrieve": RetrieveConfig,
+    "rerank": RerankConfig,
+    "classify": ClassifyConfig,
+}
+OPTION_NAMES = tuple(dict.fromkeys(field.name for config in TASKS.values() for field in fields(config)))
+
+
+def task_named(name: str) -> type[TaskConfig]:
+    """Return a task's configuration class; raises InputError for an unknown task."""
+    if name not in TASKS:
+        raise InputError(f"--task: {unknown('task', name, TASKS)}")
+    return TASKS[name]
+
+
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    """Add every task's own options; one that several tasks have says what it is for each."""
+    for name in OPTION_NAMES:
+        texts: dict[str, list[str]] = {}
+        kind: Any = str
+        for task, config in TASKS.items():
+            for field in fields(config):
+                if field.name == name:
+                    kind = {"int": int, "float": float}.get(str(field.type).partition(" ")[0], _type(field.type))
+                    default = "" if field.default is None else f" (default: {field.default})"
+                    texts.setdefault(" ".join(docstrings(config, TaskConfig)[name].split()) + default, []).append(task)
+        described = "; ".join(f"{', '.join(tasks)}: {text}" for text, tasks in texts.items())
+        parser.add_argument(flag(name), type=kind, metavar=name.rsplit("_")[-1].upper(), help=described)
+
+
+def _type(annotation: Any) -> type:
+    """int or float of an annotation that allows them, else str."""
+    kinds = getattr(annotation, "__args__", (annotation,))
+    return next((kind for kind in (int, float) if kind in kinds), str)
