@@ -86,7 +86,15 @@ def test_a_further_training_keeps_the_head_and_refuses_other_labels(tiny_artifac
     with pytest.raises(InputError, match="its task is 'embed', not 'classify'"):
         train(tiny_artifact, glue, "classes", tmp_path / "other", "--teacher", str(tiny_artifact))
     with pytest.raises(InputError, match="one data spec: several"):
-        train(tiny_artifact, glue, "classes", tmp_path / "other", "--data", "glue:a", "glue:b")
+        train(
+            tiny_artifact,
+            glue,
+            "classes",
+            tmp_path / "other",
+            "--data",
+            f"glue:{glue / 'classes'}",
+            f"glue:{glue / 'values'}",
+        )
     with pytest.raises(InputError, match="other labels"):
         evaluate.main(["--model", str(tmp_path / "first"), "--data", f"glue:{glue / 'classes'}", "--split", "dev",
                        "--teacher", str(tiny_artifact), "--output", str(tmp_path / "dev.json")])  # fmt: skip

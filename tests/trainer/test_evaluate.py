@@ -185,7 +185,7 @@ def test_the_same_seed_gives_the_same_intervals(evaluated):
         (["--levels", "0"], "above 0 and at most 100"),
         (["--split", "tset"], "no split 'tset'"),
         (["--index", "nowhere"], "no such file"),
-        (["--ids", "ids.txt"], "give --index"),
+        (["--ids", __file__], "give --index"),
         (["--batch-size", "0"], "1 or more"),
     ],
 )

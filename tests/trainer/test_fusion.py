@@ -59,8 +59,8 @@ def test_it_is_fitted_on_dev_written_into_the_artifact_and_measured_on_test(rera
 
     assert "fusion" not in evaluated("test")
     on_dev = evaluated("dev", "--levels", "100,50", "--fuse")
-    fitted = read_config(reranker).fusion
-    assert fitted == Fusion(on_dev["fusion"])
+    fitted = read_config(reranker).fusion.by_level
+    assert fitted == on_dev["fusion"]
     assert set(fitted) == {"100", "50"}
     assert max(fitted.values()) > 0  # BM25 is right nearly always here, a random head is not
     found = evaluated("test", "--overwrite")

@@ -46,7 +46,7 @@ def test_every_pair_is_measured_as_a_rerank_of_that_levels_own_run(command, rera
         run = metrics.read_trec_run(tmp_path / f"runs/{level}.run")
         expected, _ = rerank(model, None, data, [50, 10], run=run, depth=6)
         for ours, theirs in ((level, "first_stage"), (f"{level}+50", "50+first_stage"), (f"{level}+10", "10")):
-            assert found["per_query"][ours] == expected["per_query"][theirs], ours
+            assert found["per_query"][ours] == expected.to_json()["per_query"][theirs], ours
 
     pairs = read_pairs(tmp_path / "pairs.json")
     assert [pair.quality for pair in pairs] == sorted((pair.quality for pair in pairs), reverse=True)
@@ -82,7 +82,7 @@ def test_the_table_has_the_retrievers_levels_down_and_the_rerankers_across():
     [
         (["--retriever", ""], "go together"),
         (["--retriever", "RERANKER"], "not retrieval"),
-        (["--model", "RETRIEVER"], "not ranking"),
+        (["--model", "RETRIEVER"], "is for rerankers"),
         (["--retriever-levels", "30"], "level 30 is not among"),
         (["--output", "pairs.json"], "expected FILE.json"),
         (["--save"], "--save does not go with --matrix"),

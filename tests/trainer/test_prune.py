@@ -13,7 +13,7 @@ from elasticlm.errors import InputError
 from elasticlm.model.configuration import Passages
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.teacher import load_teacher
-from elasticlm.trainer import prune
+from elasticlm.trainer import prune, pruning
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_level_100_straight_after_prune_is_the_teacher(arguments, tiny_bert, tmp
 def test_units_stand_in_the_order_of_their_scores(arguments, tiny_bert, tmp_path, loss):
     args = prune.parse_args([*arguments, "--score-loss", loss])
     teacher = load_teacher(str(tiny_bert))
-    scores = getattr(prune, f"{loss}_scores")(args, teacher)
+    scores = getattr(pruning, f"{loss}_scores")(args, teacher)
     assert (scores.heads > 0).all()
     prune.main([*arguments, "--score-loss", loss])
     pruned = ElasticModel.from_pretrained(tmp_path / "pruned").encoder.layers[1]

@@ -99,8 +99,8 @@ def test_judged_candidates_are_reranked_where_the_set_has_them(tiny_artifact, be
     data = type(data)(**{**vars(data), "candidates": candidates})
     model = ElasticModel.from_pretrained(tiny_artifact).with_head("score")
     result, runs = rerank(model, None, data, [50])
-    assert result["query_ids"] == ["q1"]
-    assert result["metrics"]["first_stage"] == {"RR": 1.0, "AP": 1.0}
+    assert result.query_ids == ["q1"]
+    assert result.metrics["first_stage"] == {"RR": 1.0, "AP": 1.0}
     scores = model.score(data.queries[1], [data.passages[i] for i in (1, 2, 3)], level=50)
     assert list(runs["50"]["q1"].values()) == pytest.approx(scores.tolist(), abs=1e-5)
 
@@ -144,7 +144,7 @@ def test_negatives_of_a_run_are_its_best_that_are_not_relevant(tmp_path):
     [
         (["--negatives", "0"], "--negatives"),
         (["--negatives", "200"], "only 80 passages"),
-        (["--run", "nowhere.run"], "no such file nowhere.run"),
+        (["--run", "nowhere.run"], "nowhere.run: no such file"),
     ],
 )
 def test_bad_input_of_training_is_refused_and_leaves_nothing(command, tmp_path, change, message):
