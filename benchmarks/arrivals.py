@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from elasticlm.errors import InputError
+
 RAMP = 50 / 120  # share of the duration in which the users of the paper's rush grow to their full number
 TIME_COLUMNS = ("timestamp", "time", "arrival", "t_s")
 
@@ -38,7 +40,7 @@ class TraceArrivals:
             stamps = (moments - moments.min()).dt.total_seconds()
         if len(missing := np.flatnonzero(stamps.isna())):
             wanted = "seconds or a date and time"
-            raise _input_error(f"{self.file}, line {missing[0] + 2}: {column} is not a time; expected {wanted}")
+            raise InputError(f"{self.file}, line {missing[0] + 2}: {column} is not a time; expected {wanted}")
         times = np.sort(stamps.to_numpy(dtype=float))
         times -= times[:1].sum()
         return times[times < duration_s]
@@ -72,11 +74,11 @@ class GammaArrivals:
 
 
 def parse_arrivals(spec: str) -> Arrivals:
-    """Return the arrivals written trace:FILE.csv, poisson:RATE or gamma:RATE,CV (RATE in requests a second)."""
+    """Return the arrivals written trace:FILE.csv, poisson:RATE or gamma:RATE,CV (RATE in requests per second)."""
     kind, _, argument = spec.partition(":")
     if kind == "trace":
         if not Path(argument).is_file():
-            raise _input_error(f"arrivals {spec!r}: no such file: {argument}")
+            raise InputError(f"arrivals {spec!r}: no such file: {argument}")
         return TraceArrivals(Path(argument))
     expected = {"poisson": 1, "gamma": 2}.get(kind)
     try:
@@ -84,8 +86,8 @@ def parse_arrivals(spec: str) -> Arrivals:
     except ValueError:
         numbers = []
     if len(numbers) != expected or not all(0 < number < np.inf for number in numbers):
-        raise _input_error(
-            f"arrivals {spec!r}: expected trace:FILE.csv, poisson:RATE or gamma:RATE,CV; RATE in requests a second"
+        raise InputError(
+            f"arrivals {spec!r}: expected trace:FILE.csv, poisson:RATE or gamma:RATE,CV; RATE in requests per second"
         )
     return GammaArrivals(*numbers)
 
@@ -95,8 +97,6 @@ def open_arrivals_s(spec: str, requests: int, seed: int) -> np.ndarray:
 
     Raises InputError where the spec or its file is none.
     """
-    from elasticlm.errors import InputError  # the light Locust process imports this module too
-
     arrivals = parse_arrivals(spec)
     if isinstance(arrivals, GammaArrivals):
         duration_s = requests / arrivals.rate_rps
@@ -108,9 +108,9 @@ def open_arrivals_s(spec: str, requests: int, seed: int) -> np.ndarray:
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise _input_error(f"arrivals {spec!r}: not a CSV file of arrivals ({error})") from None
+        raise InputError(f"arrivals {spec!r}: not a CSV file of arrivals ({error})") from None
     if not len(times_s):
-        raise _input_error(f"arrivals {spec!r}: no arrival in it")
+        raise InputError(f"arrivals {spec!r}: no arrival in it")
     return busiest_window(times_s, requests)
 
 
@@ -128,16 +128,10 @@ def busiest_window(times_s: np.ndarray, requests: int) -> np.ndarray:
 def at_load(times_s: np.ndarray, rate_rps: float, spec: str) -> np.ndarray:
     """Return the arrivals with the time axis stretched or shrunk to this mean rate; bursts keep their form."""
     if not times_s[-1] > times_s[0]:
-        raise _input_error(f"arrivals {spec!r}: a load needs arrivals at two different times at least")
+        raise InputError(f"arrivals {spec!r}: a load needs arrivals at two different times at least")
     return (times_s - times_s[0]) * mean_rate_rps(times_s) / rate_rps
 
 
 def mean_rate_rps(times_s: np.ndarray) -> float:
     """Return the requests a second between the first and the last arrival."""
     return float((len(times_s) - 1) / (times_s[-1] - times_s[0]))
-
-
-def _input_error(text: str) -> ValueError:
-    from elasticlm.errors import InputError  # here, not above: the light Locust process imports this module
-
-    return InputError(text)

@@ -12,12 +12,17 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from elasticlm import ElasticModel, InputError, LatencyTable
 from elasticlm.__main__ import run_in_checkout
 from elasticlm.command import parser, print_result, print_table, say
+from elasticlm.errors import InputError
 from elasticlm.files import new_file
+from elasticlm.schedule.latency import LatencyTable
 from elasticlm.schedule.policies import parse_policy
+
+if TYPE_CHECKING:
+    from elasticlm.model.elastic_model import ElasticModel
 
 TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 BUDGET = 5  # latency budget, in service times of the largest level
@@ -88,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser("elasticlm demo", "From a pretrained model to a rush on a page.")
     options.add_argument("--size", choices=list(SIZES), default="full", help="how much of everything")
     options.add_argument("--output", type=Path, default=Path("demo"), help="folder for all that it makes")
-    options.add_argument("--teacher", default=TEACHER, help="a BERT sentence encoder: folder or name on the hub")
+    options.add_argument("--teacher", default=TEACHER, help="a sentence encoder: folder or name on the hub")
     arguments = options.parse_args(argv)
 
     size, folder = SIZES[arguments.size], arguments.output / arguments.size
@@ -147,12 +152,14 @@ def main(argv: list[str] | None = None) -> None:
         rush,
     )  # fmt: skip
 
+    from elasticlm.model.elastic_model import ElasticModel
+
     report(ElasticModel.from_pretrained(model), table, json.loads(quality.read_text()), rush, arms, budget_ms)
     say(f"\nEverything took {time.monotonic() - start:.0f} s. Open the page: {rush / 'index.html'}")
 
 
 def report(
-    model: ElasticModel, table: LatencyTable, quality: dict, rush: Path, arms: list[str], budget_ms: float
+    model: "ElasticModel", table: LatencyTable, quality: dict, rush: Path, arms: list[str], budget_ms: float
 ) -> None:
     """Print the demo's two tables, a row a level and a row an arm, and the result for programs."""
     summary = json.loads((rush / "summary.json").read_text())

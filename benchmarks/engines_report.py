@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from elasticlm.benchmarks.engine_names import OURS
 from elasticlm.benchmarks.engines_memory import BERT, INT8, LARGEST, TORCH, Memory
 from elasticlm.benchmarks.engines_peers import PLAIN
 from elasticlm.benchmarks.engines_timing import WHOLE, Engine, Times, ratio
@@ -20,7 +21,6 @@ from elasticlm.model.folder import QUALITY_FILE
 
 MEASURE = "RR@10"
 STOCKS = Engine(WHOLE, "onnxruntime", "int8"), Engine(WHOLE, "onnxruntime" + PLAIN, "int8")
-OURS = {"torch": ("fp32",), "onnx": ("fp32", "int8")}
 PEERS = {"openvino": "OpenVINO", "compile": "torch.compile"}
 OF_STOCK = {"1x16": {"100": 1.05, "50": 0.75, "10": 0.50}, "8x128": {"100": 1.05, "50": 0.65, "10": 0.30}}
 AS_FAST, SWITCHING, ALL_LEVELS, OF_TEACHER = 1.0, 1.05, 1.05, 1.0

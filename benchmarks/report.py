@@ -1,52 +1,22 @@
-"""Draw a simulation: rush.png after Figure 7 of ElasticLM, and index.html, one page that needs no other file.
+"""``elasticlm report``: draw the picture and the page of a simulation again from its trace.csv and summary.json."""
 
-elasticlm report DIR      # draws DIR/rush.png and DIR/index.html anew from trace.csv and summary.json
-"""
-
-import json
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from elasticlm.__main__ import run_in_checkout
-from elasticlm.benchmarks.drive import read_rows
-from elasticlm.benchmarks.page import page
-from elasticlm.benchmarks.plot import draw_rush, level_colors
-from elasticlm.command import parser, say
-from elasticlm.errors import InputError
-from elasticlm.files import new_file
-
-
-def write_report(folder: Path, trace: pd.DataFrame, summary: dict[str, Any]) -> None:
-    """Write trace.csv, summary.json, rush.png and index.html into the folder."""
-    rounded = trace.assign(
-        t_s=trace["t_s"].round(4), latency_ms=trace["latency_ms"].round(3), quality=trace["quality"].round(6)
-    )
-    rounded.to_csv(folder / "trace.csv", index=False)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    draw(folder, trace, summary)
-
-
-def draw(folder: Path, trace: pd.DataFrame, summary: dict[str, Any]) -> None:
-    """Write rush.png and index.html into the folder."""
-    draw_rush(trace, summary, folder / "rush.png")
-    with new_file(folder / "index.html") as temporary:
-        picture = (folder / "rush.png").read_bytes()
-        temporary.write_text(page(summary, picture, level_colors(trace)), encoding="utf-8")
+from elasticlm.command import parser
+from elasticlm.files import require_file
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parser("elasticlm report", "Draw a simulation's figures anew.")
-    options.add_argument("folder", type=Path, metavar="DIR", help="output folder of elasticlm.benchmarks.simulate")
+    """Entry point; the work is in elasticlm.benchmarks.rush_report."""
+    options = parser("elasticlm report", "Draw a simulation's picture and page again.")
+    options.add_argument("folder", type=Path, metavar="DIR", help="output folder of `elasticlm simulate`")
     folder = options.parse_args(argv).folder
     for name in ("trace.csv", "summary.json"):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"{folder / name}: no such file; expected the output folder of elasticlm.benchmarks.simulate"
-            )
-    draw(folder, read_rows(folder / "trace.csv"), json.loads((folder / "summary.json").read_text(encoding="utf-8")))
-    say(f"{folder / 'index.html'}")
+        require_file(folder / name, "no such file; expected the output folder of `elasticlm simulate`")
+    from elasticlm.benchmarks.rush_report import redraw
+
+    redraw(folder)
 
 
 if __name__ == "__main__":

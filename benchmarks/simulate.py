@@ -13,266 +13,30 @@ The result is a folder: trace.csv (a row a request), summary.json, rush.png and 
 """
 
 import argparse
-import itertools
-import signal
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from elasticlm.__main__ import run_in_checkout
-from elasticlm.arguments import positive_float
-from elasticlm.benchmarks.arrivals import RAMP, at_load, open_arrivals_s, parse_arrivals
-from elasticlm.benchmarks.calibrate import measure_capacity, rush_users, warm_up
-from elasticlm.benchmarks.drive import Drive, DriverError, Traffic, drive
-from elasticlm.benchmarks.replay import write_requests
-from elasticlm.benchmarks.report import write_report
-from elasticlm.benchmarks.served_archive import Archive
-from elasticlm.benchmarks.server import ServerError
-from elasticlm.benchmarks.summary import COLUMNS, behind, budget_name, lead, rounds, summarise
-from elasticlm.benchmarks.workload import RELATED_TOKENS, RERANK, WORKLOADS, Workload, build_workload
-from elasticlm.command import parser, print_result, print_table, progress, say
-from elasticlm.errors import InputError
-from elasticlm.files import new_folder, refuse_existing
-from elasticlm.machine import machine
-from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.structure import Choice, level_name
-from elasticlm.model.teacher import passage_encoder
-from elasticlm.retrieval.data_specs import load_corpus, load_retrieval
-from elasticlm.retrieval.passage_index import PassageIndex
+from elasticlm.arguments import or_auto, positive_float, positive_int
+from elasticlm.benchmarks.arrivals import parse_arrivals
+from elasticlm.command import parser
+from elasticlm.files import refuse_existing, require_file
+from elasticlm.retrieval.data_specs import check_spec
 from elasticlm.schedule.policies import parse_policy
-
-SERVICE_TIMES = (5.0, 7.5, 10.0)  # --budgets auto, in service times of the largest level: the paper's ratio
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Entry point; the work is in elasticlm.benchmarks.rush_simulation."""
     options = _options().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped whatever ends this
     refuse_existing(options.output, overwrite=options.overwrite)
-    try:
-        with tempfile.TemporaryDirectory(prefix="simulate-") as folder:
-            summary = simulate(options, Path(folder))
-    except (ServerError, DriverError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print_table(_rows(summary))
-    say(f"open {options.output / 'index.html'} in a browser")
-    print_result({"output": str(options.output), **summary})
-    return 1 if "unfinished" in summary else 0
+    require_file(options.archive)
+    check_spec(options.data)
+    if options.arrivals:
+        parse_arrivals(options.arrivals)
+    for arm in options.arms or ():
+        parse_policy(arm, default_budget_ms=1.0)
+    from elasticlm.benchmarks.rush_simulation import run_simulation
 
-
-def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run every arm and write the report; returns the summary. `folder` is for temporary files."""
-    archive = Archive.unpack(options.archive, folder / "archive")
-    names = options.arms or ["slack", "queue", *(f"fixed:{level_name(archive.levels[end])}" for end in (0, -1))]
-    if options.repeats < 1 or options.requests < 2:
-        raise InputError("--repeats: expected 1 or more; --requests: expected 2 or more")
-    if options.load and not options.arrivals:
-        raise InputError("--load goes with --arrivals; the load of a closed loop is its --users")
-    arrivals = parse_arrivals(options.arrivals) if options.arrivals else None
-    _check_arms(names, archive)
-    wanted = "score" if options.workload.startswith(RERANK) else "embed"
-    if archive.task != wanted:
-        raise InputError(f"--workload {options.workload} asks a model of task {wanted!r}; {options.archive} is of task "
-                         f"{archive.task!r}")  # fmt: skip
-    if archive.is_pipeline and options.index:
-        raise InputError(f"--index: {options.archive} reranks what it finds itself, and answers no embeddings")
-    data = load_retrieval(options.data, options.split)
-    hits = archive.index is not None and options.index is None
-    workload = build_workload(options.workload, data, hits=hits, shorten=_shortener(archive.artifact))
-    answers = "scores" if workload.lists is not None else "hits" if hits else "embeddings"
-    index = _passage_index(options, archive) if answers == "embeddings" else None
-    requests_file = folder / "requests.jsonl"
-    write_requests(requests_file, workload.requests)
-
-    traffic = Traffic(
-        duration_s=options.duration, users=options.users or 1, spawn_rate=options.spawn_rate or 1.0,
-        pause_s=options.pause, arrivals=options.arrivals, seed=options.seed,
-        request_start=not options.no_request_start,
-    )  # fmt: skip
-    capacity_rps: dict[Choice, float] = {}
-    if options.budgets is None or options.load or (options.users is None and not arrivals):
-        capacity_rps = {level: measure_capacity(archive, level, requests_file, workload.requests, traffic)
-                        for level in (archive.largest, archive.smallest)}  # fmt: skip
-    budgets_ms = options.budgets or _budgets_from(archive, capacity_rps)
-    arms = arms_of(names, budgets_ms)
-    if options.load:
-        rate_rps = options.load * capacity_rps[archive.largest]
-        times_s = at_load(open_arrivals_s(options.arrivals, options.requests, options.seed), rate_rps, options.arrivals)
-        window = folder / "window.csv"
-        window.write_text("t_s\n" + "".join(f"{time_s:.4f}\n" for time_s in times_s))
-        traffic = replace(traffic, duration_s=round(float(times_s[-1]) + 0.1, 1), arrivals=f"trace:{window}")
-        say(f"{options.arrivals}: {len(times_s)} arrivals in {traffic.duration_s:g} s, {rate_rps:.1f} a second, "
-            f"{options.load:g} of the capacity of level {level_name(archive.largest)}")  # fmt: skip
-    elif arrivals:
-        count = len(arrivals.times_s(traffic.duration_s, traffic.seed))
-        say(f"{arrivals}: {count} arrivals in {traffic.duration_s:g} s")
-    else:
-        users = options.users or rush_users(*capacity_rps.values(), traffic.pause_s)
-        spawn_rate = options.spawn_rate or round(users / (RAMP * traffic.duration_s), 4)
-        traffic = replace(traffic, users=users, spawn_rate=spawn_rate)
-        say(f"{users} users, {spawn_rate:.3g} more a second, offer up to {traffic.offered_rps:.1f} requests a second"
-            + "".join(f", {traffic.offered_rps / rps:.2f} times the capacity of level {level_name(level)}"
-                      for level, rps in capacity_rps.items()))  # fmt: skip
-
-    drives: list[tuple[str, int, Drive]] = []
-    unfinished = ""
-    for repeat, (number, arm) in itertools.product(range(options.repeats), enumerate(arms, 1)):
-        title = f"[{number}/{len(arms)}] {arm}" + (f", round {repeat + 1}" if options.repeats > 1 else "")
-        sent = replace(traffic, seed=options.seed + repeat)
-        try:
-            drives.append((arm, repeat, run_arm(archive, arm, budgets_ms, requests_file, workload, sent, title)))
-        except (ServerError, DriverError) as error:
-            if not drives:
-                raise
-            unfinished = f"{title}: {error}"
-            say(f"error: {unfinished}; what was finished before it is written")
-            break
-    say("judging the answers")
-    trace = judge(drives, workload, index)
-    summary = {
-        "measure": workload.measure,
-        "machine": machine(),
-        "arms": summarise(trace, budgets_ms),
-        "lead": lead(trace, budgets_ms),
-        "workload": {
-            "name": workload.name, "data": options.data, "split": data.split, "archive": options.archive.name,
-            "answers": answers, "different_requests": len(workload.requests),
-        },
-        "load": {
-            **asdict(traffic), "offered_rps": traffic.offered_rps, "users_auto": options.users is None,
-            "capacity_rps": {level_name(level): round(rps, 2) for level, rps in capacity_rps.items()},
-        },
-        "client_cpu": {arm: round(driven.client_cpu, 3) for arm, _, driven in drives},
-    }  # fmt: skip
-    if options.load:
-        summary["load"] |= {"arrivals": options.arrivals, "load": options.load}
-    if "repeat" in trace:
-        summary["rounds"] = {"count": options.repeats, **rounds(trace, budgets_ms)}
-    if unfinished:
-        summary["unfinished"] = unfinished
-    with new_folder(options.output, overwrite=options.overwrite) as output:
-        write_requests(output / requests_file.name, workload.requests)
-        write_report(output, trace, summary)
-    return summary
-
-
-def run_arm(
-    archive: Archive,
-    arm: str,
-    budgets_ms: Sequence[float],
-    requests_file: Path,
-    workload: Workload,
-    traffic: Traffic,
-    title: str,
-) -> Drive:
-    """Serve the archive under the arm's policy and drive the traffic through it."""
-    say(f"{title}: starting TorchServe")
-    queue_size = 100_000 if traffic.arrivals else max(1000, 4 * traffic.users)
-    budget_ms = getattr(parse_policy(arm), "budget_ms", budgets_ms[0])
-    with archive.serve(arm, budget_ms, queue_size) as server:
-        warm_up(server, archive.name, workload.requests)
-        drain_s = 2 * max(budgets_ms) / 1000 + 5
-        with progress(total=round(traffic.duration_s), desc=title, unit="s") as bar:
-            return drive(
-                server.inference_url, archive.name, requests_file, traffic, drain_s=drain_s, on_second=_shown_on(bar)
-            )
-
-
-def judge(drives: Sequence[tuple[str, int, Drive]], workload: Workload, index: PassageIndex | None) -> pd.DataFrame:
-    """Return the trace of all arms, each answer with its quality; the column `repeat` only where there are several."""
-    columns = [*COLUMNS, "repeat"] if any(repeat for _, repeat, _ in drives) else COLUMNS
-    traces = []
-    for arm, repeat, driven in drives:
-        rows = driven.rows.assign(arm=arm, quality=float("nan"), repeat=repeat)
-        answered = rows.index[rows["status"] == 200]
-        bodies = [driven.bodies[row] for row in answered]
-        rows.loc[answered, "quality"] = workload.quality(rows.loc[answered, "query_id"].tolist(), bodies, index)
-        traces.append(rows[columns])
-    return pd.concat(traces, ignore_index=True)
-
-
-def arms_of(names: Sequence[str], budgets_ms: Sequence[float]) -> list[str]:
-    """The policies to serve under: one without a budget of its own once for each budget that it is judged by.
-
-    >>> arms_of(["queue", "fixed:50"], [250, 500])
-    ['queue:t=250', 'queue:t=500', 'fixed:50']
-    """
-    policies = (parse_policy(name, default_budget_ms=budget_ms) for name in names for budget_ms in budgets_ms)
-    return list(dict.fromkeys(map(str, policies)))
-
-
-def _check_arms(names: Sequence[str], archive: Archive) -> None:
-    """Raise InputError where an arm's policy cannot run, before anything is started."""
-    for name in names:
-        try:
-            parse_policy(name, default_budget_ms=1.0).check(archive.levels)
-        except InputError as error:
-            raise InputError(f"arm {name!r}: {error}") from None
-    if len(set(names)) < len(names):
-        raise InputError(f"--arms {' '.join(names)}: duplicate arm")
-
-
-def _budgets_from(archive: Archive, capacity_rps: dict[Choice, float]) -> list[float]:
-    service_ms = 1000 * archive.workers * archive.batch_size / capacity_rps[archive.largest]
-    budgets_ms = [float(f"{service_ms * times:.2g}") for times in SERVICE_TIMES]
-    say(f"latency budgets {', '.join(map(budget_name, budgets_ms))} ms: {', '.join(f'{x:g}' for x in SERVICE_TIMES)} "
-        f"times the {service_ms:.3g} ms of level {level_name(archive.largest)}")  # fmt: skip
-    return budgets_ms
-
-
-def _passage_index(options: argparse.Namespace, archive: Archive) -> PassageIndex:
-    """Return the index that embeddings are judged against: the given one, else the corpus encoded now."""
-    model = ElasticModel.from_pretrained(archive.artifact)
-    if options.index:
-        index = PassageIndex.load(options.index, options.ids)
-        index.check(model)
-        return index
-    corpus, encoder = load_corpus(options.data), passage_encoder(model, options.teacher)
-    say(f"encoding {len(corpus.ids)} passages, to judge answers by (an --index saves this)")
-    vectors = encoder.embed(corpus.passages, kind="passage", show_progress=True).numpy()
-    return PassageIndex.build(vectors, corpus.ids, fingerprint=encoder.fingerprint(), corpus_sha256=corpus.sha256)
-
-
-def _shortener(artifact: Path) -> Callable[[str], str]:
-    """Return what cuts a text to RELATED_TOKENS tokens of the artifact's tokenizer."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(RELATED_TOKENS)
-    return lambda text: text[: max(end for _, end in tokenizer.encode(text).offsets)]
-
-
-def _shown_on(bar: Any) -> Callable[[float, list[dict[str, str]]], None]:
-    """Return what shows the newest requests on a progress bar."""
-
-    def show(elapsed_s: float, latest: list[dict[str, str]]) -> None:
-        if latest:
-            last = latest[-1]
-            bar.set_postfix_str(
-                f"{last['users']} users, level {last['level']}, {float(last['latency_ms']):.0f} ms", False
-            )
-        bar.update(min(round(elapsed_s), bar.total) - bar.n)
-
-    return show
-
-
-def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the result as a table for people: a row an arm and budget."""
-    return [
-        {"arm": arm, "T ms": budget, "in time %": round(100 * judged["within_budget"], 1),
-         "effective": judged["effective_quality"], "behind the first by": behind(summary, arm, budget),
-         summary["measure"]: figures["quality"] or 0.0,
-         "p50 ms": figures["p50_ms"] or 0.0, "p95 ms": figures["p95_ms"] or 0.0,
-         "requests": figures["requests"], "failed": figures["failures"]}
-        for arm, figures in summary["arms"].items()
-        for budget, judged in figures["budgets"].items()
-    ]  # fmt: skip
+    return run_simulation(options)
 
 
 def _options() -> argparse.ArgumentParser:
@@ -286,11 +50,11 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--budgets", type=_budgets, default="auto", metavar="MS,..",
                          help="latency budgets T in ms by which every arm is judged; "
                          "auto: 5, 7.5 and 10 service times of the largest level")  # fmt: skip
-    options.add_argument("--workload", default="query", help=f"what users ask: {', '.join(WORKLOADS)}, or "
+    options.add_argument("--workload", default="query", help="what users ask: query, related, or "
                          "rerank:N, a query with N passages (BM25's best)")  # fmt: skip
-    options.add_argument("--users", type=_or_auto(int), default="auto", help="users at the peak; auto: as many as "
+    options.add_argument("--users", type=or_auto(positive_int), default="auto", help="users at the peak; auto: as many as "
                          "offer 3 times the capacity of the largest level, at most .8 of the smallest's")  # fmt: skip
-    options.add_argument("--spawn-rate", type=_or_auto(float), default="auto", metavar="PER_S",
+    options.add_argument("--spawn-rate", type=or_auto(positive_float), default="auto", metavar="PER_S",
                          help="users that come a second; auto: all within 5/12 of the duration")  # fmt: skip
     options.add_argument("--duration", type=positive_float, default=120.0, metavar="S", help="seconds an arm")
     options.add_argument("--pause", type=_pause, default="1,3", metavar="S,S", help="seconds of a pause, least,most")
@@ -310,17 +74,6 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for trace, summary and page")
     options.add_argument("--overwrite", action="store_true", help="replace the output folder")
     return options
-
-
-def _or_auto(kind: type) -> Callable[[str], Any]:
-    def number(text: str) -> Any:
-        if text == "auto":
-            return None
-        if kind(text) <= 0:
-            raise argparse.ArgumentTypeError(f"{text}: expected a number above 0, or auto")
-        return kind(text)
-
-    return number
 
 
 def _budgets(text: str) -> list[float] | None:

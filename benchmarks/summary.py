@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
+from scipy.stats import t as student_t
 
 from elasticlm.retrieval.measures import difference
 from elasticlm.schedule.policies import parse_policy
 
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's, 1 to 9 degrees of freedom
 COLUMNS = ["arm", "t_s", "users", "queue_depth", "level", "latency_ms", "status", "query_id", "quality"]
 
 
@@ -72,7 +72,7 @@ def rounds(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, Any]:
 def _first(trace: pd.DataFrame, budget_ms: float) -> str:
     """Return the first arm whose policy has this budget, else the first of all."""
     arms = trace["arm"].unique()
-    return next((arm for arm in arms if getattr(parse_policy(arm), "budget_ms", None) == budget_ms), arms[0])
+    return next((arm for arm in arms if parse_policy(arm).budget_ms == budget_ms), arms[0])
 
 
 def _interval(values: list[float]) -> list[float | None]:
@@ -80,7 +80,7 @@ def _interval(values: list[float]) -> list[float | None]:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return [round(mean, 4), None, None]
-    quantile = T_975[min(len(values) - 1, len(T_975)) - 1]
+    quantile = float(student_t.ppf(0.975, len(values) - 1))
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
     return [round(mean, 4), round(mean - half, 4), round(mean + half, 4)]
 

@@ -32,7 +32,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Serve": {
         "archive": ("elasticlm.handlers.archive", "pack an artifact for TorchServe"),
-        "policies": ("elasticlm.benchmarks.policy_study", "simulate policies on your arrivals, without a server"),
+        "policies": ("elasticlm.benchmarks.policy_command", "simulate policies on your arrivals, without a server"),
         "simulate": ("elasticlm.benchmarks.simulate", "send a rush to a TorchServe of its own and draw it"),
         "validate": ("elasticlm.benchmarks.validate", "compare the policy simulator with runs of the real server"),
         "overhead": ("elasticlm.benchmarks.overhead", "measure what the server adds to a request"),

@@ -10,12 +10,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
 from elasticlm.model.structure import Choice, Level, Pair, level_name, parse_level
-from elasticlm.schedule.latency import LatencyTable
 
 PAIRS_FILE = "pairs.json"
 OLD_NAMES = {"denser": "retriever", "ranker": "reranker"}  # of the fields in files of format 1
@@ -81,6 +80,17 @@ def pareto(pairs: Iterable[MeasuredPair], time_ms: Callable[[Choice], float]) ->
     return kept
 
 
+class StageTimes(Protocol):
+    """Service times of one stage: a LatencyTable, or what draws from one."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]: ...
+
+    def mean_ms(self, level: Level, rows: float = ..., tokens: float | None = ...) -> float: ...
+
+    def p95_ms(self, level: Level, rows: float = ..., tokens: float | None = ...) -> float: ...
+
+
 class PairTable:
     """Service times of a pipeline, asked for by a policy like a LatencyTable.
 
@@ -93,6 +103,7 @@ class PairTable:
         max_tokens: of a pair.
         search_ms: the index's time a query.
 
+    >>> from elasticlm.schedule.latency import LatencyTable
     >>> retriever, reranker = (LatencyTable.from_means({50: 4 * ms, 10: ms}) for ms in (1.0, 2.0))
     >>> measured = [(50, 50, 0.7), (10, 50, 0.6), (10, None, 0.4), (50, None, 0.5), (50, 10, 0.4)]
     >>> pairs = [MeasuredPair(retriever=d, reranker=r, depth=8, quality=q, measure="RR@10") for d, r, q in measured]
@@ -104,8 +115,8 @@ class PairTable:
     def __init__(
         self,
         pairs: Sequence[MeasuredPair],
-        retriever: LatencyTable,
-        reranker: LatencyTable,
+        retriever: StageTimes,
+        reranker: StageTimes,
         *,
         passage_tokens: int,
         max_tokens: int,

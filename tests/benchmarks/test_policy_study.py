@@ -1,4 +1,4 @@
-"""elasticlm.benchmarks.policy_study end to end on a small table: its files, its table, its recommendation, its refusals."""
+"""elasticlm policies end to end on a small table: its files, its table, its recommendation, its refusals."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from archives import archive, corpus_of_passages, index_of, pipeline, servable
 
 from elasticlm import command
-from elasticlm.benchmarks import policy_study as policies
+from elasticlm.benchmarks import policy_command as policies
 from elasticlm.benchmarks.arrivals import busiest_window, open_arrivals_s
 from elasticlm.benchmarks.summary import COLUMNS, summarise
 from elasticlm.errors import InputError

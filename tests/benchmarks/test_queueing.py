@@ -5,16 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from elasticlm.benchmarks.queueing import (
-    ClosedLoop,
-    OpenLoop,
-    PairTimes,
-    Server,
-    ServiceTimes,
-    all_service_ms,
-    hindsight_bound,
-    simulate,
-)
+from elasticlm.benchmarks.hindsight import all_service_ms, hindsight_bound
+from elasticlm.benchmarks.queue_server import Server
+from elasticlm.benchmarks.queue_simulation import simulate
+from elasticlm.benchmarks.queue_traffic import ClosedLoop, OpenLoop
+from elasticlm.benchmarks.service_times import PairTimes, ServiceTimes
 from elasticlm.errors import InputError
 from elasticlm.model.structure import Pair
 from elasticlm.schedule.cascade import MeasuredPair, PairTable

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from elasticlm.benchmarks.queueing import OpenLoop, Server, simulate
+from elasticlm.benchmarks.queue_server import Server
+from elasticlm.benchmarks.queue_simulation import simulate
+from elasticlm.benchmarks.queue_traffic import OpenLoop
 from elasticlm.benchmarks.summary import COLUMNS, summarise
 from elasticlm.benchmarks.validate import calibrate, main
 from elasticlm.errors import InputError
@@ -40,7 +42,7 @@ def run(tmp_path):
     times, overhead_ms = calibrate(table, 128, {"100": 1000 / 42, "10": 1000 / 6})
     arrivals_ms = np.cumsum(np.random.default_rng(0).gamma(1 / 16, 16 * 60, 800))
     served = simulate(parse_policy(ARM), times, Server(overhead_ms=overhead_ms, tokens=128),
-                      OpenLoop(arrival_ms=arrivals_ms), told=table)  # fmt: skip
+                      OpenLoop(arrival_ms=arrivals_ms), decided_by=table)  # fmt: skip
     trace = pd.DataFrame({
         "arm": ARM, "t_s": served.arrival_ms / 1000, "users": 1, "queue_depth": served.queue_depth,
         "level": [("100", "50", "10")[place] for place in served.level], "latency_ms": served.latency_ms,

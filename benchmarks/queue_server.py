@@ -1,0 +1,37 @@
+"""The server as the queue simulation sees it: how requests are put into batches, and what they are."""
+
+from dataclasses import dataclass
+
+from elasticlm.model.structure import Choice
+from elasticlm.schedule.latency import LatencyTable  # noqa: F401  (for the example)
+from elasticlm.schedule.policies import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """How requests are put into batches, and what they are.
+
+    Attributes:
+        batch_size: requests that a batch holds at most (B).
+        workers: workers that share the queue (W).
+        max_batch_delay_ms: how long a batch with room waits for more, from its first request on.
+        overhead_ms: the server's own time (r): it holds the worker once per batch, and is part of every latency.
+        rows: sequences of a request (a rerank of 8 passages is 8).
+        tokens: padded length; None takes the table's shortest.
+    """
+
+    batch_size: int = 1
+    workers: int = 1
+    max_batch_delay_ms: float = 1.0
+    overhead_ms: float = 2.0
+    rows: int = 1
+    tokens: int | None = None
+
+    def capacity_rps(self, table: Table, level: Choice) -> float:
+        """Requests per second that the server answers at one level when its batches are full.
+
+        >>> Server(overhead_ms=5).capacity_rps(LatencyTable.from_means({50: 45.0}), 50)
+        20.0
+        """
+        batch_ms = table.mean_ms(level, self.rows * self.batch_size, self.tokens) + self.overhead_ms
+        return 1000 * self.batch_size * self.workers / batch_ms
