@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elasticlm.__main__ import run_in_checkout
-from elasticlm.command import parser, print_result, print_table, say
+from elasticlm.command import parser, print_result, print_table, run_in_checkout, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
 from elasticlm.schedule.latency import LatencyTable

@@ -30,9 +30,9 @@ import sys
 from pathlib import Path
 
 from elasticlm import command
-from elasticlm.__main__ import run_in_checkout
 from elasticlm.arguments import positive_int
 from elasticlm.benchmarks.engine_names import NAMES, QUICK_LEVELS, QUICK_SHAPES, SHAPES
+from elasticlm.command import run_in_checkout
 from elasticlm.errors import InputError
 from elasticlm.files import refuse_existing, require_file
 from elasticlm.model.folder import CONFIG_FILE

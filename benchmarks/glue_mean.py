@@ -10,8 +10,8 @@ Spearman's correlation of a regression, else accuracy. Sets are independent: the
 """
 
 from elasticlm import command
-from elasticlm.__main__ import run_in_checkout
 from elasticlm.benchmarks.labelled_files import labelled_files
+from elasticlm.command import run_in_checkout
 from elasticlm.files import refuse_existing, require_file
 
 

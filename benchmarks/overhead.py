@@ -17,9 +17,8 @@ beside staying on each: a budget in the request's own header decides, by a table
 import argparse
 from pathlib import Path
 
-from elasticlm.__main__ import run_in_checkout
 from elasticlm.arguments import positive_float
-from elasticlm.command import parser
+from elasticlm.command import parser, run_in_checkout
 from elasticlm.files import refuse_existing, require_file
 
 

@@ -54,7 +54,7 @@ def time_overhead(options: argparse.Namespace) -> int:
 
 def measure(archive: Archive, level: float, count: int) -> tuple[pd.Series, pd.DataFrame, pd.Series]:
     """Ask and run in turn. Returns, in ms: whole requests, their stages, and bare passes."""
-    settings = yaml.safe_load((archive.folder / "model-config.yaml").read_text())["handler"]
+    settings = yaml.safe_load((archive.bundle.folder / "model-config.yaml").read_text())["handler"]
     backend, precision, threads = settings["backend"], settings["precision"], settings["threads"]
     model = ElasticModel.from_pretrained(archive.artifact, backend=backend, precision=precision, threads=threads)
     body, inputs = request_and_batch(model)

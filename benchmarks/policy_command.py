@@ -25,10 +25,9 @@ summary.json and policies.png.
 import argparse
 from pathlib import Path
 
-from elasticlm.__main__ import run_in_checkout
 from elasticlm.arguments import non_negative_float, positive_float, positive_int
 from elasticlm.benchmarks.arrivals import parse_arrivals
-from elasticlm.command import parser
+from elasticlm.command import parser, run_in_checkout
 from elasticlm.errors import InputError
 from elasticlm.files import refuse_existing, require_file
 from elasticlm.model.folder import LATENCY_FILE
@@ -40,7 +39,11 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point; the work is in elasticlm.benchmarks.policy_study."""
     options = _options().parse_args(argv)
     refuse_existing(options.output, overwrite=options.overwrite)
-    require_file(options.archive or options.model / LATENCY_FILE)
+    if options.archive:
+        require_file(options.archive)
+    else:
+        missing = f"no latency table; measure one with `elasticlm profile --model {options.model}`"
+        require_file(options.model / LATENCY_FILE, missing)
     for policy in options.policies or ():
         parse_policy(policy, default_budget_ms=1.0)
     for spec in options.arrivals:

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from elasticlm.__main__ import run_in_checkout
-from elasticlm.command import parser
+from elasticlm.command import parser, run_in_checkout
 from elasticlm.files import require_file
 
 

@@ -10,8 +10,8 @@ the first label with its interval and p) and retention.png, with the shares that
 """
 
 from elasticlm import command
-from elasticlm.__main__ import run_in_checkout
 from elasticlm.benchmarks.labelled_files import labelled_files
+from elasticlm.command import run_in_checkout
 from elasticlm.files import refuse_existing, require_file
 
 

@@ -13,8 +13,7 @@ Writes signal.csv, a row a setting, and breakdown.csv: where the time of one req
 import argparse
 from pathlib import Path
 
-from elasticlm.__main__ import run_in_checkout
-from elasticlm.command import parser
+from elasticlm.command import parser, run_in_checkout
 from elasticlm.files import refuse_existing, require_file
 
 

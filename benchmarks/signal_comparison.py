@@ -41,7 +41,7 @@ def compare_signals(options: argparse.Namespace) -> None:
                 title = f"batches of {batch_size}, {workers} worker(s), {signal}{', X-Request-Start' if header else ''}"
                 say(title)
                 server = TorchServe(
-                    {archive.name: archive.folder}, batch_size=batch_size, workers=workers,
+                    {archive.name: archive.bundle.folder}, batch_size=batch_size, workers=workers,
                     handler={"policy": "slack", "latency_budget_ms": 5000 / capacity_rps, **SIGNALS[signal]},
                 )  # fmt: skip
                 sent = Traffic(duration_s=options.duration, arrivals=arrivals, seed=options.seed, request_start=header)

@@ -15,10 +15,9 @@ The result is a folder: trace.csv (a row a request), summary.json, rush.png and 
 import argparse
 from pathlib import Path
 
-from elasticlm.__main__ import run_in_checkout
 from elasticlm.arguments import or_auto, positive_float, positive_int
 from elasticlm.benchmarks.arrivals import parse_arrivals
-from elasticlm.command import parser
+from elasticlm.command import parser, run_in_checkout
 from elasticlm.files import refuse_existing, require_file
 from elasticlm.retrieval.data_specs import check_spec
 from elasticlm.schedule.policies import parse_policy

@@ -10,8 +10,7 @@ Writes soak.csv, soak.png and summary.json; exits with 1 where something grew af
 import argparse
 from pathlib import Path
 
-from elasticlm.__main__ import run_in_checkout
-from elasticlm.command import parser
+from elasticlm.command import parser, run_in_checkout
 from elasticlm.errors import InputError
 from elasticlm.files import refuse_existing, require_file
 

@@ -11,8 +11,7 @@ latency table (the texts are shorter or longer than the table's). Everything els
 import argparse
 from pathlib import Path
 
-from elasticlm.__main__ import run_in_checkout
-from elasticlm.command import parser
+from elasticlm.command import parser, run_in_checkout
 from elasticlm.files import refuse_existing, require_file
 from elasticlm.model.folder import LATENCY_FILE
 

@@ -5,7 +5,6 @@ once. The table below is the only place where the library names trainer, handler
 """
 
 import importlib
-import os
 import sys
 from collections.abc import Callable
 
@@ -78,15 +77,6 @@ def usage() -> str:
 def run() -> None:
     """The console script ``elasticlm``."""
     command.run(main)
-
-
-def run_in_checkout(*words: str) -> None:
-    """Start ``elasticlm`` anew with these words before the process's own arguments.
-
-    For modules that run under their short name in a checkout (``python -m trainer``): in the new process every file is
-    loaded once, under its full name.
-    """
-    os.execv(sys.executable, [sys.executable, "-m", "elasticlm", *words, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -54,6 +54,15 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
         sys.exit(READER_GONE)
 
 
+def run_in_checkout(*words: str) -> NoReturn:
+    """Start ``elasticlm`` anew with these words before the process's own arguments.
+
+    For modules that are run under their short name in a checkout (``python -m benchmarks.simulate``): in the new process
+    every file is loaded once, under its full name.
+    """
+    os.execv(sys.executable, [sys.executable, "-m", "elasticlm", *words, *sys.argv[1:]])
+
+
 def progress(iterable: Iterable | None = None, *, total: int | None = None, desc: str = "", unit: str = "it") -> tqdm:
     """A tqdm bar on a terminal; elsewhere a plain line every ten seconds."""
     if sys.stderr.isatty():

@@ -15,10 +15,9 @@ import argparse
 import re
 from pathlib import Path
 
-from elasticlm.__main__ import run_in_checkout
 from elasticlm.arguments import positive_int
 from elasticlm.backend import BACKENDS, PRECISIONS
-from elasticlm.command import parser
+from elasticlm.command import parser, run_in_checkout
 from elasticlm.errors import InputError
 from elasticlm.files import refuse_existing, require_file
 from elasticlm.model.folder import CONFIG_FILE, LATENCY_FILE

@@ -33,6 +33,7 @@ from elasticlm.serving.settings import Settings
 
 HERE = Path(__file__).resolve().parent
 TEMPLATE = HERE / "model-config.yaml"
+SERVER_SETTINGS = HERE / "config.properties"
 BUDGET_IN_SERVICE_TIMES = 5
 """The default latency budget, in service times of the largest level."""
 LIST_ROWS, LIST_TOKENS = 8, 128
@@ -66,6 +67,11 @@ def make_archive(options: argparse.Namespace, target: Path) -> None:
     Settings.from_section(yaml.safe_load(config)["handler"])
     with new_file(target, overwrite=options.overwrite) as temporary:
         pack(options.name, artifact, index, config, temporary, second)
+
+    server_settings = target.parent / SERVER_SETTINGS.name
+    if not server_settings.exists():
+        shutil.copyfile(SERVER_SETTINGS, server_settings)
+        say(f"{server_settings}: settings for a TorchServe on this machine (--ts-config)")
 
     print_table([{"level": level_name(level), "mean ms": times.mean_ms(level, rows, tokens),
                   "p95 ms": times.p95_ms(level, rows, tokens)} for level in levels])  # fmt: skip

@@ -1,76 +1,122 @@
-"""The house: which way imports point, and what the wheel holds."""
+"""The layout of the packages: which way imports point, names, and what the core needs."""
 
 import ast
+import itertools
 import subprocess
 import sys
-import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("elasticlm", "trainer", "handlers", "benchmarks")
-CORE_NEEDS = {
-    "torch",
-    "transformers",
-    "safetensors",
-    "numpy",
-    "huggingface_hub",
-    "tqdm",
-}  # the last two by transformers
+FOLDERS = {
+    "elasticlm": ROOT / "elasticlm",
+    "elasticlm.trainer": ROOT / "trainer",
+    "elasticlm.handlers": ROOT / "handlers",
+    "elasticlm.benchmarks": ROOT / "benchmarks",
+}
+SHARED_NAMES = {"__init__", "__main__", "base"}
+DISPATCHER = ROOT / "elasticlm" / "__main__.py"
+CORE_NEEDS = {"torch", "transformers", "safetensors", "numpy", "huggingface_hub", "tqdm"}
+ALSO = {"backend": {"onnx", "onnxruntime"}, "serving": {"orjson", "yaml", "faiss"}}  # with the extras onnx and serve
+BERTS_OWN = (
+    "BertModel",
+    "BertConfig",
+    "BertFor",
+    "attention.self",
+    "intermediate.dense",
+    "word_embeddings",
+    "cls.predictions",
+)
 
 
-def imports(file: Path) -> set[str]:
-    """Full names that a file imports."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+def modules() -> dict[str, Path]:
+    """Every module's full name and file."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for file in folder.rglob("*.py"):
+            parts = file.relative_to(folder).with_suffix("").parts
+            found[".".join([package, *(part for part in parts if part != "__init__")])] = file
     return found
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_point_one_way(room):
-    others = set(ROOMS) - {room, "elasticlm"}
-    for file in (ROOT / room).rglob("*.py"):
-        reached = {name.split(".")[0] for name in imports(file)}
-        assert not reached & others, f"{file} imports {reached & others}"
+def imports(file: Path) -> set[str]:
+    """Full names that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def test_the_core_needs_four_libraries_and_only_retrieval_needs_more():
+def package_of(name: str) -> str:
+    """Which of the four packages a module is in."""
+    return max((package for package in FOLDERS if f"{name}.".startswith(f"{package}.")), key=len, default="")
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_packages_import_only_elasticlm(package):
+    allowed = {package, "elasticlm"}
+    for name, file in modules().items():
+        if package_of(name) == package and file != DISPATCHER:
+            reached = {package_of(imported) for imported in imports(file)} - {""}
+            assert reached <= allowed, f"{file} imports {reached - allowed}"
+            short = {imported.partition(".")[0] for imported in imports(file)} & {"trainer", "handlers", "benchmarks"}
+            assert not short, f"{file} imports {short} by their short names"
+
+
+def test_only_serving_imports_retrieval_inside_the_library():
     for file in (ROOT / "elasticlm").rglob("*.py"):
-        if "retrieval" in file.parts:
-            continue
-        names = imports(file)
-        assert not any(name.startswith("elasticlm.retrieval") for name in names), file
-        outside = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"elasticlm"}
-        allowed = CORE_NEEDS | ({"onnx", "onnxruntime"} if file.name.startswith("onnx") else set())
-        assert outside <= allowed, f"{file} imports {outside - allowed}"
+        part = file.relative_to(ROOT / "elasticlm").parts[0]
+        if part not in ("retrieval", "serving"):
+            reached = [name for name in imports(file) if name.startswith("elasticlm.retrieval")]
+            assert not reached, f"{file} imports {reached}"
+        if part != "serving":
+            reached = [name for name in imports(file) if name.startswith("elasticlm.serving")]
+            assert not reached, f"{file} imports {reached}"
+
+
+def test_the_core_needs_six_libraries():
+    for file in (ROOT / "elasticlm").rglob("*.py"):
+        part = file.relative_to(ROOT / "elasticlm").parts[0]
+        if part != "retrieval":
+            outside = {name.split(".")[0] for name in imports(file)} - set(sys.stdlib_module_names) - {"elasticlm"}
+            allowed = CORE_NEEDS | ALSO.get(part, set())
+            assert outside <= allowed, f"{file} imports {outside - allowed}"
 
 
 def test_the_core_imports_without_onnx():
-    code = "import sys; sys.modules['onnx'] = sys.modules['onnxruntime'] = None; import elasticlm.model.elastic_model, elasticlm.schedule.latency"
+    code = (
+        "import sys; sys.modules['onnx'] = sys.modules['onnxruntime'] = None; "
+        "import elasticlm.model.elastic_model, elasticlm.schedule.profiling"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_the_wheel_holds_elasticlm_alone_and_works_outside_the_checkout(tmp_path, tiny_artifact):
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "--wheel-dir", tmp_path, ROOT], check=True, cwd=tmp_path)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
-    top = {path.name for path in (tmp_path / "site").iterdir() if not path.name.endswith(".dist-info")}
-    assert top == {"elasticlm"}
-    code = f"""
-import elasticlm
-assert elasticlm.__file__.startswith({str(tmp_path / "site")!r})
-model = elasticlm.ElasticModel.from_pretrained({str(tiny_artifact)!r})
-table = elasticlm.LatencyTable.from_means({{level: float(level) for level in model.levels}})
-level = elasticlm.parse_policy("queue:t=250").choose(table, elasticlm.Load(queue_depth=3))
-print(level, tuple(model.embed(["how does ice form"], level=level).shape))
-"""
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}){code}"
-    run = subprocess.run([sys.executable, "-I", "-c", code], check=True, cwd=tmp_path, capture_output=True, text=True)
-    assert run.stdout.split() == ["50", "(1,", "32)"]
+def test_no_two_modules_share_a_name():
+    stems = Counter(file.stem for file in modules().values() if file.stem not in SHARED_NAMES)
+    assert [stem for stem, count in stems.items() if count > 1] == []
+
+
+def test_files_are_short_enough_to_read():
+    long = {str(file.relative_to(ROOT)): lines for file in modules().values()
+            if (lines := len(file.read_text("utf-8").splitlines())) > 400}  # fmt: skip
+    assert not long
+
+
+def test_nothing_outside_the_families_names_what_is_berts_own():
+    for file in (ROOT / "elasticlm").rglob("*.py"):
+        if "families" not in file.parts:
+            text = file.read_text("utf-8")
+            assert not [name for name in BERTS_OWN if name in text], file
+
+
+def test_the_packages_of_the_distribution_are_those_of_the_checkout():
+    lines = (ROOT / "setup.cfg").read_text("utf-8").splitlines()
+    listed = itertools.takewhile(lambda line: line.startswith("    "), lines[lines.index("packages =") + 1 :])
+    there = {name for name, file in modules().items() if file.stem == "__init__"}
+    assert {line.strip() for line in listed} == there

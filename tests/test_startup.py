@@ -59,7 +59,9 @@ def run(*words: str, cwd=None) -> tuple[int, str, list[str], list[str]]:
     return done.returncode, done.stdout, errors, heavy.split()[1:]
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in MODULES)], ids=lambda words: " ".join(words) or "elasticlm")
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in MODULES)], ids=lambda words: " ".join(words) or "elasticlm"
+)
 def test_help_is_printed_without_heavy_imports(command):
     code, out, errors, heavy = run(*command, "--help")
     assert (code, errors, heavy) == (0, [], [])

@@ -1,6 +1,7 @@
 """``elasticlm COMMAND`` in a checkout, ``elasticlm COMMAND`` elsewhere (for torchrun)."""
 
-from elasticlm.__main__ import run, run_in_checkout
+from elasticlm.__main__ import run
+from elasticlm.command import run_in_checkout
 
 if __name__ == "__main__":
     if __package__ == "trainer":

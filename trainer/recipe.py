@@ -15,10 +15,11 @@ that share ten words in a row with them are dropped::
 recipe's output that is there already is taken as it is: so can recipes share a start.
 """
 
+import importlib
 import json
 import string
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from typing import Any
 import yaml
 
 from elasticlm import command
-from elasticlm.__main__ import load
 from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
@@ -175,6 +175,11 @@ def main(argv: list[str] | None = None) -> None:
     rows = [{"stage": stage["command"][0], "minutes": round(stage["seconds"] / 60, 2)} for stage in done]
     command.print_table(rows)
     command.print_result({"output": str(output), "recipe": recipe.name, "stages": rows})
+
+
+def load(name: str) -> Callable[[list[str]], object]:
+    """Return the main function of a command that a stage may run."""
+    return importlib.import_module(f"elasticlm.trainer.{name}").main
 
 
 def names() -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from elasticlm.backend import onnx_export
-from elasticlm.benchmarks import engines, engines_memory
+from elasticlm.benchmarks import engines, engines_memory, engines_run
 from elasticlm.benchmarks.engines_memory import BERT, INT8, LARGEST, TORCH
 from elasticlm.benchmarks.engines_peers import Peers, check
 from elasticlm.benchmarks.engines_report import (
@@ -206,7 +206,7 @@ def test_the_command_measures_writes_and_judges(exported, tiny_bert, tmp_path, m
     threads = torch.get_num_threads()
     arguments = ["--model", str(exported), "--teacher", str(tiny_bert), "--quick", "--shapes", "1x16,4x32",
                  "--engines", "torch,onnx,eager,onnxruntime,openvino", "--output", str(tmp_path / "out")]  # fmt: skip
-    monkeypatch.setattr(engines, "QUICK", engines.Effort(seconds=0, rounds=5, switching_s=0, pairs=1))
+    monkeypatch.setattr(engines_run, "QUICK", engines_run.Effort(seconds=0, rounds=5, switching_s=0, pairs=1))
     code = engines.main(arguments)
     torch.set_num_threads(threads)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -248,5 +248,5 @@ def test_wrong_options_are_refused(exported, tiny_bert, tmp_path, change, messag
 
 
 def test_an_artifact_without_graphs_is_told_how_to_get_them(tiny_artifact, tiny_bert, tmp_path):
-    with pytest.raises(InputError, match=r"trainer export --model .* --onnx fp32 int8"):
+    with pytest.raises(InputError, match=r"elasticlm export --model .* --onnx fp32 int8"):
         engines.main(["--model", str(tiny_artifact), "--teacher", str(tiny_bert), "--output", str(tmp_path / "out")])

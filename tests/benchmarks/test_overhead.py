@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from archives import archive, servable
 
-from elasticlm.benchmarks.overhead import breakdown, main
+from elasticlm.benchmarks.overhead import main
+from elasticlm.benchmarks.overhead_timing import breakdown
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
 

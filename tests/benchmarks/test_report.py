@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from elasticlm.benchmarks.drive import read_rows
-from elasticlm.benchmarks.report import main, write_report
+from elasticlm.benchmarks.report import main
+from elasticlm.benchmarks.rush_report import write_report
 from elasticlm.benchmarks.summary import COLUMNS, lead, summarise
 
 ARMS = {"slack:t=100,alpha=.6": ["100", "50", "10"], "fixed:100": ["100"]}

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from elasticlm.benchmarks.drive import Drive
-from elasticlm.benchmarks.signal_check import BACK_MS, compare, timings, waiting
+from elasticlm.benchmarks.signal_comparison import BACK_MS, compare, timings, waiting
 
 
 def test_what_was_sent_and_not_taken_waits_behind_a_batch():

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from archives import archive, pipeline, servable
 
-from elasticlm.benchmarks import calibrate, simulate
+from elasticlm.benchmarks import calibrate, rush_simulation
 from elasticlm.benchmarks.calibrate import rush_users
 from elasticlm.benchmarks.drive import DriverError, drive, read_rows
 from elasticlm.benchmarks.simulate import main
@@ -141,7 +141,7 @@ def test_an_arm_that_fails_ends_the_run_and_what_was_finished_is_written(command
         return drive(*arguments, **options)
 
     calls: list[int] = []
-    monkeypatch.setattr(simulate, "drive", fails_later)
+    monkeypatch.setattr(rush_simulation, "drive", fails_later)
     arms = ["--arms", "fixed:10", "fixed:50", "--budgets", "400", "--users", "2", "--duration", "2"]
     assert main([*command, *arms]) == 1
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])

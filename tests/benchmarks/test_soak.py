@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from archives import archive, servable
 
-from elasticlm.benchmarks import soak
+from elasticlm.benchmarks import soak, soak_run
 
 
 def samples(process, **measures):
@@ -31,14 +31,14 @@ def samples(process, **measures):
     ],
 )
 def test_what_grows_after_the_first_third_is_a_leak(process, measures, leak):
-    found = soak.growth(samples(process, **measures))
+    found = soak_run.growth(samples(process, **measures))
     assert [row["measure"] for row in found if row["leak"]] == leak
 
 
 @pytest.mark.end_to_end
 def test_a_short_soak_of_the_real_server(tiny_artifact, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(soak, "SAMPLE_S", 1.0)
-    monkeypatch.setattr(soak, "WAVE_S", 4.0)
+    monkeypatch.setattr(soak_run, "SAMPLE_S", 1.0)
+    monkeypatch.setattr(soak_run, "WAVE_S", 4.0)
     artifact = servable(tiny_artifact, tmp_path / "artifact", {100: 60.0, 50: 40.0, 10: 5.0})
     made = archive("mini", artifact, tmp_path, latency_budget_ms=200)
     soak.main(["--archive", str(made), "--minutes", "0.15", "--users", "4", "--output", str(tmp_path / "out")])

@@ -9,8 +9,9 @@ import pytest
 from elasticlm.benchmarks.queue_server import Server
 from elasticlm.benchmarks.queue_simulation import simulate
 from elasticlm.benchmarks.queue_traffic import OpenLoop
+from elasticlm.benchmarks.simulator_agreement import calibrate
 from elasticlm.benchmarks.summary import COLUMNS, summarise
-from elasticlm.benchmarks.validate import calibrate, main
+from elasticlm.benchmarks.validate import main
 from elasticlm.errors import InputError
 from elasticlm.schedule.latency import LatencyTable
 from elasticlm.schedule.policies import parse_policy
