@@ -94,7 +94,8 @@ def main(kind: str, folder: str, threads: str) -> None:
 def _load_kernels(*, onnx: bool) -> None:
     """Let the libraries load their code, which is nobody's weights, by a product of each."""
     with torch.inference_mode():
-        F.scaled_dot_product_attention(*[F.linear(torch.ones(1, 1, 64, 64), torch.ones(64, 64))] * 3)
+        states = F.linear(torch.ones(1, 1, 64, 64), torch.ones(64, 64))
+        F.scaled_dot_product_attention(states, states, states)
     if onnx:
         from onnx import TensorProto, helper
         from onnxruntime import InferenceSession

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ class Peers:
     def builders(self) -> list[Builder]:
         """What can be built, the teacher's engines first."""
         eager, exported = Whole(self.teacher).eval(), Whole(self.teacher, attn_implementation="eager").eval()
-        config = eager.bert.config
+        config: Any = eager.bert.config
         structure = Structure((config.num_attention_heads,) * config.num_hidden_layers,
                               (config.intermediate_size,) * config.num_hidden_layers)  # fmt: skip
         found = self._of(WHOLE, eager, exported, structure)
@@ -139,7 +140,7 @@ class Graphs:
         file = self.folder / "plain.onnx"
         if not file.exists():
             self.folder.mkdir(exist_ok=True)
-            takes = list(self.module.takes)
+            takes = list(cast(Sequence[str], self.module.takes))
             axes = {name: {0: "batch", 1: "tokens"} for name in [*takes, "hidden"]}
             with torch.no_grad(), quiet():
                 torch.onnx.export(self.module, tuple(inputs[name] for name in takes), file, dynamo=False,
@@ -172,7 +173,7 @@ class Graphs:
 
 
 def _eager(module: nn.Module, inputs: Inputs) -> Run:
-    given = [inputs[name] for name in module.takes]
+    given = [inputs[name] for name in cast(Sequence[str], module.takes)]
 
     def run() -> Tensor:
         with torch.inference_mode():
@@ -184,7 +185,7 @@ def _eager(module: nn.Module, inputs: Inputs) -> Run:
 def _compiled(module: nn.Module, inputs: Inputs) -> Run:
     """torch.compile for this shape alone, its weights frozen into the code (freezing: faster here than without)."""
     torch._dynamo.config.recompile_limit = 1000  # a compilation a level: none may fall back on eager
-    given = [inputs[name] for name in module.takes]
+    given = [inputs[name] for name in cast(Sequence[str], module.takes)]
     compiled = torch.compile(module, dynamic=False, options={"freezing": True})
 
     def run() -> Tensor:

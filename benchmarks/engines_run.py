@@ -5,7 +5,9 @@ import os
 import shlex
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -102,7 +104,7 @@ class Bench:
 
         def run() -> torch.Tensor:
             with torch.inference_mode():
-                return self.model.finish(hidden(), inputs["attention_mask"])
+                return self.model.finish(cast(torch.Tensor, hidden()), inputs["attention_mask"])
 
         return run
 
@@ -222,7 +224,7 @@ def _switching(bench: Bench, shapes: list[Shape], effort: Effort) -> dict[str, f
             say(f"{shape}: switching")
             inputs = shape.inputs(bench.model)
             found[str(shape)] = switching_cost(
-                lambda level, inputs=inputs: model.encode(inputs, level), model.levels,
+                partial(model.encode, inputs), model.levels,
                 seconds=effort.switching_s, pairs=effort.pairs,
             )  # fmt: skip
     return found

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -124,7 +125,7 @@ def switching_cost(
         total = 0.0
         for level in levels:
             run(level)
-            total += sum(timed_ms(lambda level=level: run(level)) for _ in range(repeats))
+            total += sum(timed_ms(partial(run, level)) for _ in range(repeats))
         return total
 
     cycle()

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -97,5 +98,5 @@ def draw(table: pd.DataFrame, means: pd.DataFrame, file: Path) -> None:
     finish(figure, axes, "level, % of the prunable parameters", set(levels["size"]), file)
 
 
-def _line(axes: plt.Axes, rows: pd.DataFrame, **style: object) -> None:
+def _line(axes: plt.Axes, rows: pd.DataFrame, **style: Any) -> None:
     axes.plot(rows["size"], rows.retention, marker="o", markersize=4, **style)

@@ -19,7 +19,7 @@ from elasticlm.files import new_folder
 from elasticlm.machine import machine
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.folder import LATENCY_FILE
-from elasticlm.model.structure import Choice, level_name, parse_level
+from elasticlm.model.structure import Choice, Level, Pair, level_name, parse_level
 from elasticlm.schedule.latency import LatencyTable, read_tables
 from elasticlm.schedule.profiling import batch_of
 
@@ -37,6 +37,7 @@ def time_overhead(options: argparse.Namespace) -> int:
         level = parse_level(options.level) if options.level else archive.largest
         if level not in archive.levels:
             raise InputError(f"--level {options.level}: {options.archive} has {', '.join(map(str, archive.levels))}")
+        assert not isinstance(level, Pair), "only a two-stage archive has pairs, and its task is refused above"
         if options.switching:
             return report_switching(archive, options)
         whole, stages, bare = measure(archive, level, options.requests)
@@ -52,7 +53,7 @@ def time_overhead(options: argparse.Namespace) -> int:
     return int(options.most is not None and ratio > options.most)
 
 
-def measure(archive: Archive, level: float, count: int) -> tuple[pd.Series, pd.DataFrame, pd.Series]:
+def measure(archive: Archive, level: Level, count: int) -> tuple[pd.Series, pd.DataFrame, pd.Series]:
     """Ask and run in turn. Returns, in ms: whole requests, their stages, and bare passes."""
     settings = yaml.safe_load((archive.bundle.folder / "model-config.yaml").read_text())["handler"]
     backend, precision, threads = settings["backend"], settings["precision"], settings["threads"]
@@ -120,9 +121,10 @@ def switching(archive: Archive, count: int) -> pd.DataFrame:
 def _tell_levels_apart(archive: Archive) -> None:
     """Write into the unpacked archive that its smallest level takes a millisecond and all others a second."""
     file = archive.artifact / LATENCY_FILE
-    told = LatencyTable.from_means({level: 1.0 if level == archive.smallest else 1e3 for level in archive.levels})
+    levels = [level for level in archive.levels if not isinstance(level, Pair)]
+    apart = LatencyTable.from_means({level: 1.0 if level == archive.smallest else 1e3 for level in levels})
     for table in read_tables(file):
-        LatencyTable(told.cells, table.setup, table.notes).write(file)
+        LatencyTable(apart.cells, table.setup, table.notes).write(file)
 
 
 def request_and_batch(model: ElasticModel) -> tuple[dict[str, Any], Any]:

@@ -119,7 +119,8 @@ def _draw_quality(axes: Axes, rows: pd.DataFrame, seconds: pd.DataFrame, budget_
     ):
         sums, counts = (values.groupby(seconds["second"]).agg(how).rolling(SMOOTHED_S, min_periods=1, center=True).sum()
                         for how in ("sum", "count"))  # fmt: skip
-        axes.plot(sums.index + 0.5, sums / counts, **style)
+        line: dict[str, Any] = style
+        axes.plot(sums.index + 0.5, sums / counts, **line)
 
 
 def _set_latency_scale(axes: Axes, trace: pd.DataFrame, budgets_ms: list[float]) -> None:
@@ -153,6 +154,7 @@ def _legends(grid: np.ndarray, colors: dict[str, str], users: str) -> None:
         [Patch(color=color, label=level) for level, color in colors.items()],
         [line("answered", MUTED, ls="--"), line("in time,\nelse 0", IN_TIME)],
     ]  # fmt: skip
+    handles: Any
     for axes, handles in zip(grid[:, -1], rows, strict=True):
         many = len(handles) > 8  # pairs of levels
         axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, handlelength=1.2,

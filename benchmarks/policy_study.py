@@ -154,8 +154,8 @@ def bound(
         return None
     service_ms = all_service_ms(table, server, traffic)
 
-    def most(values: Sequence[float], budget_ms: float) -> float:
-        return round(hindsight_bound(traffic.arrival_ms, service_ms, values, budget_ms, grid_ms=grid_ms), 4)
+    def most(values: np.ndarray, budget_ms: float) -> float:
+        return round(hindsight_bound(traffic.arrival_ms, service_ms, values.tolist(), budget_ms, grid_ms=grid_ms), 4)
 
     return {
         budget_name(budget_ms): {
@@ -169,8 +169,12 @@ def bound(
 def _load(traffic: OpenLoop | ClosedLoop, table: Times, server: Server) -> dict[str, Any]:
     """Return how much is asked, beside what the largest level could answer."""
     capacity_rps = server.capacity_rps(table, table.levels[0])
+    offered_rps: float | None
     if isinstance(traffic, ClosedLoop):  # what all users would send to a server that answers at once
-        offered_rps, duration_s = 1000 * traffic.user_count / np.mean(traffic.pause_ms), traffic.duration_ms / 1000
+        offered_rps, duration_s = (
+            1000 * traffic.user_count / float(np.mean(traffic.pause_ms)),
+            traffic.duration_ms / 1000,
+        )
     else:
         span_ms = traffic.arrival_ms[-1] - traffic.arrival_ms[0]
         offered_rps, duration_s = mean_rate_rps(traffic.arrival_ms / 1000) if span_ms else None, span_ms / 1000

@@ -12,7 +12,8 @@ ARRIVAL, FREE, DUE = range(3)  # kinds of events; at the same moment an arrival 
 class Traffic(Protocol):
     """Who sends when. Requests are numbered; request i's service time is drawn at ``shares[i]`` under every policy."""
 
-    shares: np.ndarray
+    @property
+    def shares(self) -> np.ndarray: ...
 
     def first_arrivals(self) -> list[tuple[float, int, int]]:
         """Return what arrives whatever the server does, as events (time in ms, ARRIVAL, request), ascending."""

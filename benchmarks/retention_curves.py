@@ -111,7 +111,7 @@ def draw_over(rows: list[Row], name: str, title: str, file: Path) -> None:
     finish(figure, axes, name, {float(row.label) for row in rows}, file)
 
 
-def _line(axes: plt.Axes, at: tuple, kept: tuple, label: str) -> str:
+def _line(axes: plt.Axes, at: tuple, kept: tuple, label: str) -> Any:
     values = np.array(kept)
     color = axes.plot(at, values[:, 0], "o-", label=label)[0].get_color()
     axes.fill_between(at, values[:, 1], values[:, 2], color=color, alpha=0.15)

@@ -97,11 +97,13 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         count = len(arrivals.times_s(traffic.duration_s, traffic.seed))
         say(f"{arrivals}: {count} arrivals in {traffic.duration_s:g} s")
     else:
-        users = options.users or rush_users(*capacity_rps.values(), traffic.pause_s)
+        largest_rps, smallest_rps = capacity_rps[archive.largest], capacity_rps[archive.smallest]
+        users = options.users or rush_users(largest_rps, smallest_rps, traffic.pause_s)
         spawn_rate = options.spawn_rate or round(users / (RAMP * traffic.duration_s), 4)
         traffic = replace(traffic, users=users, spawn_rate=spawn_rate)
-        say(f"{users} users, {spawn_rate:.3g} more a second, offer up to {traffic.offered_rps:.1f} requests a second"
-            + "".join(f", {traffic.offered_rps / rps:.2f} times the capacity of level {level_name(level)}"
+        offered_rps = traffic.offered_rps or 0.0
+        say(f"{users} users, {spawn_rate:.3g} more a second, offer up to {offered_rps:.1f} requests per second"
+            + "".join(f", {offered_rps / rps:.2f} times the capacity of level {level_name(level)}"
                       for level, rps in capacity_rps.items()))  # fmt: skip
 
     drives: list[tuple[str, int, Drive]] = []
@@ -119,7 +121,7 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             break
     say("judging the answers")
     trace = judge(drives, workload, index)
-    summary = {
+    summary: dict[str, Any] = {
         "measure": workload.measure,
         "machine": machine(),
         "arms": summarise(trace, budgets_ms),

@@ -64,11 +64,13 @@ class Archive:
         table, chosen = choose_setup(self.artifact, **setup)
         if not self.is_pipeline:
             return table
-        stages = [(ElasticModel.from_pretrained(part), choose_setup(part, **setup)[0])
-                  for part in (self.artifact, self.bundle.reranker)]  # fmt: skip
+        retriever, reranker = (
+            (ElasticModel.from_pretrained(part), choose_setup(part, **setup)[0])
+            for part in (self.artifact, self.bundle.reranker)
+        )
         passages = PassageTexts(self.bundle.passages)
         index = PassageIndex.load(self.bundle.folder / INDEX, memory_mapped=True)
-        return pair_table(self.bundle.read_pairs(), *stages, index, passages, backend=chosen.backend)
+        return pair_table(self.bundle.read_pairs(), retriever, reranker, index, passages, backend=chosen.backend)
 
     @property
     def largest(self) -> Choice:

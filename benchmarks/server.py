@@ -239,6 +239,7 @@ class TorchServe:
     @property
     def key_file(self) -> Path:
         """The file with the tokens; TorchServe writes it to its working directory."""
+        assert self.home is not None, "the server is not running"
         return self.home / "work" / "key_file.json"
 
     def logs(self) -> str:
@@ -257,6 +258,7 @@ class TorchServe:
 
     def _stored(self, name: str) -> Path:
         archive = self.archives[name]
+        assert self.home is not None, "the server is not running"
         return self.home / "store" / (name if archive.is_dir() or "configFile" in _manifest(archive) else f"{name}.mar")
 
     def _install(self, name: str, archive: Path) -> str:

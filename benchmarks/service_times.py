@@ -2,11 +2,12 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
 from elasticlm.model.structure import Choice, Level
-from elasticlm.schedule.cascade import PairTable
+from elasticlm.schedule.cascade import PairTable, StageTimes
 from elasticlm.schedule.latency import Cell, LatencyTable
 
 SHARES = (0.0, 0.5, 0.95, 0.99, 1.0)  # at which a service time's quantile function is known; linear between them
@@ -21,14 +22,14 @@ class ServiceTimes:
     at least) and ends as far above p99 as p95 lies below. ``levels`` None keeps all of the table's.
     """
 
-    def __init__(self, table: LatencyTable, levels: Sequence[Level] | None = None) -> None:
+    def __init__(self, table: LatencyTable, levels: Sequence[Choice] | None = None) -> None:
         kept = [cell for cell in table.cells if levels is None or cell.level in levels]
         self.table = LatencyTable(kept, table.setup, table.notes)
         self._times: dict[tuple, float] = {}
         self._quantiles: dict[tuple, list[float]] = {}
 
     @property
-    def levels(self) -> tuple[Level, ...]:
+    def levels(self) -> tuple[Choice, ...]:
         """The levels, largest first."""
         return self.table.levels
 
@@ -42,33 +43,33 @@ class ServiceTimes:
         """Rows of the largest batch that was measured."""
         return self.table.rows[-1]
 
-    def check_levels(self, levels: Sequence[Level]) -> None:
+    def check_levels(self, levels: Sequence[Choice]) -> None:
         """Raise InputError unless every one of ``levels`` was measured."""
-        self.table.check_levels(levels)
+        self.table.check_levels(cast(Sequence[Level], levels))
 
-    def keeping(self, levels: Sequence[Level]) -> "ServiceTimes":
+    def keeping(self, levels: Sequence[Choice]) -> "ServiceTimes":
         """Return the times of these levels alone."""
         return ServiceTimes(self.table, levels)
 
-    def mean_ms(self, level: Level, rows: float = 1, tokens: float | None = None) -> float:
+    def mean_ms(self, level: Choice, rows: float = 1, tokens: float | None = None) -> float:
         """Mean service time in ms."""
         key = (level, rows, tokens)
         if key not in self._times:
-            self._times[key] = self.table.mean_ms(level, rows, tokens)
+            self._times[key] = self.table.mean_ms(cast(Level, level), rows, tokens)
         return self._times[key]
 
-    def p95_ms(self, level: Level, rows: float = 1, tokens: float | None = None) -> float:
+    def p95_ms(self, level: Choice, rows: float = 1, tokens: float | None = None) -> float:
         """95th percentile of the service time in ms."""
         key = ("p95", level, rows, tokens)
         if key not in self._times:
-            self._times[key] = self.table.p95_ms(level, rows, tokens)
+            self._times[key] = self.table.p95_ms(cast(Level, level), rows, tokens)
         return self._times[key]
 
-    def draw_ms(self, level: Level, rows: int, tokens: int | None, share: float) -> float:
+    def draw_ms(self, level: Choice, rows: int, tokens: int | None, share: float) -> float:
         """The service time in ms that a ``share`` in [0, 1) of all batches stays below."""
         return _at(share, self.quantiles_ms(level, rows, tokens))
 
-    def quantiles_ms(self, level: Level, rows: int, tokens: int | None) -> list[float]:
+    def quantiles_ms(self, level: Choice, rows: int, tokens: int | None) -> list[float]:
         """Service times in ms at SHARES."""
         key = (level, rows, tokens)
         if key not in self._quantiles:
@@ -88,9 +89,10 @@ class PairTimes(PairTable):
     """
 
     def __init__(self, table: PairTable, levels: Sequence[Choice] | None = None) -> None:
+        self.stages = _times_of(table.retriever), _times_of(table.reranker)
         super().__init__(
             [table[level] for level in (table.levels if levels is None else levels)],
-            _times_of(table.retriever), _times_of(table.reranker), passage_tokens=table.passage_tokens,
+            *self.stages, passage_tokens=table.passage_tokens,
             max_tokens=table.max_tokens, search_ms=table.search_ms,
         )  # fmt: skip
         self._quantiles: dict[tuple, list[float]] = {}
@@ -104,7 +106,8 @@ class PairTimes(PairTable):
     def most_rows(self) -> int:
         """Queries of the largest batch whose lists were measured."""
         deepest = max(pair.depth for pair in self.pairs.values())
-        return min(self.retriever.most_rows, self.reranker.most_rows // deepest)
+        retriever, reranker = self.stages
+        return min(retriever.most_rows, reranker.most_rows // deepest)
 
     def check_levels(self, levels: Sequence[Choice]) -> None:
         """Raise InputError unless every one of ``levels`` is among the pairs."""
@@ -145,5 +148,5 @@ def _shape(cell: Cell) -> list[float]:
     return [max(2 * p50 - p95, p50 / 2), p50, p95, p99, 2 * p99 - p95]
 
 
-def _times_of(table: LatencyTable | ServiceTimes) -> ServiceTimes:
-    return table if isinstance(table, ServiceTimes) else ServiceTimes(table)
+def _times_of(table: StageTimes) -> ServiceTimes:
+    return table if isinstance(table, ServiceTimes) else ServiceTimes(cast(LatencyTable, table))

@@ -54,6 +54,7 @@ class Workload:
         if not answers or "hits" in answers[0]:
             return [[hit["id"] for hit in answer["hits"]] for answer in answers]
         vectors = np.array([answer["embedding"] for answer in answers], dtype=np.float32)
+        assert index is not None, "embeddings are judged by an index"
         return index.search(vectors, self.depth)[1]
 
     @property

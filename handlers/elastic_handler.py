@@ -53,7 +53,7 @@ class ElasticHandler:
             workers=config.get("minWorkers") or 1,
             batch_delay_s=(config.get("maxBatchDelay") or 0) / 1e3,
         )
-        self.answerer = open_archive(Path(context.system_properties["model_dir"]), self.settings)
+        self.answerer: Any = open_archive(Path(context.system_properties["model_dir"]), self.settings)
         self.live = LiveSettings(self.settings, self.answerer.adopt)
         self.demand = Demand()
         if probe:

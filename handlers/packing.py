@@ -51,11 +51,12 @@ def make_archive(options: argparse.Namespace, target: Path) -> None:
     if setup.backend == "onnx":
         onnx_export.ensure_exported(model, artifact, setup.precision)
     index = read_index(options, model) if options.index else None
-    second, times = None, table
+    second: SecondStage | None = None
+    times: Table[Any] = table
     levels: Sequence[Choice] = model.levels
     if options.reranker or options.pairs:
-        second, times = read_second_stage(options, model, table, index)
-        levels = times.levels
+        second, pair_times = read_second_stage(options, model, table, index)
+        times, levels = pair_times, pair_times.levels
     rows, tokens = (LIST_ROWS, LIST_TOKENS) if model.config.task == "score" else (1, table.tokens[0])
     schedule = schedule_settings(options.policy, levels, times, options.batch_size * rows, tokens)
     depth = {"max_k": min(pair.depth for pair in second.pairs)} if second else {}  # hits that every pair can give

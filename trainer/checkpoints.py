@@ -129,7 +129,8 @@ class TrainingLog:
 
     def dev(self) -> tuple[dict[str, float], dict[str, float]]:
         """The first and the last dev loss of every level."""
-        first, last = {}, {}
+        first: dict[str, float] = {}
+        last: dict[str, float] = {}
         for _, split, level, loss, _ in self.rows:
             if split == "dev":
                 first.setdefault(level, loss)

@@ -1,14 +1,11 @@
 """The curves of a training run as a picture: loss and dev RR@10 of every level."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from elasticlm.trainer.checkpoints import TrainingLog
 
 SMOOTHED = 50  # the train curve is a running mean over a 50th of its points
@@ -24,7 +21,7 @@ def draw_curves(log: "TrainingLog", file: Path) -> None:
     levels = list(dict.fromkeys(row[2] for row in dev))
     ranked = any(not np.isnan(row[4]) for row in dev)
     figure = Figure(figsize=(8, 8 if ranked else 4.5), layout="constrained")
-    axes: Sequence[Axes] = figure.subplots(1 + ranked, 1, sharex=True, squeeze=False)[:, 0]
+    axes: Any = figure.subplots(1 + ranked, 1, sharex=True, squeeze=False)[:, 0]
     for level, color in zip(levels, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(levels))), strict=True):
         train = np.array([(row[0], row[3]) for row in log.rows if row[1] == "train" and row[2] == level])
         if len(train):

@@ -291,7 +291,7 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: Any) -> None:
         caught.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
         say("stopping after this step")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -154,7 +154,7 @@ def docstrings(*kinds: type) -> dict[str, str]:
     for kind in reversed(kinds):
         body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
         texts |= {
-            field.target.id: text.value.value
+            str(getattr(field.target, "id", "")): str(getattr(text.value, "value", ""))
             for field, text in pairwise(body)
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
         }

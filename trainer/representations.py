@@ -53,6 +53,7 @@ class Representations:
     def backward(self) -> None:
         """Carry the gradient gathered in ``vectors`` on into the encoder's parameters."""
         gradient = self.vectors.grad
+        assert gradient is not None, "no loss was run backward"
         if self._processes is not None:
             gradient = self._processes.sum(gradient)
         gradient = gradient[self._mine]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,7 +41,8 @@ class Gates:
     @classmethod
     def ones(cls, model: PreTrainedModel, batch: int) -> "Gates":
         """Gates of value 1 that take a gradient."""
-        config, like = model.config, {"dtype": model.dtype, "device": model.device, "requires_grad": True}
+        config = model.config
+        like: dict[str, Any] = {"dtype": model.dtype, "device": model.device, "requires_grad": True}
         layers = range(config.num_hidden_layers)
         return cls(
             [torch.ones(batch, config.num_attention_heads, **like) for _ in layers],

@@ -148,7 +148,7 @@ def classify(config: ClassifyConfig, run: Training) -> Classify:
     texts = TokenizedTexts.of_pairs(model, data.pairs)
     if known is None:
         model = model.with_head("classify", data.labels, seed=run.options.seed)
-        if len(data.labels) == 1:
+        if len(data.labels) == 1 and model.head is not None:
             model.head.bias.data.fill_(float(targets.mean()))
     say(f"classify: {len(texts):,} examples, labels {', '.join(data.labels)}")
     teacher = fine_tuned_teacher(config.teacher, model, run.processes)

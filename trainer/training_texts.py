@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.elastic_model import ElasticModel, Kind
 from elasticlm.model.families.base import EncoderFamily
 from elasticlm.trainer.processes import Processes
 
@@ -37,7 +37,7 @@ class TokenizedTexts:
         cls,
         model: ElasticModel,
         texts: Iterable[str],
-        kind: str,
+        kind: Kind,
         max_tokens: int | None = None,
     ) -> "TokenizedTexts":
         """Tokenise ``texts`` as the model does for queries or passages, cut to ``max_tokens`` where given."""

@@ -20,12 +20,12 @@ class TorchBackend:
 
     @property
     def precision(self) -> str:
-        dtype = self._encoder.embeddings.word.weight.dtype
+        dtype = self._encoder.words.weight.dtype
         return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
 
     @property
     def device(self) -> str:
-        return self._encoder.embeddings.word.weight.device.type
+        return self._encoder.words.weight.device.type
 
     @torch.inference_mode()
     def hidden(self, inputs: Mapping[str, Tensor], level: Level) -> Tensor:

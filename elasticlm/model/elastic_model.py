@@ -155,7 +155,7 @@ class ElasticModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.encoder.embeddings.word.weight.device
+        return self.encoder.words.weight.device
 
     def fingerprint(self) -> str:
         """What identifies the vectors of passages at the largest level, see elasticlm.model.artifact.fingerprint."""

@@ -1,5 +1,7 @@
 """The elastic encoder: layers of a family, of which a prefix of heads and neurons runs."""
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from elasticlm.model.configuration import ElasticConfig
@@ -24,6 +26,11 @@ class ElasticEncoder(nn.Module):
             for index, (heads, neurons) in enumerate(zip(structure.heads, structure.neurons, strict=True))
         )
         self.final = self.family.final(config)
+
+    @property
+    def words(self) -> nn.Embedding:
+        """The word embeddings, which every family has."""
+        return cast(nn.Embedding, self.embeddings.word)
 
     def forward(
         self,

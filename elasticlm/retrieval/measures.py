@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import overload
 
 import ir_measures
 import numpy as np
@@ -18,7 +19,9 @@ DECIMALS = 6
 INTERVAL = (2.5, 97.5)  # percentiles: 95 % in between
 
 
-def make_run(query_ids: Sequence[str], scores: Sequence[Sequence[float]], ids: Sequence[Sequence[str]]) -> Run:
+def make_run(
+    query_ids: Sequence[str], scores: Sequence[Sequence[float]] | np.ndarray, ids: Sequence[Sequence[str]]
+) -> Run:
     """Join what an index returned for each query to a run: ``run[query_id][passage_id]`` is the score."""
     return {
         qid: {pid: float(score) for pid, score in zip(found, row, strict=False)}
@@ -57,6 +60,12 @@ def mean(values: np.ndarray) -> float:
     return float(np.nanmean(values))
 
 
+@overload
+def rounded(values: Sequence[float] | np.ndarray) -> list[float | None]: ...
+@overload
+def rounded(values: None) -> None: ...
+@overload
+def rounded(values: Sequence[float] | np.ndarray | None) -> list[float | None] | None: ...
 def rounded(values: Sequence[float] | np.ndarray | None) -> list[float | None] | None:
     """Values for a JSON file: six decimals; JSON has no NaN, so what does not apply is null."""
     if values is None:

@@ -91,7 +91,7 @@ class LatencyTable:
     def scaled(self, factors: Mapping[Level, float], note: str | None = None) -> "LatencyTable":
         """Return the table with every level's times multiplied by its factor, and with one more note."""
 
-        def times(cell: Cell) -> dict[str, float]:
+        def times(cell: Cell) -> dict[str, Any]:
             return {name: ms * factors[cell.level] for name, ms in vars(cell).items() if name.endswith("_ms") and ms}
 
         cells = [replace(cell, **times(cell)) for cell in self.cells]

@@ -22,7 +22,8 @@ ALPHA = 0.6  # share of the budget that `slack` plans with; `elasticlm policies`
 class Table(Protocol[ChoiceT]):
     """What a policy asks: the levels, best first, and what each takes. A LatencyTable, or of a pipeline a PairTable."""
 
-    levels: tuple[ChoiceT, ...]
+    @property
+    def levels(self) -> tuple[ChoiceT, ...]: ...
 
     def mean_ms(self, level: ChoiceT, rows: float = ..., tokens: float | None = ...) -> float: ...
 

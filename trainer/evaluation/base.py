@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 TEACHER = "teacher"
 Values = Mapping[str, Mapping[str, np.ndarray]]
 """Each row's values by measure, FloatArrays [queries]; NaN where a measure does not apply to a query."""
-Retention = Mapping[str, Mapping[str, list[float | None] | None]]
+Retention = Mapping[str, Mapping[str, Sequence[float | None] | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def write_json(path: Path, value: Mapping[str, Any], *, overwrite: bool) -> None
         temporary.write_text(json.dumps(value, ensure_ascii=False) + "\n", "utf-8")
 
 
-def interval_cell(row: str, interval: Sequence[float | None] | None) -> str:
+def interval_cell(row: str, interval: Sequence[Any] | None) -> str:
     """A retention for people: its value and 95% interval."""
     if interval:
         return "{:.3f} [{:.3f}, {:.3f}]".format(*interval)

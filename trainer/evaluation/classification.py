@@ -54,14 +54,14 @@ def evaluate(
     if teacher is not None:
         whole = ElasticModel.from_pretrained(teacher)
         if whole.config.labels != labels:
-            theirs = ", ".join(whole.config.labels) or "none"
-            raise InputError(f"--teacher {teacher}: knows other labels ({theirs})")
+            known = ", ".join(whole.config.labels) or "none"
+            raise InputError(f"--teacher {teacher}: knows other labels ({known})")
         theirs = TokenizedTexts.of_pairs(whole, data.pairs)
         reference = predictions(whole, whole.structures.largest, theirs)
     else:
         largest = model.structures.largest
-        known = found.get(level_name(largest))
-        reference = predictions(model, largest, texts) if known is None else known
+        measured = found.get(level_name(largest))
+        reference = predictions(model, largest, texts) if measured is None else measured
     measures, targets = measures_of(labels), data.targets
     rows = {TEACHER: reference} | found
     if len(labels) > 1:
@@ -116,7 +116,7 @@ def table(result: Evaluation) -> list[dict[str, str]]:
 
 def _retention(
     measure: Measure, row: np.ndarray, reference: np.ndarray, targets: np.ndarray, seed: int
-) -> list[float] | None:
+) -> list[float | None] | None:
     return rounded(
         resampled_retention(
             lambda some: (measure(row[some], targets[some]), measure(reference[some], targets[some])),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class Relations(Objective):
     ) -> None:
         super().__init__(model, texts.lengths, processes, chunk_size)
         self.teacher, self.texts, self.relation_heads, self.scale = teacher, texts, relation_heads, scale
-        last = teacher.encoder.layers[-1].attention
+        last: Any = teacher.encoder.layers[-1].attention
         self.extra = nn.ModuleDict({
             name: _copy_of(getattr(last, name)) for name in ("query", "key", "value")
         }).to(processes.device)  # fmt: skip
@@ -61,7 +62,7 @@ class Relations(Objective):
     @torch.no_grad()
     def _relations(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         structure = self.teacher.structures[self.teacher.structures.largest]
-        last = self.teacher.encoder.layers[-1].attention
+        last: Any = self.teacher.encoder.layers[-1].attention
         with self.processes.encoding(inputs["input_ids"].shape[1]):
             hidden = self.teacher.encoder(**inputs, structure=structure, layers=structure.layers - 1)
             return last.query(hidden).float(), last.key(hidden).float(), last.value(hidden).float()
@@ -70,9 +71,11 @@ class Relations(Objective):
         mask = batch.inputs["attention_mask"]
         with self.processes.encoding(mask.shape[1]):
             hidden = self.model.encoder(**batch.inputs, structure=self.model.structures[level])
-            student = tuple(self.extra[name](hidden).float() for name in ("query", "key", "value"))
-        return sum(relation_losses(theirs, ours, mask, self.relation_heads, self.scale)
-                   for theirs, ours in zip(batch.teacher, student, strict=True))  # fmt: skip
+            extra = cast(nn.ModuleDict, self.extra)
+            student = [extra[name](hidden).float() for name in ("query", "key", "value")]
+        losses = [relation_losses(theirs, ours, mask, self.relation_heads, self.scale)
+                  for theirs, ours in zip(batch.teacher, student, strict=True)]  # fmt: skip
+        return torch.stack(losses).sum(0)
 
 
 def relation_losses(teacher: Tensor, student: Tensor, attention_mask: Tensor, heads: int, scale: str) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from elasticlm.model.structure import Structure
 
@@ -55,7 +56,7 @@ class MaskedLanguageModel:
         logits: hidden states [masked tokens, dim] -> logits [masked tokens, vocabulary].
     """
 
-    encoder: nn.Module
+    encoder: PreTrainedModel
     hidden: Callable[[Tensor, Tensor], Tensor]
     logits: Callable[[Tensor], Tensor]
 
@@ -74,7 +75,7 @@ class EncoderFamily(ABC):
     # -- Loading a teacher -------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def load(self, folder: str | Path, **options: Any) -> nn.Module:
+    def load(self, folder: str | Path, **options: Any) -> PreTrainedModel:
         """Load the Hugging Face encoder of a folder in fp32, without pooler. Raises InputError on missing weights."""
 
     @abstractmethod
@@ -90,7 +91,7 @@ class EncoderFamily(ABC):
         """Return the weights of a Hugging Face encoder under the names of ElasticModel, units in their own order."""
 
     @abstractmethod
-    def to_transformers(self, config: "ElasticConfig", weights: Mapping[str, Tensor]) -> nn.Module:
+    def to_transformers(self, config: "ElasticConfig", weights: Mapping[str, Tensor]) -> PreTrainedModel:
         """Return the Hugging Face encoder that holds these weights (those of a model with a single, whole level)."""
 
     @abstractmethod

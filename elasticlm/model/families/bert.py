@@ -103,7 +103,7 @@ class Bert(EncoderFamily):
         return bert.eval()
 
     def gate_points(self, theirs: nn.Module) -> list[GatePoints]:
-        layers = cast(BertModel, theirs).encoder.layer
+        layers: Any = cast(BertModel, theirs).encoder.layer
         return [GatePoints(heads=layer.attention.output.dense, neurons=layer.output.dense) for layer in layers]
 
     def embeddings(self, config: ElasticConfig) -> BertEmbeddings:
