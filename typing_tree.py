@@ -7,19 +7,26 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-TREE = ROOT / "build" / "typing" / "elasticlm"
+MAPPED = ("trainer", "handlers", "benchmarks")
 
 
-def main() -> None:
-    """Make the tree anew."""
-    shutil.rmtree(TREE, ignore_errors=True)
-    TREE.mkdir(parents=True)
-    for part in (ROOT / "elasticlm").iterdir():
-        if part.name != "__pycache__":
-            (TREE / part.name).symlink_to(part)
-    for package in ("trainer", "handlers", "benchmarks"):
-        (TREE / package).symlink_to(ROOT / package)
+def make_tree(folder: Path) -> Path:
+    """Make the tree ``folder/elasticlm`` anew, of links to the files; return it."""
+    tree = folder / "elasticlm"
+    shutil.rmtree(tree, ignore_errors=True)
+    link_files(ROOT / "elasticlm", tree)
+    for package in MAPPED:
+        link_files(ROOT / package, tree / package)
+    return tree
+
+
+def link_files(package: Path, target: Path) -> None:
+    """Link a package's Python files, folder by folder."""
+    for file in [*package.rglob("*.py"), *package.glob("py.typed")]:
+        link = target / file.relative_to(package)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
 
 
 if __name__ == "__main__":
-    main()
+    make_tree(ROOT / "build" / "typing")

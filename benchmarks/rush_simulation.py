@@ -97,8 +97,10 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         count = len(arrivals.times_s(traffic.duration_s, traffic.seed))
         say(f"{arrivals}: {count} arrivals in {traffic.duration_s:g} s")
     else:
-        largest_rps, smallest_rps = capacity_rps[archive.largest], capacity_rps[archive.smallest]
-        users = options.users or rush_users(largest_rps, smallest_rps, traffic.pause_s)
+        users = options.users
+        if users is None:
+            largest_rps, smallest_rps = capacity_rps[archive.largest], capacity_rps[archive.smallest]
+            users = rush_users(largest_rps, smallest_rps, traffic.pause_s)
         spawn_rate = options.spawn_rate or round(users / (RAMP * traffic.duration_s), 4)
         traffic = replace(traffic, users=users, spawn_rate=spawn_rate)
         offered_rps = traffic.offered_rps or 0.0

@@ -192,6 +192,7 @@ def test_peers_compute_what_the_level_computes(exported, tiny_bert, tmp_path):
         check(built[Engine("10", "eager")](), model.backend.hidden(inputs, 50))
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own(exported, tiny_bert, monkeypatch):
     monkeypatch.setattr(engines_memory, "KINDS", {INT8: "int8", "broken": "no such kind"})
     found, failed = engines_memory.measure(ElasticModel.from_pretrained(exported), exported, tiny_bert,

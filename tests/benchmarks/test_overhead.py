@@ -22,6 +22,7 @@ def reranker(tiny_artifact, tmp_path_factory):
                    latency_budget_ms=100, backend="torch", precision="fp32")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_stages_add_up_to_the_whole_request(reranker, tmp_path, capsys):
     given = ["--archive", str(reranker), "--requests", "5", "--level", "50", "--output", str(tmp_path / "out")]
@@ -35,6 +36,7 @@ def test_stages_add_up_to_the_whole_request(reranker, tmp_path, capsys):
     assert list(pd.read_csv(tmp_path / "out/overhead.csv")["stage"])[-1] == "bare forward pass"
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_the_cost_of_changing_the_level_is_measured_on_both_levels(reranker, tmp_path, capsys):
     given = ["--archive", str(reranker), "--requests", "20", "--switching", "--output", str(tmp_path / "out")]

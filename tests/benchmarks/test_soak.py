@@ -35,6 +35,7 @@ def test_what_grows_after_the_first_third_is_a_leak(process, measures, leak):
     assert [row["measure"] for row in found if row["leak"]] == leak
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_a_short_soak_of_the_real_server(tiny_artifact, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(soak_run, "SAMPLE_S", 1.0)

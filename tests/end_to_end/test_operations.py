@@ -12,7 +12,7 @@ import pytest
 import requests
 import yaml
 from archives import archive, servable
-from test_serving import MEANS_MS, QUERIES, SCHEDULE, ask, ask_idle, max_diff, rush
+from driving import MEANS_MS, QUERIES, SCHEDULE, ask, ask_idle, max_diff, rush
 
 from elasticlm.benchmarks.server import ServerError, TorchServe, free_ports
 from elasticlm.model.elastic_model import ElasticModel
@@ -121,6 +121,7 @@ def test_clocks_that_disagree_cost_nothing_but_a_count(server):
     assert sum(published(server, "elastic_request_start_ignored_total").values()) >= before + 2
 
 
+@pytest.mark.slow
 def test_a_worker_killed_under_load_loses_no_request_without_a_word(server, model):
     """Every request is answered or gets a status; no answer is wrong; the worker comes back."""
     (worker,) = server.workers("mini")
@@ -154,6 +155,7 @@ def troubled(mini, folder):
         yield running
 
 
+@pytest.mark.slow
 def test_two_instances_serve_side_by_side(server, troubled):
     assert ask(server, "mini", {"text": "ice"}).ok
     assert ask(troubled, "mini", {"text": "ice"}).ok
@@ -184,6 +186,7 @@ def test_a_truncated_archive_is_refused_at_start_with_the_reason(mini, folder):
         pass
 
 
+@pytest.mark.slow
 def test_an_archive_of_a_model_that_is_not_elastic_is_refused_at_start_with_the_reason(mini, folder):
     foreign = folder / "foreign"
     with zipfile.ZipFile(mini) as packed:

@@ -1,125 +1,18 @@
 """The whole path with the real TorchServe: package, start, ask; levels follow the queue; a bad item, a dead worker."""
 
 import os
-import shutil
-import signal
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
 import requests
 import torch
-from archives import PASSAGES, archive, index_of, servable
+from archives import PASSAGES, index_of
+from driving import QUERIES, ask, ask_idle, max_diff, rush
 
-from elasticlm.backend.onnx_export import export
 from elasticlm.benchmarks.server import TorchServe
-from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.schedule.latency import LatencyTable, Setup
 
 pytestmark = pytest.mark.end_to_end
-
-MEANS_MS = {100: 60.0, 50: 40.0, 10: 5.0}
-"""Service times of the table: of 200 ms x .5, level 100 keeps to it alone, 50 with one request behind, 10 with more."""
-SCHEDULE = {"latency_budget_ms": 200, "policy": "slack", "alpha": 0.5}
-QUERIES = [f"how {adjective} is the {noun}" for adjective in ("high", "old", "slow") for noun in ("moon", "ice", "sea")]
-
-
-def ask(server, name, body, **headers):
-    return requests.post(f"{server.inference_url}/predictions/{name}", json=body, headers=headers, timeout=30)
-
-
-def ask_idle(server, name, body, *, level=100, **headers):
-    """Ask until the answer comes from this level: on a busy machine the management API is late now and then."""
-    deadline = time.monotonic() + 15
-    while (reply := ask(server, name, body, **headers)).ok and reply.json()["level"] != level:
-        assert time.monotonic() < deadline, f"still at level {reply.json()['level']}: {reply.headers}"
-        time.sleep(0.2)
-    return reply
-
-
-def rush(server, name, bodies):
-    """Send all bodies at the same moment; return the responses in their order.
-
-    The workers stand still until nothing more joins the queue: on a fast machine they would be done with each request
-    before the next one comes.
-    """
-    ready = threading.Barrier(len(bodies) + 1)
-
-    def send(body):
-        with requests.Session() as session:
-            session.get(f"{server.inference_url}/ping", timeout=30)  # connects, so that only the request is left to do
-            ready.wait(60)
-            return session.post(f"{server.inference_url}/predictions/{name}", json=body, timeout=30)
-
-    with ThreadPoolExecutor(len(bodies)) as pool:
-        replies = [pool.submit(send, body) for body in bodies]
-        with standing_still(server.workers(name)):
-            ready.wait(60)
-            seen = [-1, -2]
-            while len(set(seen[-3:])) > 1:
-                time.sleep(0.03)
-                seen.append(server.describe(name)["jobQueueStatus"]["pendingRequests"])
-        return [reply.result() for reply in replies]
-
-
-@contextmanager
-def standing_still(workers):
-    """Stop these worker processes, and let them go on at the end; one that was killed meanwhile stays dead."""
-    for worker in workers:
-        os.kill(worker["pid"], signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for worker in workers:
-            with suppress(ProcessLookupError):
-                os.kill(worker["pid"], signal.SIGCONT)
-
-
-def max_diff(left, right):
-    return (torch.as_tensor(left) - torch.as_tensor(right)).abs().max().item()
-
-
-def on_onnx(artifact, folder):
-    """The artifact, to be served by ONNX Runtime."""
-    shutil.copytree(artifact, folder)
-    LatencyTable(LatencyTable.read(folder / "latency.csv").cells, Setup(backend="onnx")).write(folder / "latency.csv")
-    export(ElasticModel.from_pretrained(folder), folder, "fp32", QUERIES)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def archives(tiny_artifact, tiny_bert, tmp_path_factory):
-    """`search`: passages by the teacher, an index; `both`: passages by its own largest level; `strict`: late is 504."""
-    folder = tmp_path_factory.mktemp("archives")
-    query_side = servable(tiny_artifact, folder / "query-side", MEANS_MS)
-    both_sides = servable(tiny_artifact, folder / "both-sides", MEANS_MS, passages="largest")
-    return {
-        "search": archive("search", query_side, folder, index=index_of(tiny_bert), **SCHEDULE),
-        "both": archive("both", both_sides, folder, **SCHEDULE),
-        "strict": archive("strict", query_side, folder, **SCHEDULE, late="reject"),
-        "onnx": archive("onnx", on_onnx(query_side, folder / "onnx-side"), folder, **SCHEDULE, backend="onnx"),
-    }
-
-
-@pytest.fixture(scope="module")
-def model(tiny_artifact):
-    return ElasticModel.from_pretrained(tiny_artifact)
-
-
-@pytest.fixture(scope="module")
-def server(archives, tmp_path_factory):
-    """One request a batch, one worker. A broken `elasticlm` on PYTHONPATH must not reach the archive's own."""
-    foreign = tmp_path_factory.mktemp("foreign")
-    for package in ("elasticlm", "handlers"):
-        (foreign / package).mkdir()
-        (foreign / package / "__init__.py").write_text("raise ImportError('the foreign package was imported')")
-    with TorchServe(
-        {name: archives[name] for name in ("search", "strict", "onnx")}, env={"PYTHONPATH": str(foreign)}
-    ) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ def ask(server, **headers):
     return requests.post(url, json={"text": "ice"}, headers=server.headers() | headers, timeout=30)
 
 
+@pytest.mark.slow
 def test_with_its_key_the_handler_sees_the_empty_queue(mini):
     with TorchServe({"mini": mini}, token_auth=True) as server:
         assert ask(server, Authorization="").status_code == 400
@@ -30,6 +31,7 @@ def test_with_its_key_the_handler_sees_the_empty_queue(mini):
     assert seen.count("0") >= 15  # a busy machine may let a probe time out
 
 
+@pytest.mark.slow
 def test_without_a_key_it_answers_all_the_same_and_warns_once(mini):
     with TorchServe({"mini": mini}, token_auth=True, handler={"management_key_file": None}) as server:
         replies = [ask(server) for _ in range(20)]

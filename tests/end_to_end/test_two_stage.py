@@ -3,32 +3,12 @@
 import time
 
 import pytest
-from archives import PASSAGES, corpus_of_passages, index_of, pipeline
-from test_serving import QUERIES, ask, rush
+from archives import PASSAGES
+from driving import QUERIES, ask, rush
 
-from elasticlm.benchmarks.server import TorchServe
-from elasticlm.handlers.archive import main
 from elasticlm.model.elastic_model import ElasticModel
 
 pytestmark = pytest.mark.end_to_end
-
-RETRIEVER_MS, RERANKER_MS = {100: 5.0, 50: 3.0, 10: 1.0}, {100: 15.0, 50: 10.0, 10: 1.0}
-PAIRS = [(100, 100, 4, 0.7), (100, 50, 4, 0.6), (10, 10, 4, 0.5), (10, None, 4, 0.3), (100, 10, 4, 0.4)]
-"""Of 200 ms x .5: 65 ms keep to it alone, 45 with one request behind, 5 with 17, 1 with more."""
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    return tmp_path_factory.mktemp("parts")
-
-
-@pytest.fixture(scope="module")
-def server(parts, tiny_artifact, tiny_bert):
-    index, data = index_of(tiny_bert), corpus_of_passages(parts / "corpus")
-    options = pipeline(tiny_artifact, index, data, parts, RETRIEVER_MS, RERANKER_MS, PAIRS)
-    main([*options, "--name", "two", "--output", str(parts), "--policy", "slack:t=200,alpha=.5"])
-    with TorchServe({"two": parts / "two.mar"}) as running:
-        yield running
 
 
 def ask_idle(server, body):

@@ -73,6 +73,7 @@ def test_a_column_of_text_gives_paragraphs_sentences_and_halves(texts_on_hub):
     assert (data.queries[2], data.passages[2]) == ("Snow fell on town 2 all day.", "It was cold there in the test.")
 
 
+@pytest.mark.slow
 def test_a_large_text_is_streamed_and_cut(texts_on_hub, monkeypatch, capsys):
     monkeypatch.setattr(hub, "LARGE_BYTES", -1)
     monkeypatch.setattr(hub, "STREAMED_ROWS", 8)

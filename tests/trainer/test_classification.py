@@ -47,6 +47,7 @@ def measured(capsys):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_every_level_learns_classes_is_measured_and_served_by_name(tiny_artifact, glue, tmp_path, capsys):
     train(tiny_artifact, glue, "classes", tmp_path / "out")
     model = ElasticModel.from_pretrained(tmp_path / "out")

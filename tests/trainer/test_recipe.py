@@ -177,6 +177,7 @@ def test_the_projects_recipes_are_whole(name, tmp_path):
     assert commands[-1][0] in ("profile", "evaluate")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in recipe.names() if name.startswith("paper_")])
 def test_the_papers_recipes_run_on_stand_ins_of_the_same_form(name, tiny_bert, tmp_path, monkeypatch, capsys):
     """Two steps each: the teacher in the hub's form, Wikipedia as articles, pairs of Tevatron, BEIR and GLUE."""

@@ -135,6 +135,7 @@ def run_finetune(arguments):
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_training_is_resumed_to_the_same_weights(align, tmp_path, number):
     align += ["--max-steps", "100", "--checkpoint-every", "3", "--overwrite"]

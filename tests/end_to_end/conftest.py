@@ -1,0 +1,68 @@
+"""One TorchServe for all tests that do not need one of their own: several archives, one request per batch."""
+
+import shutil
+
+import pytest
+from archives import archive, corpus_of_passages, index_of, pipeline, servable
+from driving import MEANS_MS, QUERIES, SCHEDULE
+
+from elasticlm.backend.onnx_export import export
+from elasticlm.benchmarks.server import TorchServe
+from elasticlm.handlers.archive import main
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.schedule.latency import LatencyTable, Setup
+
+RETRIEVER_MS, RERANKER_MS = {100: 5.0, 50: 3.0, 10: 1.0}, {100: 15.0, 50: 10.0, 10: 1.0}
+PAIRS = [(100, 100, 4, 0.7), (100, 50, 4, 0.6), (10, 10, 4, 0.5), (10, None, 4, 0.3), (100, 10, 4, 0.4)]
+"""Of 200 ms x .5: 65 ms keep to it alone, 45 with one request behind, 5 with 17, 1 with more."""
+
+
+def on_onnx(artifact, folder):
+    """The artifact, to be served by ONNX Runtime."""
+    shutil.copytree(artifact, folder)
+    LatencyTable(LatencyTable.read(folder / "latency.csv").cells, Setup(backend="onnx")).write(folder / "latency.csv")
+    export(ElasticModel.from_pretrained(folder), folder, "fp32", QUERIES)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def archives(tiny_artifact, tiny_bert, tmp_path_factory):
+    """`search`: passages by the teacher, an index; `both`: passages by its own largest level; `strict`: late is 504."""
+    folder = tmp_path_factory.mktemp("archives")
+    query_side = servable(tiny_artifact, folder / "query-side", MEANS_MS)
+    both_sides = servable(tiny_artifact, folder / "both-sides", MEANS_MS, passages="largest")
+    return {
+        "search": archive("search", query_side, folder, index=index_of(tiny_bert), **SCHEDULE),
+        "both": archive("both", both_sides, folder, **SCHEDULE),
+        "strict": archive("strict", query_side, folder, **SCHEDULE, late="reject"),
+        "onnx": archive("onnx", on_onnx(query_side, folder / "onnx-side"), folder, **SCHEDULE, backend="onnx"),
+    }
+
+
+@pytest.fixture(scope="session")
+def parts(tiny_artifact, tiny_bert, tmp_path_factory):
+    """Folder with two.mar, a two-stage archive, and its parts: retriever, reranker, index."""
+    folder = tmp_path_factory.mktemp("parts")
+    index, data = index_of(tiny_bert), corpus_of_passages(folder / "corpus")
+    options = pipeline(tiny_artifact, index, data, folder, RETRIEVER_MS, RERANKER_MS, PAIRS)
+    main([*options, "--name", "two", "--output", str(folder), "--policy", "slack:t=200,alpha=0.5"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tiny_artifact):
+    return ElasticModel.from_pretrained(tiny_artifact)
+
+
+@pytest.fixture(scope="session")
+def server(archives, parts, tmp_path_factory):
+    """One request a batch, one worker. A broken `elasticlm` on PYTHONPATH must not reach the archive's own."""
+    foreign = tmp_path_factory.mktemp("foreign")
+    for package in ("elasticlm", "handlers"):
+        (foreign / package).mkdir()
+        (foreign / package / "__init__.py").write_text("raise ImportError('the foreign package was imported')")
+    with TorchServe(
+        {name: archives[name] for name in ("search", "strict", "onnx")} | {"two": parts / "two.mar"},
+        env={"PYTHONPATH": str(foreign)},
+    ) as running:
+        yield running
