@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import sysconfig
@@ -29,11 +28,9 @@ def installed(tmp_path_factory):
     venv.create(folder / "env", with_pip=False, symlinks=True)
     site = folder / "env" / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
     (wheel,) = folder.glob("*.whl")
-    # --target puts the console script beside the packages; both are moved to where an installation has them.
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--prefix", folder / "env", wheel],
-                   check=True)  # fmt: skip
-    script = folder / "env" / "bin" / "elasticlm"
-    script.write_text(re.sub(r"^#!.*", f"#!{folder / 'env/bin/python'}", script.read_text()))
+    python = folder / "env" / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel]
+    subprocess.run(install, check=True, cwd=folder)
     borrowed = sysconfig.get_paths()["purelib"]
     # Appended by code: a .pth inside the borrowed folder, such as an editable installation's, is then not processed.
     (site / "borrowed.pth").write_text(f"import sys; sys.path.append({borrowed!r})\n")
@@ -57,10 +54,14 @@ def test_from_a_teacher_to_a_rush_with_the_installed_commands_alone(installed, t
         assert file.startswith(str(installed.parent)), file
 
     data = f"beir:{tiny_beir}"
-    run("elasticlm", "prune", "--teacher", str(tiny_bert), "--data", data, "--levels", "100,50,10", "--output", "pruned")
+    run(
+        "elasticlm", "prune", "--teacher", str(tiny_bert), "--data", data, "--levels", "100,50,10", "--output", "pruned"
+    )
     run("elasticlm", "finetune", "--task", "align", "--model", "pruned", "--teacher", str(tiny_bert), "--data", data,
         "--max-steps", "20", "--batch-size", "8", "--output", "mini")  # fmt: skip
-    run("elasticlm", "evaluate", "--model", "mini", "--data", data, "--split", "test", "--output", "mini.json", "--save")
+    run(
+        "elasticlm", "evaluate", "--model", "mini", "--data", data, "--split", "test", "--output", "mini.json", "--save"
+    )
     run("elasticlm", "profile", "--model", "mini", "--rows", "1,8", "--seconds", "0.05")
     run("elasticlm", "archive", "--model", "mini", "--name", "mini", "--output", "store")
     assert (home / "store" / "config.properties").is_file()

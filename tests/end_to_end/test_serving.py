@@ -6,7 +6,6 @@ import time
 import numpy as np
 import pytest
 import requests
-import torch
 from archives import PASSAGES, index_of
 from driving import QUERIES, ask, ask_idle, max_diff, rush
 
