@@ -49,7 +49,10 @@ def test_from_a_teacher_to_a_rush_with_the_installed_commands_alone(installed, t
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    code = "import elasticlm, elasticlm.trainer, elasticlm.handlers, elasticlm.benchmarks as b; print(elasticlm.__file__, b.__file__)"
+    code = (
+        "import elasticlm, elasticlm.trainer as trainer, elasticlm.handlers as handlers, elasticlm.benchmarks as benchmarks\n"
+        "print(*(package.__file__ for package in (elasticlm, trainer, handlers, benchmarks)))"
+    )
     for file in run(str(installed / "python"), "-c", code).split():
         assert file.startswith(str(installed.parent)), file
 
@@ -78,8 +81,10 @@ def test_from_a_teacher_to_a_rush_with_the_installed_commands_alone(installed, t
     environment |= {"TMPDIR": str(temporary), "TEMP": str(temporary), "JAVA_HOME": str(java_home())}
     environment["PATH"] = f"{java_home()}/bin:{environment['PATH']}"
     serve = [str(installed / "python"), "-m", "ts.model_server"]
-    run(*serve, "--start", "--ncs", "--model-store", "store", "--models", "mini=mini.mar", "--ts-config",
-        "store/config.properties")  # fmt: skip
+    start = [*serve, "--start", "--ncs", "--model-store", "store", "--models", "mini=mini.mar", "--ts-config",
+             "store/config.properties"]  # fmt: skip
+    with open(home / "server.log", "w") as log:  # a file: the server keeps it open, and a pipe would never end
+        subprocess.run(start, cwd=home, env=environment, stdout=log, stderr=log, check=True)
     try:
         deadline = time.monotonic() + 120
         reply = None
