@@ -21,7 +21,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults where there are any; a default of None says nothing."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        hidden = action.default is None or action.default is False  # 0 is a default worth showing
+        hidden = action.default is None or action.default is False or action.default == []  # 0 is shown
         return action.help if hidden else super()._get_help_string(action)
 
 

@@ -82,5 +82,5 @@ def pipeline(
     measured = [MeasuredPair(retriever=retriever, reranker=reranker, depth=depth, quality=quality, measure="RR@10")
                 for retriever, reranker, depth, quality in pairs]  # fmt: skip
     write_pairs(folder / "pairs.json", measured)
-    return ["--model", str(folder / "retriever"), "--reranker", str(folder / "reranker"), "--index", str(folder / "index"),
-            "--pairs", str(folder / "pairs.json"), "--data", data]  # fmt: skip
+    return ["--model", str(folder / "retriever"), "--reranker", str(folder / "reranker"),
+            "--index", str(folder / "index"), "--pairs", str(folder / "pairs.json"), "--data", data]  # fmt: skip

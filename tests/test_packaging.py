@@ -135,7 +135,8 @@ def loaded(tmp_path: Path, command: list[str]) -> list[dict[str, list[str]]]:
         (tmp_path / folder).mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(DUMP)
     environment = os.environ | {
-        "PYTHONPATH": str(tmp_path / "site"), "DUMP_TO": str(tmp_path / "dumps"), "DUMP_FOLDERS": json.dumps([f"{folder}/" for folder in FOLDERS.values()]),
+        "PYTHONPATH": str(tmp_path / "site"), "DUMP_TO": str(tmp_path / "dumps"),
+        "DUMP_FOLDERS": json.dumps([f"{folder}/" for folder in FOLDERS.values()]),
         "ACCELERATE_USE_CPU": "true",
     }  # fmt: skip
     subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)

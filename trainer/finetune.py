@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     check_output(args)
     check_model("--model", args.model)
     check_data([*args.data, *args.exclude])
-    if config.teacher:
-        check_model("--teacher", config.teacher)
+    for option, name in config.models.items():
+        check_model(option, name)
     check_files(args)
     train_task(args, config, options)
 

@@ -21,8 +21,11 @@ class TaskConfig:
     loop: ClassVar[LoopOptions] = LoopOptions()
     least: ClassVar[Mapping[str, int]] = {}
 
-    teacher: str | None = None
-    """a fine-tuned model of the task, whose outputs and hidden states are matched too"""
+    @property
+    def models(self) -> dict[str, str]:
+        """Names of the other models that the task loads, by option."""
+        teacher = getattr(self, "teacher", None)
+        return {"--teacher": teacher} if teacher else {}
 
     def __post_init__(self) -> None:
         for name, least in self.least.items():
@@ -49,7 +52,13 @@ class AlignConfig(TaskConfig):
 
     summary = "query vectors of every level are trained to match the teacher's, no labels needed"
     loop = LoopOptions(levels_per_step="3", freeze_embeddings=True)
-    least = {"queries": 1, "passages": 1, "passages_per_step": 1, "query_tokens": 3, "passage_tokens": 3}
+    least: ClassVar[Mapping[str, int]] = {
+        "queries": 1,
+        "passages": 1,
+        "passages_per_step": 1,
+        "query_tokens": 3,
+        "passage_tokens": 3,
+    }
 
     teacher: str | None = None
     """what encodes the passages (default: as named in the model)"""
@@ -78,7 +87,7 @@ class RetrieveConfig(TaskConfig):
 
     summary = "supervised retrieval with in-batch and BM25 negatives, passages by the largest level"
     loop = LoopOptions(batch_size=32, lr=1e-4)
-    least = {"query_tokens": 3, "passage_tokens": 3, "negatives": 1}
+    least: ClassVar[Mapping[str, int]] = {"query_tokens": 3, "passage_tokens": 3, "negatives": 1}
 
     query_tokens: int | None = None
     """length limit of the queries trained with, in tokens (default: the model's)"""
@@ -96,12 +105,14 @@ class RerankConfig(TaskConfig):
 
     summary = "score a query with each of its passages, against passages that a first stage ranks high"
     loop = LoopOptions(batch_size=16, chunk_size=16, lr=3e-4)
-    least = {"query_tokens": 3, "passage_tokens": 3, "negatives": 1}
+    least: ClassVar[Mapping[str, int]] = {"query_tokens": 3, "passage_tokens": 3, "negatives": 1}
 
     query_tokens: int | None = None
     """length limit of the queries trained with, in tokens (default: half a pair's)"""
     passage_tokens: int = 128
     """length limit of the passages trained with, in tokens"""
+    teacher: str | None = None
+    """a reranker that was fine-tuned whole, whose scores and hidden states are matched too"""
     negatives: int = 7
     """hard negatives per query and step"""
     run: str | None = None
@@ -115,6 +126,9 @@ class ClassifyConfig(TaskConfig):
 
     summary = "labelled sentences or pairs, classes or values"
     loop = LoopOptions(batch_size=32, lr=3e-4)
+
+    teacher: str | None = None
+    """a classifier that was fine-tuned whole, whose outputs and hidden states are matched too"""
 
 
 TASKS: dict[str, type[TaskConfig]] = {

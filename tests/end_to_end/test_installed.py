@@ -50,7 +50,8 @@ def test_from_a_teacher_to_a_rush_with_the_installed_commands_alone(installed, t
         return done.stdout
 
     code = (
-        "import elasticlm, elasticlm.trainer as trainer, elasticlm.handlers as handlers, elasticlm.benchmarks as benchmarks\n"
+        "import elasticlm\n"
+        "from elasticlm import benchmarks, handlers, trainer\n"
         "print(*(package.__file__ for package in (elasticlm, trainer, handlers, benchmarks)))"
     )
     for file in run(str(installed / "python"), "-c", code).split():

@@ -158,7 +158,7 @@ def test_an_archive_is_replaced_only_on_request(artifact, tmp_path):
     with pytest.raises(InputError, match="--overwrite"):
         pack(artifact, tmp_path)
     pack(artifact, tmp_path, "--overwrite")
-    assert [file.name for file in tmp_path.iterdir()] == ["mini.mar"]
+    assert {file.name for file in tmp_path.iterdir()} == {"mini.mar", "config.properties"}
 
 
 def test_the_command_ends_with_two_and_one_line_on_bad_input(tmp_path):

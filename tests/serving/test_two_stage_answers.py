@@ -42,7 +42,7 @@ IDLE, RUSH = Load(), Load(queue_depth=500)
 
 @pytest.fixture(scope="module")
 def parts(tiny_artifact, tiny_bert, tmp_path_factory):
-    """Folder with retriever/, reranker/, index/, corpus/ and pairs.json; options of elasticlm.handlers.archive that name them."""
+    """Folder with retriever/, reranker/, index/, corpus/ and pairs.json; options of elasticlm archive naming them."""
     folder = tmp_path_factory.mktemp("parts")
     index, data = index_of(tiny_bert), corpus_of_passages(folder / "corpus")
     return folder, pipeline(tiny_artifact, index, data, folder, RETRIEVER_MS, RERANKER_MS, PAIRS)

@@ -1,4 +1,4 @@
-"""evaluate --matrix: each pair of levels is measured as if alone, the files for people and for elasticlm.handlers.archive."""
+"""evaluate --matrix: each pair of levels is measured as if alone; the files for people and for elasticlm archive."""
 
 import json
 

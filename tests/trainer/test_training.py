@@ -79,8 +79,8 @@ def test_align_never_reads_another_splits_queries(align, beir, tmp_path):
 
 
 def test_retriever_lowers_the_loss_and_encodes_passages_by_its_largest_level(tiny_artifact, beir, tmp_path, capsys):
-    finetune.main(["--task", "retrieve", "--model", str(tiny_artifact), "--data", f"beir:{beir}", *SHORT, "--lr", "1e-3",
-                   "--output", str(tmp_path / "out")])  # fmt: skip
+    finetune.main(["--task", "retrieve", "--model", str(tiny_artifact), "--data", f"beir:{beir}", *SHORT,
+                   "--lr", "1e-3", "--output", str(tmp_path / "out")])  # fmt: skip
     report = result(capsys)
     for level in ("100", "50", "10"):
         assert report["dev_loss_after"][level] < 0.95 * report["dev_loss_before"][level]
