@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from elasticlm import ElasticModel, InputError, LatencyTable
-from elasticlm.schedule.latency import Cell, Setup, fastest, read_tables
+from elasticlm.machine import machine
+from elasticlm.schedule.latency import Cell, Setup, fastest, read_tables, select_table
 from elasticlm.schedule.profiling import batch_of, measure
 
 
@@ -107,3 +108,32 @@ def test_the_fastest_table_is_faster_over_levels_and_shapes(table):
     )
     assert fastest([slower, table]) is table
     assert fastest([table]) is table
+
+
+def test_the_table_that_is_asked_for_is_selected_by_one_rule(table):
+    slow = LatencyTable([dataclasses.replace(c, mean_ms=2 * c.mean_ms) for c in table.cells], Setup(backend="onnx"))
+    quick = LatencyTable([dataclasses.replace(c, mean_ms=c.mean_ms / 2) for c in table.cells],
+                         Setup(backend="onnx", precision="int8", threads=2))  # fmt: skip
+    tables = [table, slow, quick]
+    assert select_table(tables) is quick
+    assert select_table(tables, threads=1) is table
+    assert select_table(tables, backend="onnx", precision="fp32") is slow
+    assert select_table(tables, can_run=lambda setup: setup.precision == "fp32") is table
+    assert select_table(tables, backend="onnx", threads=4) is None
+
+
+def test_a_scaled_table_has_each_levels_own_factor_and_a_note(table):
+    factors = {level: 1.0 + i for i, level in enumerate(table.levels)}
+    scaled = table.scaled(factors, "rescaled")
+    for level in table.levels:
+        assert scaled.mean_ms(level, 2, 20) == pytest.approx(factors[level] * table.mean_ms(level, 2, 20))
+        assert scaled.p95_ms(level) == pytest.approx(factors[level] * table.p95_ms(level))
+    assert scaled.notes == (*table.notes, "rescaled")
+    assert scaled.setup == table.setup
+
+
+def test_a_table_says_which_instruction_sets_it_was_measured_with(tiny_artifact, tmp_path):
+    model = ElasticModel.from_pretrained(tiny_artifact)
+    measured = measure(model, levels=[10], rows=[1], tokens=[8], seconds=0, min_runs=1)
+    measured.write(tmp_path / "latency.csv")
+    assert LatencyTable.read(tmp_path / "latency.csv").instruction_sets == tuple(machine(())["instruction_sets"])

@@ -13,6 +13,7 @@ from archives import PASSAGES, index_of, servable
 
 from elasticlm.backend.onnx_export import export
 from elasticlm.errors import InputError
+from elasticlm.machine import machine
 from elasticlm.model.artifact import write_weights
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.schedule.latency import LatencyTable, Setup
@@ -195,6 +196,14 @@ def test_a_table_of_another_set_up_is_a_loud_warning(query_side, tmp_path, caplo
     answerer(folder)
     assert "STALE LATENCY TABLE" in caplog.text
     assert "CPU Elbrus 8C, here" in caplog.text
+    caplog.clear()
+    here = machine(())
+    file.write_text(file.read_text().replace("Elbrus 8C", here["cpu"]))
+    answerer(folder)
+    assert "STALE" not in caplog.text  # a table without that note says nothing of instruction sets
+    file.write_text("# instruction sets: sse2\n" + file.read_text())
+    answerer(folder)
+    assert f"instruction sets sse2, here {' '.join(here['instruction_sets'])}" in caplog.text
     caplog.clear()
     answerer(folder, threads=2)
     assert "threads 1, here 2" in caplog.text

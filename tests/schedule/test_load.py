@@ -1,0 +1,47 @@
+"""Load refuses what no server can see."""
+
+import math
+
+import pytest
+
+from elasticlm.errors import InputError
+from elasticlm.schedule.load import Load
+from elasticlm.schedule.policies import Slack
+
+
+def test_what_servers_see_is_accepted():
+    load = Load(
+        queue_depth=3, rows=8, batch=2, batch_size=4, workers=2, ages_ms=(0.0, 12.5), budgets_ms=(100.0, math.inf)
+    )
+    assert (load.queue_depth, load.ages_ms) == (3, (0.0, 12.5))
+    assert Load() == Load(ages_ms=())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch": 0}, "batch is 0, expected 1 or more"),
+        ({"rows": 0}, "rows is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"workers": 0}, "workers is 0"),
+        ({"tokens": 0}, "tokens is 0"),
+        ({"queue_depth": -1}, "queue_depth is -1, expected 0 or more"),
+        ({"overhead_ms": math.nan}, "overhead_ms is nan"),
+        ({"turnaround_ms": math.inf}, "turnaround_ms is inf"),
+        ({"budgets_ms": (100.0,)}, "1 budgets_ms for 0 ages_ms"),
+        ({"budgets_ms": (100.0, 50.0), "ages_ms": (1.0,)}, "2 budgets_ms for 1 ages_ms"),
+        ({"ages_ms": (-1.0,)}, "ages_ms: expected times of 0 ms or more"),
+        ({"ages_ms": (math.nan,)}, "ages_ms"),
+        ({"ages_ms": (1.0,), "budgets_ms": (0.0,)}, "budgets_ms: expected times above 0 ms"),
+    ],
+)
+def test_impossible_loads_are_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        Load(**fields)
+
+
+def test_a_policy_refuses_no_valid_load():
+    from elasticlm.schedule.latency import LatencyTable
+
+    table = LatencyTable.from_means({50: 40.0, 10: 8.0})
+    assert Slack(250).choose(table, Load(ages_ms=(10.0,))) == 50
