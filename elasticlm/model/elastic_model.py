@@ -167,21 +167,23 @@ class ElasticModel(nn.Module):
         return stored is not None and artifact.has_fingerprint(self, stored)
 
     def tokenize(self, texts: Sequence[str], kind: Kind = "query") -> BatchEncoding:
-        """Return input_ids, attention_mask, token_type_ids, LongTensors [batch, tokens], padded to the longest.
+        """Return input_ids and attention_mask, LongTensors [batch, tokens], padded to the longest.
 
+        Families that use token types get token_type_ids [batch, tokens] too.
         The prompt of ``kind`` is put before each text; texts over its length limit are truncated (see truncated()).
         """
         prompt, limit = self.config.prompts.of(kind), self.config.max_tokens.of(kind)
         return self._tokenize([prompt + text for text in texts], None, limit=limit)
 
     def tokenize_pairs(self, firsts: Sequence[str], seconds: Sequence[str] | None) -> BatchEncoding:
-        """Like tokenize(), for pairs of texts (or single ones), with the token types of the tokenizer's pairs."""
+        """Like tokenize(), for pairs of texts (or single ones), without prompts."""
         return self._tokenize(list(firsts), seconds, limit=self.config.max_tokens.pair)
 
     def _tokenize(self, firsts: list[str], seconds: Sequence[str] | None, *, limit: int) -> BatchEncoding:
         pairs = None if seconds is None else list(seconds)
         return self.tokenizer(firsts, pairs, padding=True, truncation=True, max_length=limit,
-                              return_token_type_ids=True, return_tensors="pt").to(self.device)  # fmt: skip
+                              return_token_type_ids=self.encoder.family.uses_token_types,
+                              return_tensors="pt").to(self.device)  # fmt: skip
 
     @staticmethod
     def truncated(inputs: BatchEncoding) -> list[bool]:

@@ -70,6 +70,11 @@ class EncoderFamily(ABC):
 
     name: str
     """``family`` in config.json, and the model_type of the teachers' own configuration."""
+    uses_token_types: bool
+    """Whether the embeddings tell the first text of a pair from the second by ``token_type_ids``.
+
+    If False, nothing tokenised for this family has ``token_type_ids``, and the embeddings receive None.
+    """
     unit_axes: Mapping[str, tuple[str, int]] = UNIT_AXES
 
     # -- Loading a teacher -------------------------------------------------------------------------------------------------
