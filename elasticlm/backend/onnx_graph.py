@@ -53,13 +53,15 @@ def build_graph(
     if activation not in (*GELUS, "relu"):
         raise InputError(f"backend onnx: hidden_act {activation!r} is not supported, only {', '.join(GELUS)} and relu")
     graph = GraphBuilder(int8=precision == "int8")
-    hidden = encoder.family.onnx_input(graph, EMBEDDINGS, encoder.embeddings)
+    family = encoder.family
+    hidden = family.onnx_input(graph, EMBEDDINGS, encoder.embeddings)
+    context = family.onnx_context(graph, encoder)
     apart = in_fp32 or [()] * structure.layers
-    for layer, heads, neurons, outliers in zip(encoder.layers, structure.heads, structure.neurons, apart, strict=True):
-        hidden = encoder.family.onnx_layer(
-            graph, hidden, layer, heads=heads, neurons=neurons, activation=activation, in_fp32=outliers
-        )
-    return graph.finish(hidden)
+    kept = zip(encoder.layers, structure.heads, structure.neurons, apart, strict=True)
+    for index, (layer, heads, neurons, outliers) in enumerate(kept):
+        hidden = family.onnx_layer(graph, hidden, context, layer, index=index, heads=heads, neurons=neurons,
+                                   activation=activation, in_fp32=outliers)  # fmt: skip
+    return graph.finish(family.onnx_output(graph, hidden, encoder.final))
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,10 @@ class EncoderFamily(ABC):
         """Make one layer with so many units: forward(hidden, context, heads=, neurons=) -> hidden."""
 
     def final(self, config: "ElasticConfig") -> nn.Module:
-        """Make what follows the last layer (a last norm in pre-norm encoders); nothing by default."""
+        """Make what follows the last layer (a last norm in pre-norm encoders); nothing by default.
+
+        A family that overrides this overrides onnx_output() too.
+        """
         return nn.Identity()
 
     @abstractmethod
@@ -154,16 +157,37 @@ class EncoderFamily(ABC):
     def onnx_input(self, graph: "GraphBuilder", name: str, embeddings: nn.Module) -> "Hidden":
         """Add what turns the graph's input into the first layer's hidden states."""
 
+    def onnx_context(self, graph: "GraphBuilder", encoder: nn.Module) -> Any:
+        """Add what all layers of a graph share, once per graph, and return it for onnx_layer(); nothing by default.
+
+        The counterpart of context(): position biases, rotary tables, masks of local attention. The padding mask is an
+        input of the graph and needs nothing here.
+        """
+        return None
+
     @abstractmethod
     def onnx_layer(
         self,
         graph: "GraphBuilder",
         hidden: "Hidden",
+        context: Any,
         layer: nn.Module,
         *,
+        index: int,
         heads: int,
         neurons: int,
         activation: str,
         in_fp32: Sequence[int],
     ) -> "Hidden":
-        """Add one layer on a prefix of its units."""
+        """Add one layer on a prefix of its units.
+
+        Args:
+            context: what onnx_context() returned.
+            index: of the layer, from 0; families whose layers differ by position need it.
+            activation: the configuration's hidden_act.
+            in_fp32: neurons that stay in fp32 in an int8 graph.
+        """
+
+    def onnx_output(self, graph: "GraphBuilder", hidden: "Hidden", final: nn.Module) -> "Hidden":
+        """Add what follows the last layer: the counterpart of ``final``, the module that final() made."""
+        return hidden
