@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from elasticlm.model.batching import batches_by_length
 from elasticlm.model.elastic_model import ElasticModel, Kind
 from elasticlm.model.families.base import EncoderFamily
 from elasticlm.trainer.processes import Processes
@@ -25,8 +26,8 @@ class TokenizedTexts:
     holds what it has room for. In memory are eight bytes a text, sixteen a pair.
 
     Args:
-        firsts: IntArray [texts], how many tokens of a pair have token type 0. None for texts that are not pairs, and for
-            families without token types: inputs() then returns no ``token_type_ids``.
+        firsts: IntArray [texts], how many tokens of a pair have token type 0. None for texts that are not pairs, and
+            for families without token types: inputs() then returns no ``token_type_ids``.
     """
 
     def __init__(self, token_ids: np.ndarray, ends: np.ndarray, pad_id: int, firsts: np.ndarray | None = None) -> None:
@@ -192,15 +193,11 @@ def encode(
         FloatTensor [texts, dim] on the CPU.
     """
     vectors = torch.empty(len(texts), model.config.hidden_size)
-    order = np.argsort(-texts.lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        rows = order[start : start + max(1, batch_tokens // int(texts.lengths[order[start]]))]
+    for rows in batches_by_length(texts.lengths, max_tokens=batch_tokens):
         inputs = {name: tensor.to(processes.device) for name, tensor in texts.inputs(rows).items()}
         with processes.encoding(inputs["input_ids"].shape[1], precision):
             found = model.encode(inputs, model.structures.largest)
         vectors[rows] = found.float().cpu()
-        start += len(rows)
         if bar is not None:
             bar.update(len(rows))
     return vectors

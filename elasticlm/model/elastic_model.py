@@ -19,6 +19,7 @@ from elasticlm.command import progress
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
 from elasticlm.model import artifact
+from elasticlm.model.batching import batches_by_length
 from elasticlm.model.configuration import Calibration, ElasticConfig, Fusion, Head, Passages
 from elasticlm.model.download import download
 from elasticlm.model.encoder import ElasticEncoder
@@ -238,16 +239,15 @@ class ElasticModel(nn.Module):
         """Embed texts at a level (None: the largest).
 
         Returns:
-            FloatTensor [texts, dim] on the CPU, in the order of the texts. Batches are formed by length.
+            FloatTensor [texts, dim] on the CPU, in the order of the texts. Batches are formed by length in characters.
         """
         self._require("embed")
         level = self.structures.largest if level is None else level
         vectors = torch.empty(len(texts), self.config.hidden_size)
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
-        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         bar = progress(total=len(texts), desc=f"embed {kind} at {level}", unit="text") if show_progress else None
-        for batch in batches:
-            vectors[batch] = self.encode(self.tokenize([texts[i] for i in batch], kind), level).float().cpu()
+        for rows in batches_by_length([len(text) for text in texts], max_rows=batch_size):
+            batch = [texts[row] for row in rows.tolist()]
+            vectors[rows] = self.encode(self.tokenize(batch, kind), level).float().cpu()
             if bar is not None:
                 bar.update(len(batch))
         if bar is not None:
