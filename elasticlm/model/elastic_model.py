@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from elasticlm.backend import BACKENDS, Backend, counted_tokens
@@ -23,6 +22,7 @@ from elasticlm.model.batching import batches_by_length
 from elasticlm.model.configuration import Calibration, ElasticConfig, Fusion, Head, Passages
 from elasticlm.model.download import download
 from elasticlm.model.encoder import ElasticEncoder
+from elasticlm.model.heads import HEAD_PREFIX, finish, fresh_weights, make_head, pool
 from elasticlm.model.structure import ElasticStructure, Level
 
 Kind = Literal["query", "passage"]
@@ -42,8 +42,7 @@ class ElasticModel(nn.Module):
         self.tokenizer = tokenizer
         self.structures = artifact.validate(config)
         self.encoder = ElasticEncoder(config, self.structures[self.structures.largest])
-        outputs = _outputs(config)
-        self.head = nn.Linear(config.hidden_size, outputs) if outputs else None
+        self.head = make_head(config)
         self.backend: Backend = TorchBackend(self.encoder, self.structures)
         self.eval()
 
@@ -60,8 +59,8 @@ class ElasticModel(nn.Module):
         """Load an artifact from a folder, or by its name from the Hugging Face hub.
 
         Args:
-            backend: "torch", or "onnx" for graphs that ``elasticlm export --onnx`` made: the layers' weights are then in
-                the graphs alone, and the model can neither be trained nor cut.
+            backend: "torch", or "onnx" for graphs that ``elasticlm export --onnx`` made: the layers' weights are then
+                in the graphs alone, and the model can neither be trained nor cut.
             precision: of the graphs, "fp32" or "int8".
             threads: of ONNX Runtime.
 
@@ -136,16 +135,13 @@ class ElasticModel(nn.Module):
     def with_head(self, task: str, labels: Sequence[str] | None = None, *, seed: int = 0) -> "ElasticModel":
         """Return a new model with this one's encoder and a fresh head for a task: "score", or "classify" with labels.
 
-        The head's weights are drawn as BERT's, its bias is 0.
+        For the head's weights see elasticlm.model.heads.fresh_weights.
         """
         config = copy.deepcopy(self.config)
         config.task, config.head, config.passages = task, Head("linear", tuple(labels or ())), Passages()
         config.calibration, config.fusion = Calibration(), Fusion()
-        weights = {name: weight.clone() for name, weight in self.state_dict().items() if not name.startswith("head.")}
-        random = torch.Generator().manual_seed(seed)
-        shape = (_outputs(config), config.hidden_size)
-        weights["head.weight"] = torch.randn(shape, generator=random) * config.initializer_range
-        weights["head.bias"] = torch.zeros(shape[0])
+        kept = {name: weight for name, weight in self.state_dict().items() if not name.startswith(HEAD_PREFIX)}
+        weights = {name: weight.clone() for name, weight in kept.items()} | fresh_weights(config, seed=seed)
         model = self.without_weights(config, self.tokenizer)
         model.load_state_dict(weights, assign=True)
         return model
@@ -193,22 +189,11 @@ class ElasticModel(nn.Module):
 
     def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Pool hidden states [batch, tokens, dim] to vectors [batch, dim], normalised where the model says so."""
-        if self.config.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-        return F.normalize(pooled, dim=-1) if self.config.normalize else pooled
+        return pool(self.config, hidden, attention_mask)
 
     def finish(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Turn hidden states [batch, tokens, dim] into what the task answers.
-
-        embed: vectors [batch, dim]; score: [batch]; classify: logits [batch, labels], both from [CLS].
-        """
-        if self.head is None:
-            return self.pool(hidden, attention_mask)
-        logits = self.head(hidden[:, 0])
-        return logits.squeeze(-1) if self.config.task == "score" else logits
+        """Turn hidden states [batch, tokens, dim] into what the task answers, see elasticlm.model.heads.finish."""
+        return finish(self.config, self.head, hidden, attention_mask)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, *, level: Level
@@ -269,7 +254,7 @@ class ElasticModel(nn.Module):
         return None if fitted is None else torch.sigmoid(fitted[0] * scores + fitted[1])
 
     def fusion_weight(self, level: Level) -> float:
-        """The weight of a first stage's scores at this level, 0 unless fitted (see elasticlm.retrieval.score_fusion)."""
+        """The weight of a first stage's scores at this level, 0 unless fitted: elasticlm.retrieval.score_fusion."""
         return self.config.fusion.of(level)
 
     def classify(
@@ -283,8 +268,3 @@ class ElasticModel(nn.Module):
     def _require(self, task: str) -> None:
         if self.config.task != task:
             raise InputError(f"this model's task is {self.config.task!r}, not {task!r}")
-
-
-def _outputs(config: ElasticConfig) -> int:
-    """Outputs of the head that a task needs; 0: none."""
-    return {"embed": 0, "score": 1, "classify": len(config.labels)}[config.task]
