@@ -4,10 +4,10 @@
              attention_mask  int32 [batch, tokens], 1 for tokens and 0 for padding
     output   hidden          float [batch, tokens, dim]
 
-Word embeddings stay outside: all levels share them (see elasticlm.backend.onnx_runtime). In int8, a matrix has a scale for each
-of its columns, and what it multiplies a scale and zero point a batch, found as it runs (dynamic quantisation). A few
-neurons of each layer reach many times the values of all others (of MiniLM 28 against 6) and would take the scale for
-themselves: these stay in fp32, beside the others.
+Word embeddings are not part of the graph: all levels share them (see elasticlm.backend.onnx_runtime). In int8, each
+column of a weight matrix has a scale, and each activation one scale and zero point per batch, computed at run time
+(dynamic quantisation). A few neurons of each layer reach many times the values of all others (in MiniLM 28 compared
+with 6) and would determine the scale alone: these stay in fp32.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """What the rest of the library asks of an encoder family.
 
-A family is one file with one subclass of ``EncoderFamily``; everything in which encoders differ (weight names, embeddings,
-blocks, gate points, pair template, ONNX operators, parameter counts, language model head) is there and nowhere else.
+A family is one file with one subclass of ``EncoderFamily``; everything in which encoders differ (weight names,
+embeddings, blocks, gate points, token types, pair template, ONNX operators, parameter counts, language model head) is
+there and nowhere else.
 """
 
 from abc import ABC, abstractmethod
@@ -77,7 +78,7 @@ class EncoderFamily(ABC):
     """
     unit_axes: Mapping[str, tuple[str, int]] = UNIT_AXES
 
-    # -- Loading a teacher -------------------------------------------------------------------------------------------------
+    # -- Loading a teacher ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def load(self, folder: str | Path, **options: Any) -> PreTrainedModel:
@@ -103,11 +104,14 @@ class EncoderFamily(ABC):
     def gate_points(self, theirs: nn.Module) -> list[GatePoints]:
         """Return where the expressive score's gates go, for every layer (ElasticLM, section 4.1)."""
 
-    # -- The elastic encoder -----------------------------------------------------------------------------------------------
+    # -- The elastic encoder -------------------------------------------------------------------------------------------
 
     @abstractmethod
     def embeddings(self, config: "ElasticConfig") -> nn.Module:
-        """Make the embeddings: forward(input_ids, token_type_ids) -> [batch, tokens, dim]; ``word`` is an nn.Embedding."""
+        """Make the embeddings, with the word embeddings as the nn.Embedding ``word``.
+
+        forward(input_ids, token_type_ids or None) -> [batch, tokens, dim].
+        """
 
     @abstractmethod
     def layer(self, config: "ElasticConfig", index: int, heads: int, neurons: int) -> nn.Module:
@@ -124,7 +128,7 @@ class EncoderFamily(ABC):
     def context(self, encoder: nn.Module, attention_mask: Tensor) -> Any:
         """Return what all layers of one pass share: the attention mask, position biases, rotary tables."""
 
-    # -- Text --------------------------------------------------------------------------------------------------------------
+    # -- Text ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def join(self, first: np.ndarray, second: np.ndarray, max_tokens: int) -> tuple[np.ndarray, int]:
@@ -134,7 +138,7 @@ class EncoderFamily(ABC):
             The token ids, cut to ``max_tokens`` at the second text's end, and how many belong to the first text.
         """
 
-    # -- Size --------------------------------------------------------------------------------------------------------------
+    # -- Size ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def prunable_parameters(self, config: "ElasticConfig", structure: Structure) -> int:
@@ -144,7 +148,7 @@ class EncoderFamily(ABC):
     def flops(self, config: "ElasticConfig", structure: Structure, tokens: int) -> int:
         """Floating point operations of the matrix products for one sequence (two per multiply-add)."""
 
-    # -- ONNX --------------------------------------------------------------------------------------------------------------
+    # -- ONNX ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def embedding_sum(self, embeddings: nn.Module) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
