@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def test_batches_are_as_large_as_the_limits_allow(limits):
 
     batches = composed(limits)
     assert all(map(within, batches))
-    assert not any(within([*batch, following[0]]) for batch, following in zip(batches, batches[1:], strict=False))
+    assert not any(within([*batch, following[0]]) for batch, following in itertools.pairwise(batches))
 
 
 def test_a_text_over_the_limit_is_a_batch_of_its_own_and_no_texts_are_none():
