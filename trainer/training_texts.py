@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from elasticlm.model.batching import batches_by_length
 from elasticlm.model.elastic_model import ElasticModel, Kind
 from elasticlm.model.families.base import EncoderFamily
 from elasticlm.trainer.processes import Processes
@@ -25,7 +26,8 @@ class TokenizedTexts:
     holds what it has room for. In memory are eight bytes a text, sixteen a pair.
 
     Args:
-        firsts: IntArray [texts], how many tokens of a pair belong to its first text; None where there are no pairs.
+        firsts: IntArray [texts], how many tokens of a pair have token type 0. None for texts that are not pairs, and
+            for families without token types: inputs() then returns no ``token_type_ids``.
     """
 
     def __init__(self, token_ids: np.ndarray, ends: np.ndarray, pad_id: int, firsts: np.ndarray | None = None) -> None:
@@ -64,7 +66,7 @@ class TokenizedTexts:
         Single texts are cut to ``max_tokens`` where given.
         """
         ids: list[np.ndarray] = []
-        firsts = array("q")
+        firsts = array("q") if model.encoder.family.uses_token_types else None
         waiting = iter(pairs)
         while some := list(islice(waiting, TOKENIZE_AT_ONCE)):
             seconds = [second for _, second in some if second is not None]
@@ -72,10 +74,12 @@ class TokenizedTexts:
             counts = inputs["attention_mask"].sum(1).tolist()
             rows = zip(inputs["input_ids"].numpy(), counts, strict=True)
             ids += [_cut(row[:count], None if seconds else max_tokens) for row, count in rows]
-            firsts.extend((inputs["attention_mask"] * (inputs["token_type_ids"] == 0)).sum(1).tolist())
+            if firsts is not None:
+                # The tokenizer's own types, so that training sees what is served, whatever types its pairs have.
+                firsts.extend((inputs["attention_mask"] * (inputs["token_type_ids"] == 0)).sum(1).tolist())
         token_ids = np.concatenate(ids).astype(np.min_scalar_type(model.config.vocab_size)) if ids else np.empty(0)
         ends = np.cumsum([len(row) for row in ids], dtype=np.int64)
-        return cls(token_ids, ends, model.tokenizer.pad_token_id, np.array(firsts))
+        return cls(token_ids, ends, model.tokenizer.pad_token_id, None if firsts is None else np.array(firsts))
 
     def part(self, start: int, stop: int) -> "TokenizedTexts":
         """The texts from ``start`` to before ``stop``, on the same file."""
@@ -94,7 +98,7 @@ class TokenizedTexts:
     def inputs(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Return ``input_ids`` and ``attention_mask`` [rows, tokens], padded to the longest of these rows.
 
-        Of pairs, ``token_type_ids`` too.
+        For pairs of a family that uses token types, ``token_type_ids`` too.
         """
         lengths = self.lengths[rows]
         input_ids = np.full((len(rows), lengths.max()), self.pad_id, dtype=np.int64)
@@ -125,7 +129,7 @@ def joined(
     for row, other in zip(rows, others, strict=True):
         pairs.append(family.join(firsts.ids(row), seconds.ids(other), max_tokens))
     ends = np.cumsum([len(ids) for ids, _ in pairs], dtype=np.int64)
-    lengths = np.array([first for _, first in pairs])
+    lengths = np.array([first for _, first in pairs]) if family.uses_token_types else None
     joined_ids = np.concatenate([ids for ids, _ in pairs])
     return TokenizedTexts(joined_ids, ends, firsts.pad_id, lengths).inputs(np.arange(len(pairs)))
 
@@ -189,15 +193,11 @@ def encode(
         FloatTensor [texts, dim] on the CPU.
     """
     vectors = torch.empty(len(texts), model.config.hidden_size)
-    order = np.argsort(-texts.lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        rows = order[start : start + max(1, batch_tokens // int(texts.lengths[order[start]]))]
+    for rows in batches_by_length(texts.lengths, max_tokens=batch_tokens):
         inputs = {name: tensor.to(processes.device) for name, tensor in texts.inputs(rows).items()}
         with processes.encoding(inputs["input_ids"].shape[1], precision):
             found = model.encode(inputs, model.structures.largest)
         vectors[rows] = found.float().cpu()
-        start += len(rows)
         if bar is not None:
             bar.update(len(rows))
     return vectors

@@ -4,10 +4,10 @@
              attention_mask  int32 [batch, tokens], 1 for tokens and 0 for padding
     output   hidden          float [batch, tokens, dim]
 
-Word embeddings stay outside: all levels share them (see elasticlm.backend.onnx_runtime). In int8, a matrix has a scale for each
-of its columns, and what it multiplies a scale and zero point a batch, found as it runs (dynamic quantisation). A few
-neurons of each layer reach many times the values of all others (of MiniLM 28 against 6) and would take the scale for
-themselves: these stay in fp32, beside the others.
+Word embeddings are not part of the graph: all levels share them (see elasticlm.backend.onnx_runtime). In int8, each
+column of a weight matrix has a scale, and each activation one scale and zero point per batch, computed at run time
+(dynamic quantisation). A few neurons of each layer reach many times the values of all others (in MiniLM 28 compared
+with 6) and would determine the scale alone: these stay in fp32.
 """
 
 from collections.abc import Sequence
@@ -53,13 +53,15 @@ def build_graph(
     if activation not in (*GELUS, "relu"):
         raise InputError(f"backend onnx: hidden_act {activation!r} is not supported, only {', '.join(GELUS)} and relu")
     graph = GraphBuilder(int8=precision == "int8")
-    hidden = encoder.family.onnx_input(graph, EMBEDDINGS, encoder.embeddings)
+    family = encoder.family
+    hidden = family.onnx_input(graph, EMBEDDINGS, encoder.embeddings)
+    context = family.onnx_context(graph, encoder)
     apart = in_fp32 or [()] * structure.layers
-    for layer, heads, neurons, outliers in zip(encoder.layers, structure.heads, structure.neurons, apart, strict=True):
-        hidden = encoder.family.onnx_layer(
-            graph, hidden, layer, heads=heads, neurons=neurons, activation=activation, in_fp32=outliers
-        )
-    return graph.finish(hidden)
+    kept = zip(encoder.layers, structure.heads, structure.neurons, apart, strict=True)
+    for index, (layer, heads, neurons, outliers) in enumerate(kept):
+        hidden = family.onnx_layer(graph, hidden, context, layer, index=index, heads=heads, neurons=neurons,
+                                   activation=activation, in_fp32=outliers)  # fmt: skip
+    return graph.finish(family.onnx_output(graph, hidden, encoder.final))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from elasticlm.model.configuration import (
 )
 from elasticlm.model.families import family_of
 from elasticlm.model.folder import CONFIG_FILE, WEIGHTS_FILE
+from elasticlm.model.heads import HEAD_PREFIX
 from elasticlm.model.structure import ElasticStructure
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def fingerprint(model: "ElasticModel") -> str:
     length limit of passages.
     """
     config = model.config
-    weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("head.")}
+    weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith(HEAD_PREFIX)}
     settings = {
         "tokenizer": _tokenizer_settings(model.tokenizer),
         "pooling": config.pooling,

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from elasticlm.backend import BACKENDS, Backend, counted_tokens
@@ -19,9 +18,11 @@ from elasticlm.command import progress
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
 from elasticlm.model import artifact
+from elasticlm.model.batching import batches_by_length
 from elasticlm.model.configuration import Calibration, ElasticConfig, Fusion, Head, Passages
 from elasticlm.model.download import download
 from elasticlm.model.encoder import ElasticEncoder
+from elasticlm.model.heads import HEAD_PREFIX, finish, fresh_weights, make_head, pool
 from elasticlm.model.structure import ElasticStructure, Level
 
 Kind = Literal["query", "passage"]
@@ -41,8 +42,7 @@ class ElasticModel(nn.Module):
         self.tokenizer = tokenizer
         self.structures = artifact.validate(config)
         self.encoder = ElasticEncoder(config, self.structures[self.structures.largest])
-        outputs = _outputs(config)
-        self.head = nn.Linear(config.hidden_size, outputs) if outputs else None
+        self.head = make_head(config)
         self.backend: Backend = TorchBackend(self.encoder, self.structures)
         self.eval()
 
@@ -59,8 +59,8 @@ class ElasticModel(nn.Module):
         """Load an artifact from a folder, or by its name from the Hugging Face hub.
 
         Args:
-            backend: "torch", or "onnx" for graphs that ``elasticlm export --onnx`` made: the layers' weights are then in
-                the graphs alone, and the model can neither be trained nor cut.
+            backend: "torch", or "onnx" for graphs that ``elasticlm export --onnx`` made: the layers' weights are then
+                in the graphs alone, and the model can neither be trained nor cut.
             precision: of the graphs, "fp32" or "int8".
             threads: of ONNX Runtime.
 
@@ -135,16 +135,13 @@ class ElasticModel(nn.Module):
     def with_head(self, task: str, labels: Sequence[str] | None = None, *, seed: int = 0) -> "ElasticModel":
         """Return a new model with this one's encoder and a fresh head for a task: "score", or "classify" with labels.
 
-        The head's weights are drawn as BERT's, its bias is 0.
+        For the head's weights see elasticlm.model.heads.fresh_weights.
         """
         config = copy.deepcopy(self.config)
         config.task, config.head, config.passages = task, Head("linear", tuple(labels or ())), Passages()
         config.calibration, config.fusion = Calibration(), Fusion()
-        weights = {name: weight.clone() for name, weight in self.state_dict().items() if not name.startswith("head.")}
-        random = torch.Generator().manual_seed(seed)
-        shape = (_outputs(config), config.hidden_size)
-        weights["head.weight"] = torch.randn(shape, generator=random) * config.initializer_range
-        weights["head.bias"] = torch.zeros(shape[0])
+        kept = {name: weight for name, weight in self.state_dict().items() if not name.startswith(HEAD_PREFIX)}
+        weights = {name: weight.clone() for name, weight in kept.items()} | fresh_weights(config, seed=seed)
         model = self.without_weights(config, self.tokenizer)
         model.load_state_dict(weights, assign=True)
         return model
@@ -167,21 +164,23 @@ class ElasticModel(nn.Module):
         return stored is not None and artifact.has_fingerprint(self, stored)
 
     def tokenize(self, texts: Sequence[str], kind: Kind = "query") -> BatchEncoding:
-        """Return input_ids, attention_mask, token_type_ids, LongTensors [batch, tokens], padded to the longest.
+        """Return input_ids and attention_mask, LongTensors [batch, tokens], padded to the longest.
 
+        Families that use token types get token_type_ids [batch, tokens] too.
         The prompt of ``kind`` is put before each text; texts over its length limit are truncated (see truncated()).
         """
         prompt, limit = self.config.prompts.of(kind), self.config.max_tokens.of(kind)
         return self._tokenize([prompt + text for text in texts], None, limit=limit)
 
     def tokenize_pairs(self, firsts: Sequence[str], seconds: Sequence[str] | None) -> BatchEncoding:
-        """Like tokenize(), for pairs of texts (or single ones), with the token types of the tokenizer's pairs."""
+        """Like tokenize(), for pairs of texts (or single ones), without prompts."""
         return self._tokenize(list(firsts), seconds, limit=self.config.max_tokens.pair)
 
     def _tokenize(self, firsts: list[str], seconds: Sequence[str] | None, *, limit: int) -> BatchEncoding:
         pairs = None if seconds is None else list(seconds)
         return self.tokenizer(firsts, pairs, padding=True, truncation=True, max_length=limit,
-                              return_token_type_ids=True, return_tensors="pt").to(self.device)  # fmt: skip
+                              return_token_type_ids=self.encoder.family.uses_token_types,
+                              return_tensors="pt").to(self.device)  # fmt: skip
 
     @staticmethod
     def truncated(inputs: BatchEncoding) -> list[bool]:
@@ -190,22 +189,11 @@ class ElasticModel(nn.Module):
 
     def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Pool hidden states [batch, tokens, dim] to vectors [batch, dim], normalised where the model says so."""
-        if self.config.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-        return F.normalize(pooled, dim=-1) if self.config.normalize else pooled
+        return pool(self.config, hidden, attention_mask)
 
     def finish(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Turn hidden states [batch, tokens, dim] into what the task answers.
-
-        embed: vectors [batch, dim]; score: [batch]; classify: logits [batch, labels], both from [CLS].
-        """
-        if self.head is None:
-            return self.pool(hidden, attention_mask)
-        logits = self.head(hidden[:, 0])
-        return logits.squeeze(-1) if self.config.task == "score" else logits
+        """Turn hidden states [batch, tokens, dim] into what the task answers, see elasticlm.model.heads.finish."""
+        return finish(self.config, self.head, hidden, attention_mask)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, *, level: Level
@@ -236,16 +224,15 @@ class ElasticModel(nn.Module):
         """Embed texts at a level (None: the largest).
 
         Returns:
-            FloatTensor [texts, dim] on the CPU, in the order of the texts. Batches are formed by length.
+            FloatTensor [texts, dim] on the CPU, in the order of the texts. Batches are formed by length in characters.
         """
         self._require("embed")
         level = self.structures.largest if level is None else level
         vectors = torch.empty(len(texts), self.config.hidden_size)
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
-        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         bar = progress(total=len(texts), desc=f"embed {kind} at {level}", unit="text") if show_progress else None
-        for batch in batches:
-            vectors[batch] = self.encode(self.tokenize([texts[i] for i in batch], kind), level).float().cpu()
+        for rows in batches_by_length([len(text) for text in texts], max_rows=batch_size):
+            batch = [texts[row] for row in rows.tolist()]
+            vectors[rows] = self.encode(self.tokenize(batch, kind), level).float().cpu()
             if bar is not None:
                 bar.update(len(batch))
         if bar is not None:
@@ -267,7 +254,7 @@ class ElasticModel(nn.Module):
         return None if fitted is None else torch.sigmoid(fitted[0] * scores + fitted[1])
 
     def fusion_weight(self, level: Level) -> float:
-        """The weight of a first stage's scores at this level, 0 unless fitted (see elasticlm.retrieval.score_fusion)."""
+        """The weight of a first stage's scores at this level, 0 unless fitted: elasticlm.retrieval.score_fusion."""
         return self.config.fusion.of(level)
 
     def classify(
@@ -281,8 +268,3 @@ class ElasticModel(nn.Module):
     def _require(self, task: str) -> None:
         if self.config.task != task:
             raise InputError(f"this model's task is {self.config.task!r}, not {task!r}")
-
-
-def _outputs(config: ElasticConfig) -> int:
-    """Outputs of the head that a task needs; 0: none."""
-    return {"embed": 0, "score": 1, "classify": len(config.labels)}[config.task]

@@ -1,8 +1,8 @@
 """Attention and feed-forward blocks that run on a prefix of their units.
 
-A block stores its heads and neurons in rank order, so the weights of a smaller level are views ``weight[:h * head_size]``
-and ``weight[:, :f]`` of the largest level's: no masks and no copies. How many units to run is an argument; the modules
-hold no active level, and two threads can run two levels at once.
+A block stores its heads and neurons in rank order, so the weights of a smaller level are views
+``weight[:h * head_size]`` and ``weight[:, :f]`` of the largest level's: no masks and no copies. How many units to run
+is an argument; the modules hold no active level, and two threads can run two levels at once.
 """
 
 from torch import Tensor, nn

@@ -46,7 +46,7 @@ def sentence_settings(folder: Path, longest: int) -> dict[str, Any]:
 
 
 def read_json(file: Path, default: Any) -> Any:
-    """Return the value in a JSON file, or ``default`` where there is no such file. Raises InputError on other content."""
+    """Return the value in a JSON file, or ``default`` if there is no such file. Raises InputError on other content."""
     if not file.is_file():
         return default
     try:

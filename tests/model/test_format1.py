@@ -1,4 +1,4 @@
-"""What revision b957249 wrote (format 1) is read, and gives the same vectors and scores (see data/format1/facts.json)."""
+"""What revision b957249 wrote (format 1) is read and gives the same vectors and scores, see data/format1/facts.json."""
 
 import json
 import shutil
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from elasticlm.errors import InputError
-from elasticlm.model.configuration import Calibration, Fusion
+from elasticlm.model.configuration import Calibration, Fusion, Passages
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import ElasticStructure
 from elasticlm.model.teacher import load_teacher, passage_encoder
 from elasticlm.retrieval.passage_index import PassageIndex
 
@@ -73,12 +74,30 @@ def test_old_fingerprints_are_checked_by_the_old_rule(artifact):
     assert passage_encoder(artifact, OLD / "teacher").fingerprint() == teacher.fingerprint()
 
 
-def test_an_old_index_fits_the_old_artifact_and_a_new_one(artifact, tmp_path):
+def test_an_old_index_fits_the_old_artifact_and_its_teacher(artifact):
     teacher = load_teacher(OLD / "teacher")
     PassageIndex.load(OLD / "index").check(artifact)
     index = PassageIndex.load(OLD / "index")
     index.check(teacher, lambda: teacher)
     assert index.fingerprint == teacher.fingerprint()
+
+
+def test_an_old_index_fits_a_new_artifact_of_its_teacher(tmp_path):
+    teacher = load_teacher(OLD / "teacher")
+    whole = teacher.structures[teacher.structures.largest]
+    scores = [np.random.default_rng(0).random((whole.layers, units[0])) for units in (whole.heads, whole.neurons)]
+    pruned = teacher.cut(*ElasticStructure.from_scores(*scores, [50, 10]))
+    pruned.config.passages = Passages("teacher", teacher.fingerprint())
+    pruned.save_pretrained(tmp_path / "new")
+    model = ElasticModel.from_pretrained(tmp_path / "new")
+    assert json.loads((tmp_path / "new/config.json").read_text("utf-8"))["format_version"] == 2
+    index = PassageIndex.load(OLD / "index")
+    assert index.fingerprint == FACTS["fingerprints"]["teacher"], "the index holds a fingerprint of format 1"
+    with pytest.raises(InputError, match="encoded by another model"):
+        index.check(model)
+    index.check(model, lambda: teacher)
+    assert index.fingerprint == teacher.fingerprint()
+    index.check(model)  # it holds the new fingerprint now
 
 
 def test_an_old_index_of_another_model_is_refused(artifact, tmp_path):

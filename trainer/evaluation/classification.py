@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score
 
 from elasticlm.command import progress, say
 from elasticlm.errors import InputError
+from elasticlm.model.batching import batches_by_length
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
 from elasticlm.retrieval.data_specs import load_labelled
@@ -92,11 +93,9 @@ def predictions(model: ElasticModel, level: Level, texts: TokenizedTexts) -> np.
 
 def outputs(model: ElasticModel, level: Level, texts: TokenizedTexts, *, desc: str) -> torch.Tensor:
     """What the head answers to texts or pairs at a level, as served (fp32): FloatTensor [texts, labels or 1]."""
-    order = np.argsort(-texts.lengths, kind="stable")
     found = torch.empty(len(texts), model.head.out_features if model.head else 0)
     bar = progress(total=len(texts), desc=f"{desc} at {level_name(level)}", unit="text")
-    for start in range(0, len(order), BATCH_SIZE):
-        rows = order[start : start + BATCH_SIZE]
+    for rows in batches_by_length(texts.lengths, max_rows=BATCH_SIZE):
         found[rows] = model.encode(texts.inputs(rows), level).float().cpu().view(len(rows), -1)
         bar.update(len(rows))
     bar.close()

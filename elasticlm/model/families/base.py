@@ -1,7 +1,8 @@
 """What the rest of the library asks of an encoder family.
 
-A family is one file with one subclass of ``EncoderFamily``; everything in which encoders differ (weight names, embeddings,
-blocks, gate points, pair template, ONNX operators, parameter counts, language model head) is there and nowhere else.
+A family is one file with one subclass of ``EncoderFamily``; everything in which encoders differ (weight names,
+embeddings, blocks, gate points, token types, pair template, ONNX operators, parameter counts, language model head) is
+there and nowhere else.
 """
 
 from abc import ABC, abstractmethod
@@ -70,9 +71,14 @@ class EncoderFamily(ABC):
 
     name: str
     """``family`` in config.json, and the model_type of the teachers' own configuration."""
+    uses_token_types: bool
+    """Whether the embeddings tell the first text of a pair from the second by ``token_type_ids``.
+
+    If False, nothing tokenised for this family has ``token_type_ids``, and the embeddings receive None.
+    """
     unit_axes: Mapping[str, tuple[str, int]] = UNIT_AXES
 
-    # -- Loading a teacher -------------------------------------------------------------------------------------------------
+    # -- Loading a teacher ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def load(self, folder: str | Path, **options: Any) -> PreTrainedModel:
@@ -98,25 +104,31 @@ class EncoderFamily(ABC):
     def gate_points(self, theirs: nn.Module) -> list[GatePoints]:
         """Return where the expressive score's gates go, for every layer (ElasticLM, section 4.1)."""
 
-    # -- The elastic encoder -----------------------------------------------------------------------------------------------
+    # -- The elastic encoder -------------------------------------------------------------------------------------------
 
     @abstractmethod
     def embeddings(self, config: "ElasticConfig") -> nn.Module:
-        """Make the embeddings: forward(input_ids, token_type_ids) -> [batch, tokens, dim]; ``word`` is an nn.Embedding."""
+        """Make the embeddings, with the word embeddings as the nn.Embedding ``word``.
+
+        forward(input_ids, token_type_ids or None) -> [batch, tokens, dim].
+        """
 
     @abstractmethod
     def layer(self, config: "ElasticConfig", index: int, heads: int, neurons: int) -> nn.Module:
         """Make one layer with so many units: forward(hidden, context, heads=, neurons=) -> hidden."""
 
     def final(self, config: "ElasticConfig") -> nn.Module:
-        """Make what follows the last layer (a last norm in pre-norm encoders); nothing by default."""
+        """Make what follows the last layer (a last norm in pre-norm encoders); nothing by default.
+
+        A family that overrides this overrides onnx_output() too.
+        """
         return nn.Identity()
 
     @abstractmethod
     def context(self, encoder: nn.Module, attention_mask: Tensor) -> Any:
         """Return what all layers of one pass share: the attention mask, position biases, rotary tables."""
 
-    # -- Text --------------------------------------------------------------------------------------------------------------
+    # -- Text ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def join(self, first: np.ndarray, second: np.ndarray, max_tokens: int) -> tuple[np.ndarray, int]:
@@ -126,7 +138,7 @@ class EncoderFamily(ABC):
             The token ids, cut to ``max_tokens`` at the second text's end, and how many belong to the first text.
         """
 
-    # -- Size --------------------------------------------------------------------------------------------------------------
+    # -- Size ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def prunable_parameters(self, config: "ElasticConfig", structure: Structure) -> int:
@@ -136,7 +148,7 @@ class EncoderFamily(ABC):
     def flops(self, config: "ElasticConfig", structure: Structure, tokens: int) -> int:
         """Floating point operations of the matrix products for one sequence (two per multiply-add)."""
 
-    # -- ONNX --------------------------------------------------------------------------------------------------------------
+    # -- ONNX ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def embedding_sum(self, embeddings: nn.Module) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
@@ -149,16 +161,37 @@ class EncoderFamily(ABC):
     def onnx_input(self, graph: "GraphBuilder", name: str, embeddings: nn.Module) -> "Hidden":
         """Add what turns the graph's input into the first layer's hidden states."""
 
+    def onnx_context(self, graph: "GraphBuilder", encoder: nn.Module) -> Any:
+        """Add what all layers of a graph share, once per graph, and return it for onnx_layer(); nothing by default.
+
+        The counterpart of context(): position biases, rotary tables, masks of local attention. The padding mask is an
+        input of the graph and needs nothing here.
+        """
+        return None
+
     @abstractmethod
     def onnx_layer(
         self,
         graph: "GraphBuilder",
         hidden: "Hidden",
+        context: Any,
         layer: nn.Module,
         *,
+        index: int,
         heads: int,
         neurons: int,
         activation: str,
         in_fp32: Sequence[int],
     ) -> "Hidden":
-        """Add one layer on a prefix of its units."""
+        """Add one layer on a prefix of its units.
+
+        Args:
+            context: what onnx_context() returned.
+            index: of the layer, from 0; families whose layers differ by position need it.
+            activation: the configuration's hidden_act.
+            in_fp32: neurons that stay in fp32 in an int8 graph.
+        """
+
+    def onnx_output(self, graph: "GraphBuilder", hidden: "Hidden", final: nn.Module) -> "Hidden":
+        """Add what follows the last layer: the counterpart of ``final``, the module that final() made."""
+        return hidden

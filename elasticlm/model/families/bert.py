@@ -73,6 +73,7 @@ class Bert(EncoderFamily):
     """BERT and encoders of its form (MiniLM, bge, e5, gte v1)."""
 
     name = MODEL
+    uses_token_types = True
 
     def load(self, folder: str | Path, **options: Any) -> BertModel:
         return load_transformers(folder, BertModel, add_pooling_layer=False, **options)
@@ -155,8 +156,10 @@ class Bert(EncoderFamily):
         self,
         graph: "GraphBuilder",
         hidden: "Hidden",
+        context: Any,
         layer: nn.Module,
         *,
+        index: int,
         heads: int,
         neurons: int,
         activation: str,
