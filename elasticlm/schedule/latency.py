@@ -143,9 +143,8 @@ class LatencyTable:
         table = select_table(read_tables(file), backend=backend, precision=precision, threads=threads)
         if table is None:
             setup = [name for name in (backend, precision) if name != ANY] + [f"{threads} threads"] * bool(threads)
-            raise InputError(
-                f"{file}: no measurement for {' '.join(setup)}; run `elasticlm profile --model {Path(file).parent}`"
-            )
+            folder, described = Path(file).parent, " ".join(setup)
+            raise InputError(f"{file}: nothing was measured for {described}; run `elasticlm profile --model {folder}`")
         return table
 
     def write(self, file: str | Path) -> None:
