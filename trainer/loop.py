@@ -159,7 +159,7 @@ def train(
 
 
 class Stopwatch:
-    """Measures the time of each part of a step. On accelerators, which run asynchronously, only whole steps are valid."""
+    """Measures the time of each part of a step. On accelerators, which run asynchronously, only the whole counts."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)

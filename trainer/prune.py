@@ -12,8 +12,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command.parser(
         "elasticlm prune", "Rank a teacher's heads and neurons, and write an artifact with nested levels."
     )
-    parser.add_argument("--teacher", required=True, help="BERT encoder: a folder, or a name on the Hugging Face hub; "
-                        "or a fine-tuned reranker or classifier (made with prune --levels 100, then finetune)")  # fmt: skip
+    parser.add_argument("--teacher", required=True, help="BERT encoder: a folder or a Hugging Face name; "
+                        "or a fine-tuned reranker or classifier (prune --levels 100, then finetune)")  # fmt: skip
     add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; for a classifier: glue:DIR")
     parser.add_argument("--levels", default="100,50,30,20,10,5", help="percentages of the prunable parameters to keep; "
                         "without 100, the whole teacher is not included")  # fmt: skip
