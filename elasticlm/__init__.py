@@ -27,7 +27,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: what only parses or measures does not wait for torch."""
+    """Import on first use, so that code that does not need torch does not wait for its import."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'elasticlm' has no attribute {name!r}")

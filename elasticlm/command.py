@@ -18,7 +18,7 @@ PLAIN_LINES_EVERY_S = 10.0
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults where there are any; a default of None says nothing."""
+    """Shows the default of every option, except None and False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         hidden = action.default is None or action.default is False or action.default == []  # 0 is shown
@@ -26,7 +26,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Bad options are bad input: one line, no usage in front of it."""
+    """Raises InputError for invalid options, so that they are reported in one line without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
@@ -57,8 +57,8 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
 def run_in_checkout(*words: str) -> NoReturn:
     """Start ``elasticlm`` anew with these words before the process's own arguments.
 
-    For modules that are run under their short name in a checkout (``python -m benchmarks.simulate``): in the new process
-    every file is loaded once, under its full name.
+    For modules that are run under their short name in a checkout (``python -m benchmarks.simulate``): the new process
+    loads every file only once, under its full name.
     """
     os.execv(sys.executable, [sys.executable, "-m", "elasticlm", *words, *sys.argv[1:]])
 

@@ -1,4 +1,4 @@
-"""The one exception that commands turn into a clear line and exit code 2."""
+"""InputError, the exception that commands report as one line with exit code 2."""
 
 
 class InputError(ValueError):

@@ -1,4 +1,4 @@
-"""Outputs that exist whole or not at all."""
+"""Write files and folders atomically: an output is either complete or absent."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        if path.is_dir():  # kept aside until the new one stands, so that a crash loses neither
+        if path.is_dir():  # rename the old folder and delete it last, so that a crash loses neither
             old = _sibling(path)
             path.rename(old)
             temporary.rename(path)

@@ -1,4 +1,4 @@
-"""Near matches: what somebody may have meant by an unknown name."""
+"""Suggest the closest match for an unknown name in error messages."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on; every result names it."""
+"""Describe the machine on which a result was measured; every result contains this description."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Serving with TorchServe: an adapter around elasticlm's model and schedule.
+"""Serve elastic models with TorchServe.
 
-elastic_handler.py is what TorchServe calls; settings, requests, load and answers know nothing of it.
+TorchServe calls elastic_handler.py. This package adapts elasticlm.serving, which does not depend on TorchServe.
 """

@@ -1,11 +1,11 @@
-"""Pack an artifact, the code that serves it and, where there is one, its index into an archive for TorchServe.
+"""``elasticlm archive``: pack an artifact, optionally its index, and the code that serves it into a TorchServe archive.
 
     elasticlm archive --model out/aligned --name mini --output model_store/
 
 The archive holds elastic_handler.py, the packages `elasticlm` and `handlers`, `artifact/`, `index/` and
-model-config.yaml: nothing of the checkout is needed where it is served. What could not be served is refused here.
+model-config.yaml, so that it can be served without a checkout. Parts that could not be served are rejected here.
 
-With a reranker behind the retriever, searches are reranked; `reranker/`, `passages/` and pairs.json come along:
+With a reranker, the hits of searches are reranked. The archive then also holds `reranker/`, `passages/` and pairs.json:
 
     elasticlm archive --model out/retriever --index out/index --reranker out/reranker --pairs out/pairs.json \\
         --data beir:squad --name search --output model_store/
@@ -27,10 +27,12 @@ from elasticlm.schedule.policies import parse_policy
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of ``elasticlm archive``; packing itself is in elasticlm.handlers.packing."""
+    """Entry point of ``elasticlm archive``; elasticlm.handlers.packing does the work."""
     options = _options().parse_args(argv)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", options.name):
-        raise InputError(f"--name {options.name!r}: letters, digits, '_', '-' and '.' only; it becomes part of the URL")
+        raise InputError(
+            f"--name {options.name!r}: letters, digits, '_', '-' and '.' only, because it is part of the URL"
+        )
     target = Path(options.output) / f"{options.name}.mar"
     refuse_existing(target, overwrite=options.overwrite)
     for artifact in filter(None, (options.model, options.reranker)):
@@ -56,31 +58,34 @@ def main(argv: list[str] | None = None) -> None:
 def _options() -> argparse.ArgumentParser:
     options = parser("elasticlm archive", "Pack an artifact for TorchServe.")
     options.add_argument("--model", required=True, metavar="DIR", help="artifact folder with its latency.csv")
-    options.add_argument("--name", required=True, help="name of the archive and, by default, of the model in the URL")
+    options.add_argument(
+        "--name", required=True, help="name of the archive; by default also the model's name in the URL"
+    )
     options.add_argument("--output", required=True, metavar="DIR", help="model store; NAME.mar is written there")
     options.add_argument("--index", metavar="DIR_OR_FAISS", help="index folder of `elasticlm index`, or a FAISS file "
-                         "made elsewhere with --ids and --data; without one the archive does not search")  # fmt: skip
-    options.add_argument("--ids", metavar="FILE", help="passage ids of a FAISS file, one a line in row order")
-    options.add_argument("--data", metavar="SPEC", help="corpus of the index: of one made elsewhere, to check it by; "
-                         "with --reranker for the texts that are reranked")  # fmt: skip
-    options.add_argument("--reranker", metavar="DIR", help="a reranker's artifact folder with its latency.csv: hits are "
-                         "reranked, one budget for both")  # fmt: skip
-    options.add_argument("--pairs", metavar="FILE", help="quality of each pair of levels, retriever and reranker: the "
+                         "made by other software, with --ids and --data; required to answer searches")  # fmt: skip
+    options.add_argument("--ids", metavar="FILE", help="passage ids of a FAISS file, one per line in row order")
+    options.add_argument("--data", metavar="SPEC", help="corpus of the index; needed to check a FAISS file made by "
+                         "other software, and with --reranker for the texts to rerank")  # fmt: skip
+    options.add_argument("--reranker", metavar="DIR", help="artifact folder of a reranker with its latency.csv; "
+                         "hits are reranked, and one budget covers both models")  # fmt: skip
+    options.add_argument("--pairs", metavar="FILE", help="quality of each pair of retriever and reranker levels: the "
                          f"{PAIRS_FILE} of `elasticlm evaluate --matrix`")  # fmt: skip
-    options.add_argument("--teacher", metavar="T", help="the artifact's teacher, where it has moved (for that check)")
-    options.add_argument("--policy", metavar="SPEC", help="slack:t=250,alpha=.6, queue:t=250 or fixed:50 (with "
-                         "--reranker fixed:50+10), t in ms (default: slack with 5 times the service time of the largest "
-                         "level)")  # fmt: skip
-    options.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="what runs a level; auto: the "
-                         "fastest of those that `elasticlm profile` measured")  # fmt: skip
-    options.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS["onnx"]), help="of weights and "
-                         "products, int8 with the backend onnx")  # fmt: skip
+    options.add_argument("--teacher", metavar="T", help="path of the artifact's teacher if it has moved (for the "
+                         "same check)")  # fmt: skip
+    options.add_argument("--policy", metavar="SPEC", help="slack:t=250,alpha=0.6, queue:t=250 or fixed:50 (with "
+                         "--reranker fixed:50+10), t in ms (default: slack with t = 5 times the service time of the "
+                         "largest level)")  # fmt: skip
+    options.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="backend that runs the levels; "
+                         "auto: the fastest that `elasticlm profile` measured")  # fmt: skip
+    options.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS["onnx"]), help="precision of "
+                         "weights and matrix products; int8 needs the backend onnx")  # fmt: skip
     options.add_argument(
-        "--batch-size", type=positive_int, default=1, help="most requests answered in one forward pass"
+        "--batch-size", type=positive_int, default=1, help="maximum number of requests per forward pass"
     )
     options.add_argument("--workers", type=positive_int, default=1, help="processes that share the queue")
     options.add_argument("--max-batch-delay-ms", type=positive_int, default=1, metavar="MS",
-                         help="ms that a batch with room waits for more requests")  # fmt: skip
+                         help="ms that an incomplete batch waits for more requests")  # fmt: skip
     options.add_argument("--overwrite", action="store_true", help="replace NAME.mar")
     return options
 

@@ -1,16 +1,16 @@
-"""What TorchServe calls: one class, two methods. It reads the batch and the headers, and leaves the rest to others.
+"""The handler class that TorchServe calls: it reads a batch and its headers, and returns bodies, statuses and headers.
 
-The archive holds this file at its root, `elasticlm/` and `handlers/` beside it.
+The archive holds this file at its root, next to `elasticlm/`, which contains the rest of the code.
 """
 
 import os
 import sys
 from pathlib import Path
 
-if __name__ == "elastic_handler":  # in an archive: its own packages go before any other copies on the path
+if __name__ == "elastic_handler":  # in an archive: use its packages, not other copies on the path
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a worker has its model with it
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads are the settings' to give
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the archive contains the model
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the settings control the number of threads
 
 import logging
 import time
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class ElasticHandler:
-    """Answers each batch at the largest level that the queue behind it leaves time for."""
+    """Answers each batch at the level that the policy chooses for the current load."""
 
     def initialize(self, context: Context) -> None:
         """Load the archive and run every level once; the worker is READY when this returns."""
@@ -57,19 +57,19 @@ class ElasticHandler:
         self.live = LiveSettings(self.settings, self.answerer.adopt)
         self.demand = Demand()
         if probe:
-            probe()  # connects, so that the first request need not
+            probe()  # opens the connection before the first request
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[bytes]:
-        """Answer a batch; a request that is refused gets a status of its own and leaves the others alone."""
+        """Answer a batch. A rejected request gets its own status and does not affect the others."""
         stages = Stages()
         self.settings = self.live()
         backlog = self.queue.batch_came(len(data))
         stages.done("signal")
         headers = [_headers(context, i) for i in range(len(data))]
-        starts = [own.get("x-request-start") for own in headers]
+        starts = [by_name.get("x-request-start") for by_name in headers]
         ages_ms, ignored_starts = known_ages_ms(starts, backlog.ages_ms, time.time())
-        read = [self._read(*one) for one in zip(data, headers, ages_ms, strict=True)]
-        asked = [one for one in read if isinstance(one, AcceptedRequest)]
+        read = [self._read(*received) for received in zip(data, headers, ages_ms, strict=True)]
+        accepted = [outcome for outcome in read if isinstance(outcome, AcceptedRequest)]
         stages.done("parse")
         load = Load(
             queue_depth=backlog.queue_depth,
@@ -77,13 +77,13 @@ class ElasticHandler:
             workers=backlog.workers,
             overhead_ms=self.settings.overhead_ms,
             turnaround_ms=backlog.turnaround_ms,
-            ages_ms=tuple(one.age_ms for one in asked),
-            budgets_ms=tuple(one.budget_ms for one in asked),
+            ages_ms=tuple(request.age_ms for request in accepted),
+            budgets_ms=tuple(request.budget_ms for request in accepted),
         )
-        answers = iter(self.answerer.answer([one.request for one in asked], load, stages))
-        outcomes = [next(answers) if isinstance(one, AcceptedRequest) else one for one in read]
-        binary = [isinstance(one, AcceptedRequest) and one.binary for one in read]
-        bodies = [encoded(outcome, binary=bare) for outcome, bare in zip(outcomes, binary, strict=True)]
+        answers = iter(self.answerer.answer([request.request for request in accepted], load, stages))
+        outcomes = [next(answers) if isinstance(item, AcceptedRequest) else item for item in read]
+        binary = [isinstance(item, AcceptedRequest) and item.binary for item in read]
+        bodies = [encoded(outcome, binary=as_bytes) for outcome, as_bytes in zip(outcomes, binary, strict=True)]
         stages.done("encode")
         service_ms, timing = stages.total_ms, stages.header()
         for i, outcome in enumerate(outcomes):
@@ -114,7 +114,7 @@ class ElasticHandler:
         answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
         errors = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
         taken_ms = service_ms + self.settings.overhead_ms
-        late = sum(isinstance(one, AcceptedRequest) and one.age_ms + taken_ms > one.budget_ms for one in read)
+        late = sum(isinstance(item, AcceptedRequest) and item.age_ms + taken_ms > item.budget_ms for item in read)
         return BatchReport(
             queue_depth=queue_depth,
             service_s=service_ms / 1e3,
@@ -133,6 +133,6 @@ class ElasticHandler:
 
 
 def _headers(context: Context, i: int) -> dict[str, str]:
-    """The request's own headers; TorchServe mixes the content types of its parts in, as dicts."""
+    """Return the headers of request ``i``, without the content types of its parts, which TorchServe adds as dicts."""
     given = context.get_all_request_header(i)
     return {name.lower(): value for name, value in given.items() if isinstance(value, str)}

@@ -1,4 +1,4 @@
-"""Publish a batch's report as TorchServe's metrics: names as in metrics.yaml, times in seconds."""
+"""Publish the report of a batch as TorchServe metrics, with the names of metrics.yaml and times in seconds."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from elasticlm.serving.telemetry import BatchReport
 
 
 def emit(metrics: Any, report: BatchReport) -> None:
-    """Write a batch to TorchServe's metrics, one line each; counters that did not move are left out."""
+    """Write the metrics of a batch to TorchServe, one line per metric; unchanged counters are left out."""
     metrics.add_metric("elastic_queue_depth", report.queue_depth, "count", metric_type=MetricTypes.GAUGE)
     metrics.add_metric("elastic_demand", round(report.demand, 4), "ratio", metric_type=MetricTypes.GAUGE)
     seconds = round(report.service_s, 6)

@@ -1,4 +1,4 @@
-"""Packing an archive: reads and checks its parts, fills in its settings, calls torch-model-archiver."""
+"""Pack an archive: read and check its parts, fill in its settings, and run torch-model-archiver."""
 
 import argparse
 import os
@@ -37,13 +37,13 @@ SERVER_SETTINGS = HERE / "config.properties"
 BUDGET_IN_SERVICE_TIMES = 5
 """The default latency budget, in service times of the largest level."""
 LIST_ROWS, LIST_TOKENS = 8, 128
-"""A reranker's default budget is that of a list: passages, and tokens of a pair."""
+"""List for which a reranker's default budget is computed: number of passages, and tokens per pair."""
 
 
 def make_archive(options: argparse.Namespace, target: Path) -> None:
-    """Pack what the options name into ``target``, and print its levels' service times.
+    """Pack the archive that the options describe into ``target``, and print the service times of its levels.
 
-    Raises InputError on anything that could not be served as it is.
+    Raises InputError if a part of it could not be served.
     """
     artifact = Path(options.model)
     model, table = read_artifact(artifact, options.backend, options.precision)
@@ -59,7 +59,7 @@ def make_archive(options: argparse.Namespace, target: Path) -> None:
         times, levels = pair_times, pair_times.levels
     rows, tokens = (LIST_ROWS, LIST_TOKENS) if model.config.task == "score" else (1, table.tokens[0])
     schedule = schedule_settings(options.policy, levels, times, options.batch_size * rows, tokens)
-    depth = {"max_k": min(pair.depth for pair in second.pairs)} if second else {}  # hits that every pair can give
+    depth = {"max_k": min(pair.depth for pair in second.pairs)} if second else {}  # hits that every pair can return
     config = fill(TEMPLATE.read_text(encoding="utf-8"), {
         "minWorkers": options.workers, "maxWorkers": options.workers, "batchSize": options.batch_size,
         "maxBatchDelay": options.max_batch_delay_ms, "threads": setup.threads, "backend": setup.backend,
@@ -72,7 +72,7 @@ def make_archive(options: argparse.Namespace, target: Path) -> None:
     server_settings = target.parent / SERVER_SETTINGS.name
     if not server_settings.exists():
         shutil.copyfile(SERVER_SETTINGS, server_settings)
-        say(f"{server_settings}: settings for a TorchServe on this machine (--ts-config)")
+        say(f"{server_settings}: wrote the settings of a local TorchServe (for --ts-config)")
 
     print_table([{"level": level_name(level), "mean ms": times.mean_ms(level, rows, tokens),
                   "p95 ms": times.p95_ms(level, rows, tokens)} for level in levels])  # fmt: skip
@@ -85,9 +85,9 @@ def make_archive(options: argparse.Namespace, target: Path) -> None:
 def read_artifact(
     folder: Path, backend: str = "auto", precision: str = "auto", threads: int | None = None
 ) -> tuple[ElasticModel, LatencyTable]:
-    """Load an artifact and its latency table for a backend, precision and threads; of what is left open, the fastest.
+    """Load an artifact and its fastest latency table that matches the backend, precision and threads.
 
-    Raises InputError unless it could be served as it is.
+    Raises InputError if the artifact could not be served.
     """
     model = ElasticModel.from_pretrained(folder)
     file = folder / LATENCY_FILE
@@ -102,9 +102,10 @@ def read_artifact(
 
 
 def read_index(options: argparse.Namespace, model: ElasticModel) -> PassageIndex:
-    """Load the index; raises InputError unless its passages were encoded as this artifact wants them.
+    """Load the index. Raises InputError unless its passages were encoded by the encoder that the artifact expects.
 
-    An index made elsewhere has no fingerprint: 16 of its passages, found by id in --data, are encoded anew.
+    An index made by other software has no fingerprint. To check it, 16 of its passages, looked up by id in --data, are
+    encoded again.
     """
 
     if model.config.task != "embed":
@@ -118,14 +119,14 @@ def read_index(options: argparse.Namespace, model: ElasticModel) -> PassageIndex
 def read_second_stage(
     options: argparse.Namespace, retriever: ElasticModel, table: LatencyTable, index: PassageIndex | None
 ) -> tuple[SecondStage, PairTable]:
-    """Load what reranks the retriever's hits; raises InputError where the parts do not fit together.
+    """Load the reranker, the pairs of levels and the passages. Raises InputError if the parts do not fit together.
 
-    The reranker is served as the retriever is: it must have been measured with the same backend, precision and threads.
+    The reranker must have been measured with the backend, precision and threads with which the retriever is served.
     """
 
     if index is None or not (options.reranker and options.pairs and options.data):
         raise InputError(
-            "a reranker reranks what a search finds: give --reranker, --pairs, --index and --data (its corpus)"
+            "a two-stage archive needs all of --reranker, --pairs, --index and --data (the corpus of the index)"
         )
     setup = table.setup
     reranker, reranker_table = read_artifact(Path(options.reranker), setup.backend, setup.precision, setup.threads)
@@ -135,10 +136,10 @@ def read_second_stage(
         onnx_export.ensure_exported(reranker, Path(options.reranker), setup.precision)
     pairs = read_pairs(options.pairs)
     for stage, model in (("retriever", retriever), ("reranker", reranker)):
-        wanted = {getattr(pair, stage) for pair in pairs} - {None}
-        if unknown := wanted - set(model.levels):
-            known = ", ".join(map(level_name, model.levels))
-            raise InputError(f"{options.pairs}: the {stage} has no level {level_name(max(unknown))}, only {known}")
+        used = {getattr(pair, stage) for pair in pairs} - {None}
+        if unknown := used - set(model.levels):
+            offered = ", ".join(map(level_name, model.levels))
+            raise InputError(f"{options.pairs}: the {stage} has no level {level_name(max(unknown))}, only {offered}")
     corpus = load_corpus(options.data)
     texts = dict(zip(corpus.ids, corpus.passages, strict=True))
     if missing := [pid for pid in index.ids if pid not in texts]:
@@ -153,11 +154,12 @@ def read_second_stage(
 def schedule_settings(
     policy: str | None, levels: Sequence[Choice], table: Table, rows: int, tokens: int
 ) -> dict[str, Any]:
-    """Return the settings latency_budget_ms, policy and alpha for a policy as it was given, or for none.
+    """Return the settings latency_budget_ms, policy and alpha for the policy of the command line.
 
     Args:
-        levels: what is served, largest first.
-        rows, tokens: of a full batch of usual requests.
+        policy: the option --policy; None for the default policy.
+        levels: the levels of the archive, largest first.
+        rows, tokens: shape of a full batch of typical requests.
     """
     largest = levels[0]
     service_ms = table.mean_ms(largest, rows, tokens)
@@ -179,7 +181,7 @@ def schedule_settings(
 
 
 def round_up(ms: float) -> float:
-    """Round up to two digits: budgets are round numbers.
+    """Round a budget up to two significant digits.
 
     >>> round_up(51.3), round_up(251.0), round_up(3.21)
     (52.0, 260.0, 3.3)
@@ -189,11 +191,11 @@ def round_up(ms: float) -> float:
 
 
 def fill(template: str, settings: Mapping[str, Any]) -> str:
-    """Return model-config.yaml with these settings, its comments kept. Every one must stand in the template."""
+    """Return model-config.yaml with these settings filled in and its comments kept; the template must have them all."""
     for name, value in settings.items():
         line = re.compile(rf"^(?P<name>\s*{name}:)[ ]*[^#\n]*?(?P<comment>[ ]*#.*)?$", re.MULTILINE)
-        template, found = line.subn(rf"\g<name> {value}\g<comment>", template)
-        assert found == 1, f"{name} stands {found} times in {TEMPLATE.name}"
+        template, count = line.subn(rf"\g<name> {value}\g<comment>", template)
+        assert count == 1, f"{name} occurs {count} times in {TEMPLATE.name}"
     return template
 
 
@@ -207,7 +209,8 @@ def pack(
 ) -> None:
     """Write the archive with torch-model-archiver.
 
-    It assembles the archive in TMPDIR/NAME, removing whatever has that name, so it gets a TMPDIR of its own.
+    torch-model-archiver assembles the archive in TMPDIR/NAME and deletes an existing folder of that name, so it gets a
+    separate TMPDIR.
     """
     with tempfile.TemporaryDirectory() as folder:
         staged, packed = Path(folder, "staged"), Path(folder, "packed")
@@ -231,7 +234,7 @@ def pack(
 
 
 def _graphs_left_out(config: str) -> list[str]:
-    """Names of the folders of ONNX graphs that these settings do not run; auto may run any."""
+    """Return the names of the ONNX graph folders that these settings never use; with auto, all may be used."""
     handler = yaml.safe_load(config)["handler"]
     backend, precision = handler.get("backend", "auto"), handler.get("precision", "auto")
     if backend == "torch":

@@ -1,4 +1,4 @@
-"""The management probe: asks TorchServe how many requests wait for a model."""
+"""The management probe: reads from TorchServe how many requests are waiting for a model."""
 
 import json
 import logging
@@ -15,19 +15,20 @@ from elasticlm.serving.signals import QueueStatus
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 0.005
-"""Longest wait for the management API."""
+"""Maximum time to wait for the management API."""
 FAILED_PAUSE_S, REFUSED_PAUSE_S = 0.1, 1.0
-"""Pause after no answer and after a refusal, so that a management port that is off costs next to nothing."""
+"""Pauses after a missing answer and after a refusal, so that a closed management port costs almost nothing."""
 
 
 class ManagementProbe:
-    """Asks TorchServe's management API for the queue; answers None at once or after the timeout, never raises.
+    """Reads the queue from TorchServe's management API. Returns None, at most after the timeout, instead of raising.
 
     Args:
         url: the management address, `http://127.0.0.1:8081`.
         model_name: the name under which the model is served.
-        key_file: the key_file.json with the management token; read again whenever a token is refused.
-        worker_pid: this worker's process, which must be among the model's workers: else `url` is another server's.
+        key_file: the key_file.json with the management token; it is read again whenever a token is refused.
+        worker_pid: process id of this worker. It must be among the model's workers; otherwise `url` belongs to another
+            server.
     """
 
     def __init__(
@@ -58,19 +59,19 @@ class ManagementProbe:
             reply = self._connection.getresponse()
             body = reply.read()
         except (OSError, HTTPException) as error:
-            self._connection.close()  # a late answer must not be taken for the next one's
+            self._connection.close()  # a late answer must not be read as the next one
             if not isinstance(error, TimeoutError):
                 self._warn(f"management API at {self._url} cannot be reached ({error})")
             self._rest(FAILED_PAUSE_S)
             return None
         if reply.status != 200:
             self._headers = self._read_headers()
-            self._warn(f"management API at {self._url} refuses (HTTP {reply.status}): is management_key_file right?")
+            self._warn(f"management API at {self._url} refuses (HTTP {reply.status}): check management_key_file")
             self._rest(REFUSED_PAUSE_S)
             return None
         status, pids = read_status(body)
         if self._pid not in pids:
-            self._warn(f"management API at {self._url} does not know this worker: is management_url another server's?")
+            self._warn(f"management API at {self._url} does not list this worker: check management_url")
             self._rest(REFUSED_PAUSE_S)
             return None
         return status
@@ -81,7 +82,7 @@ class ManagementProbe:
     def _warn(self, problem: str) -> None:
         if problem not in self._warned:
             self._warned.add(problem)
-            logger.warning("%s; until it answers, the queue is judged by batch fill and age alone", problem)
+            logger.warning("%s; until it answers, the queue is estimated from batch fill and request ages", problem)
 
     def _read_headers(self) -> dict[str, str]:
         try:

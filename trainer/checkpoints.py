@@ -26,9 +26,9 @@ WEIGHTS_FILE, OPTIMIZERS_FILE, STATE_FILE = "weights.safetensors", "optimizers.p
 
 
 class Checkpoints:
-    """The working folder of a run, ``OUTPUT.checkpoints``, beside its output; it goes when the run succeeds.
+    """The working folder of a run, ``OUTPUT.checkpoints``, next to its output; it is deleted when the run succeeds.
 
-    Raises InputError where the output exists, or an unfinished run stands there that is neither resumed nor replaced.
+    Raises InputError if the output exists, or if it has an unfinished run that is neither resumed nor replaced.
     """
 
     def __init__(self, output: str | Path, *, resume: bool, overwrite: bool) -> None:
@@ -106,7 +106,8 @@ class Checkpoints:
 class TrainingLog:
     """A row (step, split, level, loss, RR@10) for each level of each step, and for each dev loss.
 
-    RR@10 stands in dev rows of objectives that rank passages (see Objective.measure); NaN elsewhere, empty in the file.
+    RR@10 is set in dev rows of objectives that rank passages (see Objective.measure); elsewhere it is NaN, and empty in
+    the file.
     """
 
     def __init__(self) -> None:

@@ -23,7 +23,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="elastic model to start from (see prune)")
     parser.add_argument("--teacher", required=True, help="BERT encoder: a folder, or a name on the Hugging Face hub")
-    add_data_options(parser, "text:FILE (a paragraph a line), or the passages of beir:DIR, hf:NAME[/CONFIG] or pydoc")
+    add_data_options(
+        parser, "text:FILE (one paragraph per line), or the passages of beir:DIR, hf:NAME[/CONFIG] or pydoc"
+    )
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="length limit of a text, in tokens")
     parser.add_argument("--relation-heads", type=int, default=32, metavar="R", help="heads that queries, keys and "
                         "values are split into anew; must divide the hidden size")  # fmt: skip

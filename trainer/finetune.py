@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, TaskConfig]:
-    """Return the options, and those of the task as its configuration. Raises InputError on bad values."""
+    """Return the options and the configuration of the task. Raises InputError for invalid values."""
     parser = command.parser("elasticlm finetune", "Train every level of an elastic model for a task.")
     tasks = "; ".join(f"{task}: {config.summary}" for task, config in TASKS.items())
     parser.add_argument("--task", required=True, metavar="|".join(TASKS), help=tasks)
     parser.add_argument("--model", required=True, metavar="DIR", help="elastic model to start from (see prune)")
-    add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; align: glue:DIR too, for its sentences; "
+    add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; align: also glue:DIR, for its sentences; "
                      "classify: glue:DIR or hf:NAME[/CONFIG]")  # fmt: skip
     add_task_options(parser)
     add_options(parser, {task: config.loop for task, config in TASKS.items()})
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train_task(args: argparse.Namespace, config: TaskConfig, options: Any) -> None:
-    """Train what the options name; heavy imports begin here."""
+    """Train the model that the options describe; heavy imports begin here."""
     import torch
 
     from elasticlm.model.configuration import Calibration, Fusion, Passages
@@ -66,7 +66,7 @@ def train_task(args: argparse.Namespace, config: TaskConfig, options: Any) -> No
     ))  # fmt: skip
 
     def sign(trained: "ElasticModel") -> None:
-        trained.config.calibration, trained.config.fusion = Calibration(), Fusion()  # those were of the scores before
+        trained.config.calibration, trained.config.fusion = Calibration(), Fusion()  # fitted to the old scores
         if trained.config.task == "embed":
             trained.config.passages = passages or Passages("largest", trained.fingerprint())
 
@@ -76,7 +76,7 @@ def train_task(args: argparse.Namespace, config: TaskConfig, options: Any) -> No
 
 
 def print_report(output: str, report: Mapping[str, Any]) -> None:
-    """Print the dev loss of every level before and after, for people and as the last line for programs."""
+    """Print the dev loss of every level before and after training: a table, and a last line of JSON for programs."""
     before, after = report["dev_loss_before"], report["dev_loss_after"]
     command.print_table([{"level": level, "dev loss before": before[level], "after": after[level]} for level in before])
     keys = ("steps", "minutes", "dev_loss_before", "dev_loss_after")

@@ -1,4 +1,4 @@
-"""Algorithm 1 of ElasticLM, once, for every objective."""
+"""The training loop for all objectives: Algorithm 1 of ElasticLM."""
 
 import math
 import shlex
@@ -28,10 +28,10 @@ from elasticlm.trainer.objectives.base import Objective
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.training_texts import BatchOrder
 
-DEV_SHARE = 0.1  # at most this much of the examples is held out for the dev loss
-DEV_STEP = 2**31  # what dev batches draw: nothing that a training step draws
+DEV_SHARE = 0.1  # maximum share of the examples that is held out for the dev loss
+DEV_STEP = 2**31  # step number that seeds dev batches; larger than any training step
 WEIGHT_DECAY = 0.01
-ESTIMATE_AFTER = 5  # steps, until it is said how long the others will take
+ESTIMATE_AFTER = 5  # steps before the remaining time is reported
 FALLING = 0.4  # share of the steps in which the learning rate falls, with --decay trapezoid
 
 
@@ -85,10 +85,10 @@ def train(
 
     def measure(step: int) -> None:
         with dev_watch("dev"):
-            found = evaluate(objective, dev_rows, options.batch_size)
-        for level, (loss, rr) in found.items():
+            means = evaluate(objective, dev_rows, options.batch_size)
+        for level, (loss, rr) in means.items():
             log.add(step, "dev", level, loss, rr)
-        say(f"step {step}: dev loss " + ", ".join(f"{level_name(k)} %: {loss:.4f}" for k, (loss, _) in found.items()))
+        say(f"step {step}: dev loss " + ", ".join(f"{level_name(k)}%: {loss:.4f}" for k, (loss, _) in means.items()))
 
     def save(step: int) -> None:
         if processes.is_main:
@@ -99,7 +99,7 @@ def train(
     else:
         measure(0)
     bar = progress(total=options.max_steps, desc="train", unit="step")
-    # Steps of an earlier run are done, but say nothing about the speed of this one.
+    # Steps of an earlier run count as done, but not for the speed estimate.
     bar.initial = bar.n = bar.last_print_n = first
     with _interruptions() as interrupted:
         for step in range(first, options.max_steps):
@@ -133,7 +133,7 @@ def train(
             if done == first + ESTIMATE_AFTER:
                 devs = options.max_steps // dev_every - done // dev_every + 1
                 left_s = (options.max_steps - done) * watch.mean_s("step") + devs * dev_watch.mean_s("dev")
-                say(f"about {left_s / 60:.1f} minutes for the other {options.max_steps - done} steps")
+                say(f"about {left_s / 60:.1f} minutes for the remaining {options.max_steps - done} steps")
             if done % dev_every == 0:
                 measure(done)
             stop = bool(processes.sum(torch.tensor(float(interrupted()), device=processes.device)) > 0)
@@ -141,7 +141,7 @@ def train(
                 save(done)
             if stop:
                 bar.close()
-                say(f"stopped after step {done}; checkpoint in {checkpoints.folder}. To go on: {_resume_command()}")
+                say(f"stopped after step {done}; checkpoint in {checkpoints.folder}. To resume: {_resume_command()}")
                 raise KeyboardInterrupt
     bar.close()
     measure(options.max_steps)
@@ -159,7 +159,7 @@ def train(
 
 
 class Stopwatch:
-    """Where the time of the steps goes. On an accelerator, whose work is not waited for, only the whole step counts."""
+    """Measures the time of each part of a step. On accelerators, which run asynchronously, only the whole counts."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
@@ -174,11 +174,11 @@ class Stopwatch:
         self._seconds[part].append(seconds)
 
     def mean_s(self, part: str) -> float:
-        """The mean of a part, in s; 0 where nothing was timed."""
+        """Return the mean time of a part in s; 0 if it was not timed."""
         return statistics.fmean(self._seconds[part] or [0.0])
 
     def report(self) -> dict[str, float]:
-        """The median of every part, in ms, and what share of all steps' time the parts explain."""
+        """Return the median time of every part in ms, and the share of the total step time that the parts explain."""
         medians = {part: round(1000 * statistics.median(seconds), 1) for part, seconds in self._seconds.items()}
         whole = sum(self._seconds.get("step", []))
         parts = sum(sum(seconds) for part, seconds in self._seconds.items() if part != "step")
@@ -192,10 +192,10 @@ def accumulate_gradients(
     weights: Mapping[Level, float],
     watch: Stopwatch | None = None,
 ) -> dict[Level, float]:
-    """Algorithm 1's inner loop: add the gradient of the weighted mean over levels of the mean loss over these examples.
+    """Add the gradient of the mean loss of these examples, weighted over levels: the inner loop of Algorithm 1.
 
-    For every level: forward, its share of the loss, backward (as printed, all weights are equal). Returns the summed
-    loss of each level (over all processes).
+    Every level runs forward and backward with its share of the loss; in the paper, all weights are equal. Returns the
+    loss of each level, summed over all processes.
     """
     watch = watch or Stopwatch()
     whole = sum(weights.values()) * len(rows)
@@ -216,11 +216,11 @@ def accumulate_gradients(
 
 @torch.no_grad()
 def evaluate(objective: Objective, rows: np.ndarray, batch_size: int) -> dict[Level, tuple[float, float]]:
-    """Mean loss and mean RR@10 (NaN where the objective ranks nothing) of every level over these examples."""
+    """Return the mean loss and mean RR@10 of every level over these examples; RR@10 is NaN if nothing is ranked."""
     rows = rows[np.argsort(objective.lengths[rows], kind="stable")]
     sums = dict.fromkeys(objective.model.levels, torch.zeros(2, device=objective.processes.device))
-    for some in np.array_split(rows, math.ceil(len(rows) / batch_size)):
-        for batch in objective.batches(some, DEV_STEP):
+    for batch_rows in np.array_split(rows, math.ceil(len(rows) / batch_size)):
+        for batch in objective.batches(batch_rows, DEV_STEP):
             for level in sums:
                 losses, reciprocal_ranks = objective.measure(batch, level)
                 sums[level] = sums[level] + torch.stack([losses.sum(), reciprocal_ranks.sum()])
@@ -229,10 +229,11 @@ def evaluate(objective: Objective, rows: np.ndarray, batch_size: int) -> dict[Le
 
 
 def levels_of_step(levels: Sequence[Level], per_step: str, seed: int, step: int) -> tuple[Level, ...]:
-    """The levels that a step trains, largest first.
+    """Return the levels that a step trains, largest first.
 
-    "all": Algorithm 1 as printed. "largest": that alone. 2: the smallest and another at random. 3 or more: the largest
-    and others at random; the smallest need not be among them, since whatever trains a level trains all inside it.
+    "all": Algorithm 1 of the paper. "largest": only the largest level. 2: the smallest level and a random one. 3 or
+    more: the largest level and random others. These need not include the smallest level, because training a level also
+    trains the weights of the smaller levels nested in it.
     """
     if per_step == "largest":
         return (levels[0],)
@@ -245,13 +246,13 @@ def levels_of_step(levels: Sequence[Level], per_step: str, seed: int, step: int)
 
 
 def level_weights(levels: Sequence[Level], weights: str) -> dict[Level, float]:
-    """The weight of every level's loss from "6,2,1": largest level first, the last for all that follow."""
+    """Return the loss weight of every level from "6,2,1": largest level first; the last applies to all that follow."""
     given = [float(weight) for weight in weights.split(",")]
     return dict(zip(levels, given + given[-1:] * len(levels), strict=False))
 
 
 def learning_rate_factor(step: int, max_steps: int, warmup: float, decay: str) -> float:
-    """Share of the peak learning rate at a step: up in a line, then down to 0 ("trapezoid": in the last part only)."""
+    """Return the share of the peak learning rate at a step: linear warmup, then decay to 0 (see LoopOptions.decay)."""
     rising = max(1, round(warmup * max_steps))
     if step < rising:
         return (step + 1) / rising
@@ -262,7 +263,7 @@ def learning_rate_factor(step: int, max_steps: int, warmup: float, decay: str) -
 
 
 def make_optimizers(modules: nn.Module, options: LoopOptions) -> list[Optimizer]:
-    """AdamW for all, or Muon for the layers' matrices and AdamW for the rest. Groups remember their ``peak_lr``."""
+    """Return AdamW, or Muon for the layers' matrices and AdamW for the rest. Groups store their ``peak_lr``."""
     named = [(name, p) for name, p in modules.named_parameters() if p.requires_grad and p.numel()]
     matrices = [p for name, p in named if options.optimizer == "muon" and p.ndim == 2 and ".layers." in name]
     others = [p for _, p in named if not any(p is matrix for matrix in matrices)]
@@ -286,7 +287,7 @@ def _sum_over_processes(parameters: Sequence[nn.Parameter], processes: Processes
 
 @contextmanager
 def _interruptions() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM let the step in hand finish; a second one acts at once."""
+    """Let the current step finish on SIGINT or SIGTERM; a second signal takes effect at once."""
     caught: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -305,4 +306,4 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
 def _resume_command() -> str:
     words = ["elasticlm", *sys.argv[1:]]
     words = [word for word in words if word not in ("--overwrite", "--resume")]
-    return shlex.join(words + ["--resume"] * ("recipe" not in words[1:2]))  # a recipe goes on as it is
+    return shlex.join(words + ["--resume"] * ("recipe" not in words[1:2]))  # a recipe resumes by itself

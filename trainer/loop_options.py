@@ -1,4 +1,4 @@
-"""The options that distil and finetune share: how to train, whatever it is."""
+"""The options of the training loop, which ``distil`` and ``finetune`` share."""
 
 import argparse
 import ast
@@ -17,14 +17,14 @@ OPTIMIZERS, DECAYS = ("adamw", "muon"), ("linear", "cosine", "trapezoid")
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """How to train; what to train on is the objective's."""
+    """Options of the training loop; the data and the loss are options of the objective."""
 
     max_steps: int = 1000
     """optimiser steps"""
     batch_size: int = 128
     """examples per step, over all processes"""
     chunk_size: int = 128
-    """examples whose activations are held at once; smaller saves memory, changes nothing else"""
+    """examples whose activations are in memory at once; a smaller value saves memory and does not change the result"""
     lr: float = 5e-4
     """peak learning rate of AdamW"""
     muon_lr: float = 3e-3
@@ -32,29 +32,29 @@ class LoopOptions:
     optimizer: str = "adamw"
     """adamw, or muon: Muon for the matrices of the layers, AdamW for the rest"""
     levels_per_step: str = "all"
-    """all (Algorithm 1 as printed); 2: the smallest level and another at random; a larger number: the largest and
-    others at random; largest: that level alone, which ruins the others (a baseline)"""
+    """levels trained per step: all (Algorithm 1 of the paper); 2: the smallest level and a random one; a larger number:
+    the largest level and random others; largest: only the largest level, which degrades the others (a baseline)"""
     level_weights: str = "1"
-    """weights of the levels' losses, largest level first, the last for all that follow: 6,2,1"""
+    """loss weights of the levels, largest level first; the last weight applies to all further levels: 6,2,1"""
     warmup: float = 0.05
     """share of the steps in which the learning rate rises"""
     decay: str = "linear"
-    """how the learning rate falls to 0 afterwards: linear, cosine, or trapezoid: in the last two fifths of the steps;
-    until then a run that was stopped may be resumed with another --max-steps"""
+    """how the learning rate falls to 0 after the warmup: linear, cosine, or trapezoid: constant, then linear over the
+    last two fifths of the steps; before that, a stopped run can be resumed with another --max-steps"""
     clip: float = 1.0
-    """largest norm of the gradient"""
+    """maximum norm of the gradient"""
     freeze_embeddings: bool = False
-    """keep the embeddings as they are"""
+    """do not train the embeddings"""
     precision: str = "auto"
-    """bf16, fp32, or auto: bf16 where the processor is made for it"""
+    """bf16, fp32, or auto: bf16 if the processor supports it natively"""
     dev_examples: int = 256
-    """examples held out for the dev loss, at most a tenth"""
+    """examples held out for the dev loss; at most a tenth of all examples"""
     dev_every: int = 0
     """steps between dev losses; 0: a tenth of the steps"""
     seed: int = 0
-    """of everything drawn at random"""
+    """seed of all random choices"""
     threads: int = 0
-    """threads for PyTorch; 0: as it chooses"""
+    """threads for PyTorch; 0: PyTorch's default"""
     checkpoint_every: int = 100
     """steps between checkpoints"""
 
@@ -84,7 +84,7 @@ class LoopOptions:
 
 
 def add_options(parser: argparse.ArgumentParser, defaults: Mapping[str, LoopOptions]) -> None:
-    """Add the loop's options to a command, whose tasks may differ in their defaults; and those of its output."""
+    """Add the options of the loop, whose defaults may differ by task, and the output options to a command."""
     documented = docstrings(LoopOptions)
     for field in fields(LoopOptions):
         values = {task: getattr(options, field.name) for task, options in defaults.items()}
@@ -93,37 +93,35 @@ def add_options(parser: argparse.ArgumentParser, defaults: Mapping[str, LoopOpti
         kind: dict[str, Any] = {"type": field.type, "metavar": field.name.rsplit("_")[-1].upper()}
         if field.type is bool:
             kind = {"action": argparse.BooleanOptionalAction}
-        # The default is filled in by options_of(): here it would hide which task it belongs to.
+        # options_of() fills in the default, because it depends on the task.
         parser.add_argument(flag(field.name), default=None, help=f"{documented[field.name]} (default: {shown})", **kind)
     parser.add_argument("--output", required=True, metavar="DIR", help="artifact folder to write")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the output, and start anew if it was unfinished"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of this output")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output, and discard an unfinished run")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of this output")
 
 
 def add_data_options(parser: argparse.ArgumentParser, specs: str) -> None:
-    """Add what a training reads: one or several data specs, their split, and the sets that it must not see."""
-    parser.add_argument("--data", required=True, nargs="+", metavar="SPEC", help=f"{specs}; several are drawn from "
+    """Add the options for training data: one or more data specs, their split, and the data sets to exclude."""
+    parser.add_argument("--data", required=True, nargs="+", metavar="SPEC", help=f"{specs}; several specs are sampled "
                         "in turn")  # fmt: skip
     parser.add_argument("--split", default="train", help="split of the data")
-    parser.add_argument("--exclude", nargs="+", default=[], metavar="SPEC", help="sets to evaluate on: training texts "
-                        "that share ten words in a row with any of their passages or queries are dropped")  # fmt: skip
+    parser.add_argument("--exclude", nargs="+", default=[], metavar="SPEC", help="evaluation sets: training texts that "
+                        "share ten consecutive words with any of their passages or queries are dropped")  # fmt: skip
 
 
 def check_output(args: argparse.Namespace) -> None:
-    """Raise InputError where the output exists already and may not be replaced."""
+    """Raise InputError if the output exists already and --overwrite is not set."""
     refuse_existing(args.output, overwrite=args.overwrite)
 
 
 def options_of(args: argparse.Namespace, defaults: LoopOptions) -> LoopOptions:
-    """The loop's options from a command line and the defaults of its task."""
+    """Return the loop options of a command line, with the defaults of its task."""
     given = {field.name: getattr(args, field.name) for field in fields(LoopOptions)}
     return LoopOptions(**(asdict(defaults) | {name: value for name, value in given.items() if value is not None}))
 
 
 def at_least(args: argparse.Namespace, minimum: int, *names: str) -> None:
-    """Raise InputError for the first of these options that is given and smaller."""
+    """Raise InputError for the first of these options that is given and below the minimum."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value < minimum:
@@ -131,13 +129,13 @@ def at_least(args: argparse.Namespace, minimum: int, *names: str) -> None:
 
 
 def check_temperature(args: argparse.Namespace) -> None:
-    """Raise InputError unless the temperature is above 0 or left to the default."""
+    """Raise InputError unless the temperature is above 0 or not given."""
     if args.temperature is not None and not args.temperature > 0:
         raise InputError(f"--temperature: expected more than 0, not {args.temperature}")
 
 
 def flag(name: str) -> str:
-    """The option of a setting: ``max_steps`` -> ``--max-steps``."""
+    """Return the option of a setting: ``max_steps`` -> ``--max-steps``."""
     return "--" + name.replace("_", "-")
 
 
@@ -149,7 +147,7 @@ def _positive(number: str) -> bool:
 
 
 def docstrings(*kinds: type) -> dict[str, str]:
-    """The docstring under each field of these dataclasses, by the field's name; the first class goes first."""
+    """Return the docstrings of the fields of these dataclasses by field name; earlier classes take precedence."""
     texts: dict[str, str] = {}
     for kind in reversed(kinds):
         body = ast.parse(inspect.cleandoc("\n" + inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Hard negatives: what a first stage ranks high and nobody judged relevant."""
+"""Find hard negatives: passages that a first stage ranks high and that are not judged relevant."""
 
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ CANDIDATES = 30  # best BM25 passages that a step's negatives are drawn from
 def with_negatives(
     pairs: TrainingPairs, count: int, *, run: str | None = None, judged: bool = False
 ) -> tuple[TrainingPairs, np.ndarray]:
-    """Find hard negatives, at least ``count`` a query, and keep the passages that training then needs, no others.
+    """Find at least ``count`` hard negatives per query, and keep only the passages that training needs.
 
     Args:
         run: a retriever's run in TREC form, whose best are taken; None: BM25's.

@@ -47,7 +47,7 @@ class Processes:
 
     @contextmanager
     def encoding(self, tokens: int, precision: str | None = None) -> Iterator[None]:
-        """The context for encoding texts of so many tokens: precision, and the attention that is fastest."""
+        """Return a context for encoding texts of ``tokens`` tokens: the precision, and the fastest attention kernel."""
         plain = self.device.type == "cpu" and tokens <= SHORT_TOKENS
         attention = [SDPBackend.MATH] if plain else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
                                                      SDPBackend.MATH]  # fmt: skip

@@ -19,14 +19,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, metavar="DIR", help=f"elastic model; its {LATENCY_FILE} is written")
     parser.add_argument("--levels", help="levels to measure (default: all)")
-    parser.add_argument("--rows", default=_listed(latency.ROWS), help="sequences a batch")
+    parser.add_argument("--rows", default=_listed(latency.ROWS), help="sequences per batch")
     parser.add_argument("--tokens", default=_listed(latency.TOKENS), help="padded lengths in tokens")
     parser.add_argument("--threads", type=int, default=1, help="threads of a server's worker")
-    parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="what runs a level; auto: "
+    parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="backend to measure; auto: "
                         "PyTorch, and ONNX Runtime in fp32 and in whatever else was exported")  # fmt: skip
     parser.add_argument("--precision", choices=PRECISIONS["onnx"], help="of ONNX graphs (default: every exported one)")
     parser.add_argument("--seconds", type=float, default=2.0, help="time spent on a cell, in s")
-    parser.add_argument("--min-runs", type=int, default=20, help="runs of a cell, at least")
+    parser.add_argument("--min-runs", type=int, default=20, help="minimum number of runs per cell")
     args = parser.parse_args(argv)
     args.rows, args.tokens = _numbers("--rows", args.rows), _numbers("--tokens", args.tokens)
     if args.threads < 1 or args.min_runs < 1 or args.seconds < 0:

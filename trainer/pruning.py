@@ -121,7 +121,7 @@ def contrastive_scores(args: argparse.Namespace, teacher: ElasticModel) -> Score
 
 
 def task_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
-    """Scores by the loss that a reranker or classifier was fine-tuned with; for a reranker the loss of a pair's whole list."""
+    """Scores by the fine-tuning loss of a reranker or classifier; for a reranker, the loss of a pair's whole list."""
     processes, exclusion = Processes(), Exclusion(args.exclude)
     objective: Rerank | Classify
     if teacher.config.task == "score":

@@ -1,4 +1,4 @@
-"""``elasticlm recipe``: run stages in a row, as a YAML file says; what is done is not done again.
+"""``elasticlm recipe``: run the stages of a YAML file in order; completed stages are skipped on a second run.
 
 A recipe holds ``description``, ``minutes`` (on an idle machine with 2 cores), ``settings``, ``exclude`` and ``stages``.
 A stage is one command with its options; ``{key}`` in an option, or in a setting below it, stands for that setting (a

@@ -20,14 +20,14 @@ from elasticlm.retrieval.corpus import cache_folder
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.training_texts import TokenizedTexts, encode
 
-BLOCK = 4096  # texts a file
+BLOCK = 4096  # texts per file
 
 
 class StoredVectors:
     """The vectors of many texts, memory-mapped: rows are read from disk when they are asked for.
 
     Args:
-        files: one .npy file a block, FloatArray [texts, dim], in the order of the texts.
+        files: one .npy file per block, FloatArray [texts, dim], in the order of the texts.
     """
 
     def __init__(self, files: list[Path]) -> None:

@@ -1,6 +1,6 @@
-"""The tasks of ``elasticlm finetune`` and what each can be told: one frozen configuration per task.
+"""The tasks of ``elasticlm finetune`` and their options: one frozen configuration per task.
 
-Importing this module imports nothing heavy: the objectives are built in elasticlm.trainer.task_objectives.
+This module has no heavy imports; elasticlm.trainer.task_objectives builds the objectives.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from elasticlm.trainer.loop_options import LoopOptions, docstrings, flag
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What a task is trained on, besides its data. A field's docstring is the help of its option."""
+    """Options of a task besides its data. The docstring of a field is the help text of its option."""
 
     summary: ClassVar[str]
     loop: ClassVar[LoopOptions] = LoopOptions()
@@ -38,10 +38,10 @@ class TaskConfig:
 
     @classmethod
     def of(cls, task: str, args: argparse.Namespace) -> Self:
-        """The configuration of a command line. Raises InputError for an option that the task does not have."""
-        known = {field.name for field in fields(cls)}
+        """Return the configuration of a command line. Raises InputError for an option that the task does not have."""
+        names = {field.name for field in fields(cls)}
         given = {name: getattr(args, name) for name in OPTION_NAMES if getattr(args, name) is not None}
-        if foreign := [name for name in given if name not in known]:
+        if foreign := [name for name in given if name not in names]:
             raise InputError(f"{flag(foreign[0])} does not go with --task {task}")
         return cls(**given)
 
@@ -61,24 +61,25 @@ class AlignConfig(TaskConfig):
     }
 
     teacher: str | None = None
-    """what encodes the passages (default: as named in the model)"""
+    """the model that encodes the passages (default: the teacher named in the model)"""
     index: str | None = None
     """an existing index of the teacher's passages: an index folder or a FAISS file"""
     ids: str | None = None
-    """passage ids of an index made elsewhere, one per line"""
+    """passage ids of a FAISS file, one per line"""
     queries: int | None = None
-    """most queries to train on, drawn at random; the teacher encodes each once (default: as many as the steps take)"""
+    """maximum number of training queries, sampled at random; the teacher encodes each once (default: as many as the
+    steps need)"""
     passages: int | None = None
-    """passages that training compares with, drawn at random: from --index (default 65536), else from the data, encoded
-    by the teacher (default 4096)"""
+    """number of passages to compare with, sampled at random from --index (default: 65536) or, without an index, from
+    the data and encoded by the teacher (default: 4096)"""
     query_tokens: int | None = None
-    """length limit of the queries trained with, in tokens (default: the model's)"""
+    """length limit of training queries, in tokens (default: the model's limit)"""
     passage_tokens: int = 64
-    """length limit of the passages trained with, in tokens"""
+    """length limit of training passages, in tokens"""
     passages_per_step: int = 4096
-    """passages that one step compares with: the teacher's best for each query, others at random"""
+    """number of passages compared in one step: the teacher's best passages for each query, filled up at random"""
     temperature: float | None = None
-    """of the distribution over passages (default: 0.02 where vectors have length 1, else 1)"""
+    """temperature of the distribution over passages (default: 0.02 if vectors have length 1, else 1)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +91,13 @@ class RetrieveConfig(TaskConfig):
     least: ClassVar[Mapping[str, int]] = {"query_tokens": 3, "passage_tokens": 3, "negatives": 1}
 
     query_tokens: int | None = None
-    """length limit of the queries trained with, in tokens (default: the model's)"""
+    """length limit of training queries, in tokens (default: the model's limit)"""
     passage_tokens: int = 128
-    """length limit of the passages trained with, in tokens"""
+    """length limit of training passages, in tokens"""
     negatives: int = 1
     """hard negatives per query and step"""
     temperature: float | None = None
-    """of the distribution over passages (default: 0.05 where vectors have length 1, else 1)"""
+    """temperature of the distribution over passages (default: 0.05 if vectors have length 1, else 1)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +109,16 @@ class RerankConfig(TaskConfig):
     least: ClassVar[Mapping[str, int]] = {"query_tokens": 3, "passage_tokens": 3, "negatives": 1}
 
     query_tokens: int | None = None
-    """length limit of the queries trained with, in tokens (default: half a pair's)"""
+    """length limit of training queries, in tokens (default: half the limit of a pair)"""
     passage_tokens: int = 128
-    """length limit of the passages trained with, in tokens"""
+    """length limit of training passages, in tokens"""
     teacher: str | None = None
-    """a reranker that was fine-tuned whole, whose scores and hidden states are matched too"""
+    """a reranker that was fine-tuned whole; its scores and hidden states are also matched"""
     negatives: int = 7
     """hard negatives per query and step"""
     run: str | None = None
-    """a retriever's run over the training queries, in TREC form, whose best passages are the negatives (default: the
-    set's candidates that are not relevant, then BM25's best)"""
+    """run of a retriever over the training queries in TREC format; its best passages are the negatives (default: judged
+    candidates that are not relevant, then the best passages of BM25)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,7 @@ def task_named(name: str) -> type[TaskConfig]:
 
 
 def add_task_options(parser: argparse.ArgumentParser) -> None:
-    """Add every task's own options; one that several tasks have says what it is for each."""
+    """Add the options of all tasks; the help of an option that several tasks share describes it for each task."""
     for name in OPTION_NAMES:
         texts: dict[str, list[str]] = {}
         kind: Any = str
@@ -163,6 +164,6 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _type(annotation: Any) -> type:
-    """int or float of an annotation that allows them, else str."""
+    """Return int or float if the annotation allows it, else str."""
     kinds = getattr(annotation, "__args__", (annotation,))
     return next((kind for kind in (int, float) if kind in kinds), str)

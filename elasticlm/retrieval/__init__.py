@@ -1,13 +1,12 @@
 """Retrieval: data specs, the passage index, metrics (extra ``retrieval``).
 
-data.py      load_retrieval, load_corpus, load_queries, load_texts: one door for every data spec
-corpus.py    Corpus and RetrievalData, what the specs give
-beir.py      beir:DIR
-text.py      text:FILE, and what becomes of any list of paragraphs
-hub.py       hf:NAME[/CONFIG]
-pydoc.py     pydoc, the embedded default
-index.py     PassageIndex over FAISS; needs faiss and numpy only, so that a server can import it
-passages.py  PassageTexts, the texts of an index's passages in memory-mapped files
-pipeline.py  how long a retriever and a reranker behind it take, over one index
-metrics.py   RR@10, nDCG@10, R@k, AP by ir_measures; retention by the paired bootstrap
+data_specs.py     load_retrieval, load_corpus, load_queries, load_texts: the loaders for all data specs
+corpus.py         Corpus and RetrievalData, the types that the loaders return
+beir.py           beir:DIR
+text_file.py      text:FILE, and data made from any list of paragraphs
+hub_dataset.py    hf:NAME[/CONFIG]
+docstrings.py     pydoc, the built-in default
+passage_index.py  PassageIndex over FAISS; needs only faiss and numpy, so that a server can import it
+passage_texts.py  PassageTexts, the texts of an index's passages in memory-mapped files
+measures.py       RR@10, nDCG@10, R@k and AP by ir_measures; retention by the paired bootstrap
 """

@@ -1,6 +1,6 @@
 """``beir:DIR``: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv and, optional, candidates/SPLIT.tsv.
 
-Every line is checked when it is read; what is wrong is said with the file and the line number.
+Every line is checked when it is read; error messages contain the file and the line number.
 """
 
 import json
@@ -116,7 +116,7 @@ def jsonl_rows(path: str, shown_as: str, stamp: tuple[int, int]) -> Iterator[dic
         first_line[row_id] = number
         yield {"_id": row_id, "title": title or "", "text": text}
     if not first_line:
-        raise InputError(f"{shown_as} holds no line; expected one JSON object a line")
+        raise InputError(f"{shown_as} holds no line; expected one JSON object per line")
 
 
 def read_judgements(

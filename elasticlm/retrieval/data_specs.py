@@ -1,6 +1,6 @@
-"""Data specs, one door: ``beir:DIR``, ``glue:DIR``, ``text:FILE``, ``hf:NAME[/CONFIG]``, ``pydoc[:PASSAGES]``.
+"""Load data by its spec: ``beir:DIR``, ``glue:DIR``, ``text:FILE``, ``hf:NAME[/CONFIG]``, ``pydoc[:PASSAGES]``.
 
-What each spec holds stands in its own module; here a spec is told apart and asked.
+Each kind of spec has its own module; this module parses the spec and calls it.
 """
 
 from collections.abc import Iterable, Sequence

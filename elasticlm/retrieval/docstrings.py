@@ -1,8 +1,8 @@
-"""``pydoc``: a retrieval set made from the docstrings that are on this machine.
+"""``pydoc``: a retrieval data set made from the docstrings of the Python packages on this machine.
 
 The docstrings of the standard library and of the installed packages are parsed with ``ast``; nothing is imported and
 nothing is shipped. A docstring's summary line is a query, the rest of it the relevant passage, the module and class
-where it stands the title (so that several passages share one). Which docstrings are taken, and into which split they
+that contain it the title (so that several passages share one). Which docstrings are taken, and into which split they
 fall, is decided by SHA-1 alone: the same packages give the same set.
 
 The set is written once as a BEIR folder under the cache and read like any other; ``pydoc:1000`` is a smaller one.
@@ -296,7 +296,7 @@ def _key(text: str) -> str:
 
 
 def _split(doc: Docstring) -> str:
-    """20 % test, 10 % dev, 70 % train by the summary alone."""
+    """Return the split by the summary alone: 20% test, 10% dev, 70% train."""
     return {0: "test", 1: "test", 2: "dev"}.get(sha1_share(doc.summary_key, 10), "train")
 
 

@@ -1,8 +1,8 @@
-"""A reranker's score fused with that of the first stage whose list it orders anew: score + weight x first stage.
+"""Fuse a reranker's score with the score of the first stage: score + weight x first stage.
 
-Retrievers have scales of their own (BM25's scores grow with the query, cosines lie close together), so the first
-stage's scores are moved and stretched to [0, 1], a list at a time: what is fitted on one depth and one retriever reads
-the same where it is served. The weight is a level's own, fitted by ``elasticlm evaluate --fuse``.
+Scores of retrievers have different scales (BM25's scores grow with the query, cosines are close together), so the first
+stage's scores are rescaled to [0, 1] within each list. Each level has its own weight, which
+``elasticlm evaluate --fuse`` fits.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""``text:FILE``, a paragraph a line, and what becomes of any list of paragraphs.
+"""``text:FILE``, with one paragraph per line, and data made from any list of paragraphs.
 
 Paragraphs are passages, their sentences are queries without labels, their two halves are labelled pairs.
 """
@@ -65,7 +65,7 @@ class Paragraphs:
 
 
 class TextFile:
-    """A text file, cut into splits by the SHA-1 of each paragraph: 90 % train, 5 % dev, 5 % test."""
+    """A text file, cut into splits by the SHA-1 of each paragraph: 90% train, 5% dev, 5% test."""
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.spec = Path(path), f"text:{path}"
@@ -95,7 +95,7 @@ class TextFile:
             raise InputError(f"{self.path}, line {line}: not UTF-8") from None
         rows = [(str(number), line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
         if not rows:
-            raise InputError(f"{self.path} holds no text; expected a paragraph a line")
+            raise InputError(f"{self.path} holds no text; expected one paragraph per line")
         if split not in (None, "train", "dev", "test"):
             raise InputError(f"{self.spec}: no split {split!r}; a text file has train, dev and test")
         chosen = [row for row in rows if split in (None, sha1_split(row[1]))]

@@ -1,6 +1,7 @@
-"""A pipeline of a retriever and a reranker: what every pair of their levels was measured to be worth, and what it takes.
+"""Measured quality and service time of every pair of levels in a pipeline of a retriever and a reranker.
 
-pairs.json, written by ``elasticlm evaluate --matrix``; reranker null: the retriever alone::
+The qualities are stored in pairs.json, which ``elasticlm evaluate --matrix`` writes. If ``reranker`` is null, the
+retriever runs alone::
 
     [{"retriever": 50, "reranker": 10, "depth": 20, "quality": 0.61, "measure": "RR@10"}, ...]
 """
@@ -22,7 +23,7 @@ OLD_NAMES = {"denser": "retriever", "ranker": "reranker"}  # of the fields in fi
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredPair:
-    """A pair of levels and its quality: the mean of a measure where the retriever's best ``depth`` passages are reranked.
+    """A pair of levels and its quality: the mean of ``measure`` when the retriever's top ``depth`` hits are reranked.
 
     Raises InputError on values out of range.
     """
@@ -57,7 +58,7 @@ def read_pairs(file: str | Path) -> list[MeasuredPair]:
         expected = ", ".join(field.name for field in fields(MeasuredPair))
         raise InputError(f"{file}: expected a list of pairs, each with {expected} ({error})") from None
     if not pairs or len({pair.measure for pair in pairs}) > 1:
-        raise InputError(f"{file}: expected one pair of levels or more, all of one measure")
+        raise InputError(f"{file}: expected one or more pairs of levels, all with the same measure")
     names = [level_name(pair.levels) for pair in pairs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"{file}: duplicate pair {twice}")
@@ -65,23 +66,23 @@ def read_pairs(file: str | Path) -> list[MeasuredPair]:
 
 
 def write_pairs(file: str | Path, pairs: Iterable[MeasuredPair], *, overwrite: bool = True) -> None:
-    """Write pairs.json, in this order, a pair a line."""
+    """Write pairs.json in this order, one pair per line."""
     lines = ",\n ".join(json.dumps(asdict(pair)) for pair in pairs)
     with new_file(file, overwrite=overwrite) as temporary:
         temporary.write_text(f"[{lines}]\n", "utf-8")
 
 
 def pareto(pairs: Iterable[MeasuredPair], time_ms: Callable[[Choice], float]) -> list[MeasuredPair]:
-    """Return the pairs worth running, best and slowest first: no other is as good or better in no more time."""
-    kept: list[MeasuredPair] = []
+    """Return the pairs worth running, best and slowest first: those for which no other is as good and as fast."""
+    front: list[MeasuredPair] = []
     for pair in sorted(pairs, key=lambda pair: (-pair.quality, time_ms(pair.levels))):
-        if not kept or time_ms(pair.levels) < time_ms(kept[-1].levels):
-            kept.append(pair)
-    return kept
+        if not front or time_ms(pair.levels) < time_ms(front[-1].levels):
+            front.append(pair)
+    return front
 
 
 class StageTimes(Protocol):
-    """Service times of one stage: a LatencyTable, or what draws from one."""
+    """Service times of one stage: a LatencyTable, or an object that samples from one."""
 
     @property
     def tokens(self) -> tuple[int, ...]: ...
@@ -92,16 +93,16 @@ class StageTimes(Protocol):
 
 
 class PairTable:
-    """Service times of a pipeline, asked for by a policy like a LatencyTable.
+    """Service times of a two-stage pipeline; policies use it like a LatencyTable.
 
         t(pair) = t_retriever(rows, tokens) + rows x search + t_reranker(rows x depth, tokens of a pair)
 
-    ``levels`` are the pairs worth running for one short query, best first; every pair has its times.
+    ``levels`` contains only the pairs worth running for one short query, best first; the table has times for all pairs.
 
     Args:
-        passage_tokens: what a list's passages are padded to; a pair has them and the query's tokens.
-        max_tokens: of a pair.
-        search_ms: the index's time a query.
+        passage_tokens: length to which the passages of a list are padded; a pair adds the query's tokens.
+        max_tokens: length limit of a pair.
+        search_ms: time of the index per query.
 
     >>> from elasticlm.schedule.latency import LatencyTable
     >>> retriever, reranker = (LatencyTable.from_means({50: 4 * ms, 10: ms}) for ms in (1.0, 2.0))
@@ -128,19 +129,19 @@ class PairTable:
         self.levels: tuple[Choice, ...] = tuple(pair.levels for pair in pareto(pairs, self.mean_ms))
 
     def __getitem__(self, levels: Choice) -> MeasuredPair:
-        """Return the pair of these levels; raises InputError where there is none."""
+        """Return the pair of these levels. Raises InputError if there is none."""
         if levels not in self.pairs:
             offered = ", ".join(map(level_name, self.pairs))
             raise InputError(f"{level_name(levels)} is not among the pairs of levels {offered}")
         return self.pairs[levels]
 
     def mean_ms(self, level: Choice, rows: float = 1, tokens: float | None = None) -> float:
-        """Mean service time in ms of ``rows`` queries padded to ``tokens``, their lists reranked."""
-        return self._time_ms(level, rows, tokens, lambda table, *asked: table.mean_ms(*asked))
+        """Return the mean service time in ms of searching and reranking for ``rows`` queries padded to ``tokens``."""
+        return self._time_ms(level, rows, tokens, lambda table, *cell: table.mean_ms(*cell))
 
     def p95_ms(self, level: Choice, rows: float = 1, tokens: float | None = None) -> float:
-        """The sum of both stages' 95th percentiles, in ms: theirs is at most that."""
-        return self._time_ms(level, rows, tokens, lambda table, *asked: table.p95_ms(*asked))
+        """Return the sum of the 95th percentiles of both stages in ms, as an estimate of the pipeline's percentile."""
+        return self._time_ms(level, rows, tokens, lambda table, *cell: table.p95_ms(*cell))
 
     def _time_ms(self, level: Choice, rows: float, tokens: float | None, of: Callable[..., Any]) -> Any:
         pair = self[level]

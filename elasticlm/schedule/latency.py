@@ -1,4 +1,4 @@
-"""The latency table: what each level costs on this machine, for this many rows of this many tokens."""
+"""The latency table: the service time of each level on one machine, by rows and tokens of a batch (latency.csv)."""
 
 import csv
 import itertools
@@ -19,14 +19,14 @@ COLUMNS = [
     *("mean_ms", "p50_ms", "p95_ms", "p99_ms", "runs"),
 ]
 ROWS, TOKENS = (1, 8, 32), (16, 64, 128, 256)
-COMPARED = ((1, 16), (8, 128))  # rows and tokens by which setups are compared
+COMPARED = ((1, 16), (8, 128))  # the cells (rows, tokens) on which setups are compared
 ANY_LENGTH = 512  # tokens of a table that does not depend on length
-ANY = "auto"  # a backend or precision that is left to the table with the shortest times
+ANY = "auto"  # any backend or precision: the one with the shortest times is chosen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """How a table was measured: one file may hold several."""
+    """The setup in which a table was measured; one file may hold tables of several setups."""
 
     threads: int = 1
     backend: str = "torch"
@@ -51,7 +51,8 @@ class Cell:
 class LatencyTable:
     """Service time of every level over a grid of (rows, tokens).
 
-    Between grid points it is bilinear; above the grid, in proportion to rows x tokens; below it, the smallest cell's.
+    Between grid points, times are interpolated bilinearly. Above the grid, they grow in proportion to rows and tokens.
+    Below the grid, the time of the smallest cell applies.
 
     >>> table = LatencyTable.from_means({50: 40.0, 10: 8.0})
     >>> table.mean_ms(50), table.mean_ms(10, rows=8)
@@ -75,13 +76,13 @@ class LatencyTable:
 
     @property
     def cpu(self) -> str | None:
-        """The processor that it was measured on, as its notes say; None where they do not."""
-        described = self._note("machine: ")
-        return None if described is None else described.rpartition(", ")[0]
+        """The processor on which the table was measured, according to its notes; None if they do not say."""
+        machine = self._note("machine: ")
+        return None if machine is None else machine.rpartition(", ")[0]
 
     @property
     def instruction_sets(self) -> tuple[str, ...] | None:
-        """The processor's instruction sets (see elasticlm.machine), as its notes say; None where they do not."""
+        """Its instruction sets (see elasticlm.machine), according to the notes; None if they do not say."""
         listed = self._note("instruction sets: ")
         return None if listed is None else tuple(listed.split())
 
@@ -89,7 +90,7 @@ class LatencyTable:
         return next((note.removeprefix(prefix) for note in self.notes if note.startswith(prefix)), None)
 
     def scaled(self, factors: Mapping[Level, float], note: str | None = None) -> "LatencyTable":
-        """Return the table with every level's times multiplied by its factor, and with one more note."""
+        """Return a table in which each level's times are multiplied by its factor, with an additional note."""
 
         def times(cell: Cell) -> dict[str, Any]:
             return {name: ms * factors[cell.level] for name, ms in vars(cell).items() if name.endswith("_ms") and ms}
@@ -102,11 +103,11 @@ class LatencyTable:
         return [list(itertools.islice(times, len(self.tokens))) for _ in self.rows]
 
     def mean_ms(self, level: Level, rows: float = 1, tokens: float | None = None) -> float:
-        """Mean service time t_k in ms. ``tokens`` None takes the shortest length of the table."""
+        """Return the mean service time t_k in ms. If ``tokens`` is None, the shortest length of the table applies."""
         return self._look_up(level, "mean_ms", rows, tokens)
 
     def p95_ms(self, level: Level, rows: float = 1, tokens: float | None = None) -> float:
-        """95th percentile of the service time in ms."""
+        """Return the 95th percentile of the service time in ms."""
         return self._look_up(level, "p95_ms", rows, tokens)
 
     def _look_up(self, level: Level, name: str, rows: float, tokens: float | None) -> float:
@@ -127,7 +128,7 @@ class LatencyTable:
 
     @classmethod
     def from_means(cls, means_ms: Mapping[Level, float]) -> "LatencyTable":
-        """A table of one service time a level, whatever the length; rows in proportion."""
+        """Return a table with one service time per level, independent of length and proportional to the rows."""
         return cls([Cell(level=level, rows=1, tokens=ANY_LENGTH, mean_ms=ms, p50_ms=ms, p95_ms=ms, p99_ms=None, runs=1)
                     for level, ms in means_ms.items()])  # fmt: skip
 
@@ -135,20 +136,19 @@ class LatencyTable:
     def read(
         cls, file: str | Path, *, backend: str = ANY, precision: str = ANY, threads: int | None = None
     ) -> "LatencyTable":
-        """Read latency.csv: the fastest table of this backend, precision and number of threads (None: any number).
+        """Read the fastest table in latency.csv for this backend, precision and number of threads (None: any number).
 
-        Raises InputError where nothing was measured for them.
+        Raises InputError if the file has no such table.
         """
         table = select_table(read_tables(file), backend=backend, precision=precision, threads=threads)
         if table is None:
-            asked = [name for name in (backend, precision) if name != ANY] + [f"{threads} threads"] * bool(threads)
-            raise InputError(
-                f"{file}: nothing was measured for {' '.join(asked)}; run `elasticlm profile --model {Path(file).parent}`"
-            )
+            setup = [name for name in (backend, precision) if name != ANY] + [f"{threads} threads"] * bool(threads)
+            folder, described = Path(file).parent, " ".join(setup)
+            raise InputError(f"{file}: nothing was measured for {described}; run `elasticlm profile --model {folder}`")
         return table
 
     def write(self, file: str | Path) -> None:
-        """Write into latency.csv, in place of what it held for the same setup; other setups stay."""
+        """Write the table into latency.csv. It replaces a table of the same setup; tables of other setups are kept."""
         others = [table for table in read_tables(file) if table.setup != self.setup] if Path(file).exists() else []
         with new_file(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
             out.writelines(f"# {note}\n" for note in self.notes)
@@ -161,7 +161,7 @@ class LatencyTable:
 
 
 def read_tables(file: str | Path) -> list[LatencyTable]:
-    """Read all tables of a latency.csv, one a setup, in the order of the file. Raises InputError with the line."""
+    """Read all tables of a latency.csv, one per setup, in file order. Raises InputError with the line number."""
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -189,7 +189,7 @@ def read_tables(file: str | Path) -> list[LatencyTable]:
 
 
 def fastest(tables: Sequence[LatencyTable]) -> LatencyTable:
-    """Return the table with the shortest times: geometric mean over levels, short single texts and long batches."""
+    """Return the table with the lowest geometric mean over all levels, for one short text and for a long batch."""
 
     def typical_ms(table: LatencyTable) -> float:
         return statistics.geometric_mean(
@@ -207,17 +207,17 @@ def select_table(
     threads: int | None = None,
     can_run: Callable[[Setup], bool] = lambda setup: True,
 ) -> LatencyTable | None:
-    """Return the table with the shortest times among those that fit what is asked for and can run; None: there is none.
+    """Return the fastest table that matches the arguments and whose setup can run here; None if there is none.
 
     Args:
         backend, precision: a name, or "auto" for any.
         threads: None for any number.
-        can_run: whether a set-up can run on this machine.
+        can_run: whether a setup can run on this machine.
     """
 
     def fits(setup: Setup) -> bool:
-        wanted = backend in (ANY, setup.backend) and precision in (ANY, setup.precision)
-        return wanted and threads in (None, setup.threads) and can_run(setup)
+        matches = backend in (ANY, setup.backend) and precision in (ANY, setup.precision)
+        return matches and threads in (None, setup.threads) and can_run(setup)
 
     fitting = [table for table in tables if fits(table.setup)]
     return fastest(fitting) if fitting else None
@@ -226,27 +226,27 @@ def select_table(
 def choose_setup(
     artifact: Path, *, threads: int = 1, backend: str = ANY, precision: str = ANY
 ) -> tuple[LatencyTable, Setup]:
-    """Return the latency table of an artifact to decide by, and the set-up that will run.
+    """Return the latency table of an artifact that policies will use, and the setup that will run.
 
-    Of the set-ups that were measured with these threads, that are asked for and that this machine can run, the fastest;
-    where there is none, PyTorch (or what is asked for) by the first table.
+    This is the fastest measured setup that matches the arguments and can run on this machine. If there is none, the
+    requested setup (by default PyTorch) runs with the first table of the file.
     """
     from elasticlm.backend.onnx_runtime import is_exported
 
     def can_run(setup: Setup) -> bool:
-        there = setup.backend == "torch" or backend == "onnx" or is_exported(artifact, setup.precision)
-        return there and setup.device == "cpu"
+        available = setup.backend == "torch" or backend == "onnx" or is_exported(artifact, setup.precision)
+        return available and setup.device == "cpu"
 
     tables = read_tables(artifact / LATENCY_FILE)
     table = select_table(tables, backend=backend, precision=precision, threads=threads, can_run=can_run)
     if table is not None:
         return table, table.setup
-    asked = {"backend": backend, "precision": precision}
-    return tables[0], Setup(threads=threads, **{name: value for name, value in asked.items() if value != ANY})
+    requested = {"backend": backend, "precision": precision}
+    return tables[0], Setup(threads=threads, **{name: value for name, value in requested.items() if value != ANY})
 
 
 def machine_notes(here: Mapping[str, Any]) -> list[str]:
-    """Return the notes of a table that was measured on this machine (see elasticlm.machine.machine)."""
+    """Return the notes that describe this machine in a table (see elasticlm.machine.machine)."""
     versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
     return [
         f"machine: {here['cpu']}, {here['cores']} cores",
@@ -257,7 +257,7 @@ def machine_notes(here: Mapping[str, Any]) -> list[str]:
 
 
 def _locate(grid: tuple[int, ...], value: float) -> tuple[int, int, float, float]:
-    """Neighbours of a value on a grid, its share of the way between them, and the factor beyond the end."""
+    """Return the neighbours of a value on a grid, its relative position between them, and the factor beyond the end."""
     if value <= grid[0]:
         return 0, 0, 0.0, 1.0
     if value >= grid[-1]:

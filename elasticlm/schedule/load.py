@@ -1,4 +1,4 @@
-"""The load that a policy decides by: the batch in hand, and what waits behind it."""
+"""The input of a policy besides the latency table: the current batch, and the queue behind it."""
 
 import math
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from elasticlm.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is known when a batch is in hand. Raises InputError on values that no server can see.
+    """What is known when a batch arrives. Raises InputError for impossible values.
 
     Attributes:
         queue_depth: requests waiting behind the batch (g).
         rows: sequences in the batch (a rerank of 8 passages is 8).
-        tokens: padded length of the batch; None takes the table's shortest.
+        tokens: padded length of the batch; None means the shortest length of the table.
         batch: requests in the batch (b).
-        batch_size: requests that the server puts into one batch at most (B).
+        batch_size: maximum number of requests that the server puts into one batch (B).
         workers: workers that share the queue (W).
-        overhead_ms: the server's own time per request (r).
-        turnaround_ms: what a worker needs from one batch to the next beyond its service time; 0 where unknown.
-        ages_ms: how long each request has waited already; empty where unknown.
-        budgets_ms: each request's own budget T_i, in the order of ``ages_ms``; empty where they have none.
+        overhead_ms: time that the server adds per request (r).
+        turnaround_ms: time that a worker needs from one batch to the next beyond the service time; 0 if unknown.
+        ages_ms: how long each request has waited already; empty if unknown.
+        budgets_ms: the budget T_i of each request, in the order of ``ages_ms``; empty if the requests have none.
     """
 
     queue_depth: int = 0

@@ -1,8 +1,8 @@
-"""The elastic schedule (ElasticLM, section 4.3): pure policies from (table, load) to a level.
+"""The elastic schedule (ElasticLM, section 4.3): policies that choose a level from a latency table and the load.
 
-Behind a queue of g requests level k answers the last one after about (g + 1) t_k. Each policy is a frozen value with
-``choose(table, load)``; it is written ``fixed:50``, ``queue:t=250``, ``slack:t=250,alpha=0.6`` everywhere. A pipeline's
-levels are pairs (see elasticlm.schedule.cascade), ``fixed:50+10``.
+With g requests in the queue, level k answers the last one after about (g + 1) t_k. Each policy is a frozen value with
+the pure method ``choose(table, load)``. Policies are written ``fixed:50``, ``queue:t=250`` or
+``slack:t=250,alpha=0.6``. Levels of a two-stage pipeline are pairs (see elasticlm.schedule.cascade): ``fixed:50+10``.
 """
 
 import math
@@ -16,11 +16,11 @@ from elasticlm.model.structure import Choice, level_name, parse_choice
 from elasticlm.schedule.load import Load
 
 ChoiceT = TypeVar("ChoiceT")
-ALPHA = 0.6  # share of the budget that `slack` plans with; `elasticlm policies` recommends one
+ALPHA = 0.6  # share of the budget that `slack` plans with; `elasticlm policies` recommends a value
 
 
 class Table(Protocol[ChoiceT]):
-    """What a policy asks: the levels, best first, and what each takes. A LatencyTable, or of a pipeline a PairTable."""
+    """Levels, best first, with their service times: a LatencyTable, or a PairTable for a two-stage pipeline."""
 
     @property
     def levels(self) -> tuple[ChoiceT, ...]: ...
@@ -31,10 +31,10 @@ class Table(Protocol[ChoiceT]):
 
 
 class Policy(Protocol):
-    """A level for each batch; decided from the batch's load alone, without memory.
+    """Chooses a level for each batch from the load of that batch, without any state.
 
     Attributes:
-        budget_ms: T, the latency budget that the policy plans with; None where it plans with none.
+        budget_ms: T, the latency budget that the policy plans with; None if it has no budget.
     """
 
     @property
@@ -46,12 +46,12 @@ class Policy(Protocol):
         """Raise InputError unless the policy can choose among these levels."""
 
     def settings(self) -> dict[str, str | float]:
-        """The policy as settings of an archive: ``policy``, and its numbers under the settings' own names."""
+        """Return the policy as settings of an archive: ``policy``, and its parameters by the names of the settings."""
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """Always the same level: what a static model does."""
+    """Always chooses the same level, like a static model."""
 
     level: Choice
 
@@ -76,7 +76,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Queue:
-    """The paper's law: the largest level that answers the last request in the queue within the budget.
+    """The rule of the paper: the largest level that answers the last request in the queue within the budget.
 
     >>> from elasticlm.schedule.latency import LatencyTable
     >>> table = LatencyTable.from_means({50: 40.0, 10: 8.0})
@@ -101,11 +101,12 @@ class Queue:
 
 @dataclass(frozen=True)
 class Slack:
-    """The default: the law with a share ``alpha`` of the budget, and no request in the batch made late.
+    """The default policy: the paper's rule with a share ``alpha`` of the budget, plus the deadlines of the batch.
 
-    The law alone steers the last request in the queue to finish at the budget, so that under a lasting rush the whole
-    queue lives on the edge; and it leaves out that every waiting batch costs the worker its turnaround too. Requests
-    that even the smallest level would answer late are beyond saving and do not count.
+    The rule alone lets the last request in the queue finish exactly at the budget, so that under sustained load all
+    requests finish close to it, and it ignores the turnaround time per waiting batch. This policy leaves a margin and
+    counts the turnaround. It also chooses a level at which every request of the batch is answered in time; requests
+    that would be late even at the smallest level are ignored in this choice.
     """
 
     budget_ms: float
@@ -113,8 +114,8 @@ class Slack:
 
     def choose(self, table: Table[ChoiceT], load: Load) -> ChoiceT:
         budgets = load.budgets_ms or (self.budget_ms,) * len(load.ages_ms)
-        spare = [min(self.budget_ms, own) - age - load.overhead_ms
-                 for own, age in zip(budgets, load.ages_ms, strict=True)]  # fmt: skip
+        spare = [min(self.budget_ms, budget) - age - load.overhead_ms
+                 for budget, age in zip(budgets, load.ages_ms, strict=True)]  # fmt: skip
         fastest = table.p95_ms(table.levels[-1], load.rows, load.tokens)
         tightest = min((ms for ms in spare if ms >= fastest), default=math.inf)
         limit_ms = self.alpha * self.budget_ms
@@ -134,13 +135,13 @@ class Slack:
 def largest_within(
     table: Table[ChoiceT], load: Load, limit_ms: float, *, tightest_ms: float = math.inf, turnaround_ms: float = 0.0
 ) -> ChoiceT:
-    """Return the largest level for which the last request in the queue, and the batch in hand, are in time.
+    """Return the largest level at which both the last request in the queue and the current batch are in time.
 
         t_k(rows, tokens) + ceil(g / (B W)) (t_k(rows B / b, tokens) + turnaround) + r <= limit
         and  t_k^p95(rows, tokens) <= tightest
 
-    With B = W = b = 1 and r = turnaround = 0 this is the paper's (g + 1) t_k <= T. Where no level fits, the smallest: a
-    late answer beats none.
+    With B = W = b = 1 and r = turnaround = 0 this is the paper's (g + 1) t_k <= T. If no level fits, the smallest level
+    is returned, because a late answer is better than none.
     """
     rounds = math.ceil(load.queue_depth / (load.batch_size * load.workers))
     full_rows = load.rows * load.batch_size / load.batch
@@ -160,7 +161,7 @@ OPTIONS = {"fixed": (), "queue": ("t",), "slack": ("t", "alpha")}
 def parse_policy(text: str, *, default_budget_ms: float | None = None, default_alpha: float = ALPHA) -> Policy:
     """Return the policy written ``fixed:50``, ``queue:t=250`` or ``slack:t=250,alpha=0.6``.
 
-    A policy without its own t (alpha) takes the default. Raises InputError with the near match on unknown words.
+    If t or alpha is missing, the default applies. Raises InputError for unknown names, with the closest match.
     """
     name, _, arguments = text.strip().partition(":")
     if name not in POLICIES:
@@ -175,9 +176,9 @@ def parse_policy(text: str, *, default_budget_ms: float | None = None, default_a
         budget_ms = float(options.get("t", default_budget_ms or "nan"))
         alpha = float(options.get("alpha", default_alpha))
     except ValueError:
-        raise InputError(f"policy {text!r}: t and alpha are numbers, such as t=250,alpha=0.6") from None
+        raise InputError(f"policy {text!r}: t and alpha must be numbers, such as t=250,alpha=0.6") from None
     if not 0 < budget_ms < math.inf:
         raise InputError(f"policy {text!r}: needs a budget above 0 in ms, such as {name}:t=250")
     if not 0 < alpha <= 1:
-        raise InputError(f"policy {text!r}: alpha is a share of the budget above 0 and at most 1")
+        raise InputError(f"policy {text!r}: alpha must be above 0 and at most 1")
     return Queue(budget_ms) if name == "queue" else Slack(budget_ms, alpha)

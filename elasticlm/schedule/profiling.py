@@ -1,4 +1,4 @@
-"""Measuring a latency table: every level on batches of given rows and tokens, by the path that serves them."""
+"""Measure a latency table: time every level on batches of given rows and tokens, with the code that serves requests."""
 
 import itertools
 import statistics
@@ -28,14 +28,14 @@ def measure(
     min_runs: int = 20,
     on_cell: Callable[[], None] = lambda: None,
 ) -> LatencyTable:
-    """Measure the service time of every level: parsed request -> response object (tokenise, forward, convert).
+    """Measure the service time of every level from parsed request to response object (tokenise, forward, convert).
 
-    Levels take turns on the same batch, so that noise of the machine falls on all of them alike.
+    Levels alternate on the same batch, so that noise on the machine affects all of them equally.
 
     Args:
-        levels: None for all.
+        levels: levels to measure; None for all.
         rows, tokens: the grid; lengths above the model's limit are left out.
-        threads: of PyTorch's intra-op pool.
+        threads: size of PyTorch's intra-op pool.
         seconds, min_runs: a cell is timed until both are reached.
         on_cell: called after each cell, for progress.
     """
@@ -64,27 +64,28 @@ def measure(
 
 
 def _answer(model: ElasticModel, texts: list[str], seconds: list[str] | None, level: Level) -> list:
-    """What the server does between a parsed request and the response object."""
+    """Do the work of the server between a parsed request and the response object."""
     inputs = model.tokenize(texts) if seconds is None else model.tokenize_pairs(texts, seconds)
     return model.encode(inputs, level).tolist()
 
 
 def batch_of(model: ElasticModel, rows: int, tokens: int) -> tuple[list[str], list[str] | None]:
-    """Texts, or for a reranker one query (an eighth of the tokens) with passages, that make a batch of rows x tokens.
+    """Return texts, or for a reranker one query (an eighth of the tokens) with passages, that form rows x tokens.
 
-    Of several rows the last is a token shorter: batches are padded, and runtimes may be faster where they are not.
+    If there are several rows, the last one is one token shorter, because real batches contain padding and runtimes may
+    be faster without it.
     """
     padded = rows > 1
     if model.config.task != "score":
         return [text_of(model, tokens)] * (rows - padded) + [text_of(model, tokens - 1)] * padded, None
     query = max(3, tokens // 8)
-    longest = tokens - query + 1  # they share a [CLS]
+    longest = tokens - query + 1  # query and passage share one [CLS]
     passages = [text_of(model, longest)] * (rows - padded) + [text_of(model, longest - 1)] * padded
     return [text_of(model, query)] * rows, passages
 
 
 def text_of(model: ElasticModel, tokens: int) -> str:
-    """A text of words of the model's own vocabulary that makes exactly so many tokens, special ones included."""
+    """Return a text of words from the model's vocabulary with exactly ``tokens`` tokens, including special tokens."""
     tokenizer = model.tokenizer
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     words = [word for word, _ in vocabulary if word.isalpha() and word.islower()] or [tokenizer.unk_token]

@@ -1,12 +1,12 @@
-"""The layout of an archive, packed and unpacked; this module is its one owner.
+"""Write, unpack and read archives. This module alone defines their layout:
 
-artifact/            the model, or of a two-stage archive the retriever
-index/               its passage index, where it searches
-reranker/            of a two-stage archive: the reranker's artifact,
-passages/            the texts of the index's passages (see elasticlm.retrieval.passage_texts),
-pairs.json           and the pairs of levels worth running (see elasticlm.schedule.cascade)
-elasticlm/           the code that serves it, elasticlm/handlers included
-model-config.yaml    its settings
+artifact/            the model; in a two-stage archive, the retriever
+index/               the passage index, if the archive answers searches
+reranker/            two-stage archives: the reranker's artifact
+passages/            two-stage archives: the texts of the index's passages (see elasticlm.retrieval.passage_texts)
+pairs.json           two-stage archives: the pairs of levels worth running (see elasticlm.schedule.cascade)
+elasticlm/           the code that serves the archive, including elasticlm/handlers
+model-config.yaml    the settings
 MAR-INF/             TorchServe's manifest
 """
 
@@ -38,12 +38,12 @@ MANIFEST = Path("MAR-INF") / "MANIFEST.json"
 
 @dataclass(frozen=True)
 class SecondStage:
-    """What a two-stage archive holds besides the retriever and its index.
+    """The parts of a two-stage archive other than the retriever and its index.
 
     Attributes:
         reranker: artifact folder.
         pairs: the pairs of levels worth running, best first.
-        passages: texts of the index's passages, in its order.
+        passages: texts of the index's passages, in the order of the index.
     """
 
     reranker: Path
@@ -64,37 +64,37 @@ class Bundle:
 
     @property
     def index(self) -> Path | None:
-        """The index folder; None where the archive does not search."""
+        """The index folder; None if the archive does not answer searches."""
         return self.folder / INDEX if (self.folder / INDEX).is_dir() else None
 
     @property
     def is_two_stage(self) -> bool:
-        """Whether a reranker orders what the search finds; such an archive answers searches only."""
+        """Whether hits are reranked by a second model; such an archive answers searches only."""
         return (self.folder / PAIRS_FILE).is_file()
 
     @property
     def reranker(self) -> Path:
-        """The reranker's artifact folder, of a two-stage archive."""
+        """The reranker's artifact folder, in a two-stage archive."""
         old = self.folder / OLD_RERANKER
         return old if old.is_dir() else self.folder / RERANKER
 
     @property
     def passages(self) -> Path:
-        """The folder with the passages' texts, of a two-stage archive."""
+        """The folder with the texts of the passages, in a two-stage archive."""
         return self.folder / PASSAGES
 
     def read_pairs(self) -> list[MeasuredPair]:
-        """The pairs of levels of a two-stage archive, best first."""
+        """Return the pairs of levels of a two-stage archive, best first."""
         return read_pairs(self.folder / PAIRS_FILE)
 
     def read_levels(self) -> tuple[Choice, ...]:
-        """What a policy can choose: the levels, largest first; of a two-stage archive the pairs, best first."""
+        """Return what a policy can choose from: levels, largest first; or pairs of levels, best first."""
         if self.is_two_stage:
             return tuple(pair.levels for pair in self.read_pairs())
         return ElasticStructure.from_json(read_config(self.artifact).levels or {}).levels
 
     def read_settings(self) -> tuple[str, Mapping[str, Any]]:
-        """The name that it was packed under, and the contents of its model-config.yaml. Raises InputError."""
+        """Return the archive's name and the contents of its model-config.yaml. Raises InputError."""
         try:
             manifest = json.loads((self.folder / MANIFEST).read_text("utf-8"))["model"]
             return manifest["modelName"], yaml.safe_load((self.folder / manifest["configFile"]).read_text("utf-8"))
@@ -103,7 +103,7 @@ class Bundle:
 
 
 def unpack(archive: str | Path, folder: Path) -> Bundle:
-    """Unpack a .mar file into a folder. Raises InputError on any other file."""
+    """Unpack a .mar file into a folder. Raises InputError if the file is not an archive of `elasticlm archive`."""
     try:
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(folder)
@@ -127,12 +127,12 @@ def stage(
     second: SecondStage | None = None,
     left_out: Sequence[str] = (),
 ) -> None:
-    """Write all parts of an archive but its settings and manifest into a new folder.
+    """Write all parts of an archive except its settings and manifest into a new folder.
 
     Args:
         artifact: the model's artifact folder.
         adapter: folder of the package that adapts the library to the server (elasticlm.handlers).
-        left_out: names of files and folders that are not copied from artifacts; hidden ones never are.
+        left_out: names of files and folders that are not copied from artifacts; hidden files are never copied.
     """
     ignored: Callable[..., set[str]] = shutil.ignore_patterns(".*", *left_out)
     _copy_code(Path(elasticlm.__file__).parent, folder / "elasticlm")
@@ -147,7 +147,7 @@ def stage(
 
 
 def _copy_code(package: Path, target: Path) -> None:
-    """Copy a package's .py files, nothing else: no caches, no data."""
+    """Copy the .py files of a package, without caches and data."""
     for file in package.rglob("*.py"):
         copy = target / file.relative_to(package)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A retriever and a reranker behind it, over one index: how long they take together."""
+"""Service times of a two-stage pipeline: a retriever that searches an index, and a reranker of its hits."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from elasticlm.schedule.latency import LatencyTable
 if TYPE_CHECKING:
     from elasticlm.retrieval.passage_index import PassageIndex
 
-SAMPLE = 64  # searches by which it is judged how long a list's passages are
-TIMED = 5  # searches by which it is judged how long one takes
+SAMPLE = 64  # searches used to estimate the length of the passages in a list
+TIMED = 5  # searches used to estimate the time of one search
 
 
 class Passages(Protocol):
-    """Texts of an index's passages, by row: a list, or PassageTexts."""
+    """Texts of an index's passages by row, either a list or PassageTexts."""
 
     def __len__(self) -> int: ...
 
@@ -35,21 +35,21 @@ def pair_table(
     *,
     backend: str,
 ) -> PairTable:
-    """Return the service times of pairs of levels: lists as long as this index gives, the index's own time measured.
+    """Return the service times of pairs of levels, with passage lengths and search time measured on this index.
 
     Args:
-        retriever, reranker: models, and their latency tables in the setup that is served.
-        backend: what runs the reranker.
+        retriever, reranker: each model with its latency table for the setup in which it is served.
+        backend: the backend that runs the reranker.
     """
     depth = max(pair.depth for pair in pairs)
     tokens = tokens_of_lists(retriever[0], reranker[0], index, passages, depth, backend=backend)
     texts = [passages[row] for row in range(min(TIMED, len(passages)))]
-    some = retriever[0].embed(texts, level=retriever[0].structures.smallest)
+    queries = retriever[0].embed(texts, level=retriever[0].structures.smallest)
     return PairTable(
         pairs, retriever[1], reranker[1],
         passage_tokens=tokens - 1,  # one [CLS] for both texts of a pair
         max_tokens=reranker[0].config.max_tokens.pair,
-        search_ms=index.time_search(some.numpy(), depth),
+        search_ms=index.time_search(queries.numpy(), depth),
     )  # fmt: skip
 
 
@@ -62,14 +62,16 @@ def tokens_of_lists(
     *,
     backend: str,
 ) -> int:
-    """Return how long each of a list's ``depth`` passages is for the backend, in the mean over lists near a passage.
+    """Return the tokens per passage that the backend computes for a list of ``depth`` hits: a mean over searches.
 
-    Passages that are found together are longer than any so many: long ones are near to more queries.
+    The sample consists of real searches and not of random passages, because hits are longer than average: long passages
+    are close to more queries.
     """
     rows = np.linspace(0, len(passages) - 1, min(SAMPLE, len(passages))).astype(int)
-    near = retriever.embed([passages[row] for row in rows], level=retriever.structures.smallest).numpy()
-    lists = [own for own in index.search(near, depth)[1] if own]
-    ids = list(dict.fromkeys(pid for own in lists for pid in own))
-    found = reranker.tokenize_pairs([passages[index.row[pid]] for pid in ids], None)["attention_mask"].sum(1).tolist()
-    length = dict(zip(ids, found, strict=True))
-    return math.ceil(np.mean([counted_tokens(backend, [length[pid] for pid in own]) for own in lists]))
+    queries = retriever.embed([passages[row] for row in rows], level=retriever.structures.smallest).numpy()
+    lists = [hits for hits in index.search(queries, depth)[1] if hits]
+    ids = list(dict.fromkeys(pid for hits in lists for pid in hits))
+    texts = [passages[index.row[pid]] for pid in ids]
+    lengths = reranker.tokenize_pairs(texts, None)["attention_mask"].sum(1).tolist()
+    length = dict(zip(ids, lengths, strict=True))
+    return math.ceil(np.mean([counted_tokens(backend, [length[pid] for pid in hits]) for hits in lists]))

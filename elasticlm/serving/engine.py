@@ -1,4 +1,7 @@
-"""From accepted requests to answers: tokenise, choose a level, run it, convert. No server in here."""
+"""Answer batches of accepted requests: tokenise, choose a level, run it, convert the outputs.
+
+This module does not depend on a server; elasticlm.handlers adapts it to TorchServe.
+"""
 
 import logging
 import statistics
@@ -28,16 +31,19 @@ from elasticlm.serving.stages import Stages
 logger = logging.getLogger(__name__)
 
 PROFILE_RUNS = 5
-"""Runs a level and cell of `profile_on_start`, and searches timed at the start."""
+"""Runs per level and cell with `profile_on_start`, and number of searches timed at startup."""
 SEARCHED = 10
-"""Hits of those searches."""
+"""Number of hits in each timed search."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The body of one answer, the level that it was made at, and its share of the batch's time at the largest, ms.
+    """The answer to one request.
 
-    Vectors and scores in the body are NumPy arrays, see elasticlm.serving.responses. A pipeline's level is a pair.
+    Attributes:
+        body: the JSON object; vectors and scores in it are NumPy arrays, see elasticlm.serving.responses.
+        level: the level that produced the answer; a pair of levels in a two-stage archive.
+        largest_ms: this request's share of the time that the batch would take at the largest level.
     """
 
     body: dict[str, Any]
@@ -46,13 +52,13 @@ class Answer:
 
 
 class Answerer:
-    """Model, latency table, policy and index of one archive: requests in, answers out.
+    """Answers requests with the model, latency table, policy and index of one archive.
 
     Args:
         folder: an unpacked archive, see elasticlm.serving.bundle.
         settings: the handler's settings.
 
-    Raises InputError where the parts do not fit together.
+    Raises InputError if the parts do not fit together.
     """
 
     def __init__(self, folder: Path, settings: Settings) -> None:
@@ -73,20 +79,20 @@ class Answerer:
             self.search_ms = self.index.time_search(warm, SEARCHED)
 
     def adopt(self, settings: Settings) -> None:
-        """Take the policy of these settings; raises InputError where it wants a level that is not there."""
+        """Switch to the policy of these settings. Raises InputError if the policy needs a level that does not exist."""
         policy: Policy = settings.parsed_policy()
         policy.check(self.model.levels)
         self.policy = policy
 
     def answer(self, requests: Sequence[Request], load: Load, stages: Stages | None = None) -> list[Answer]:
-        """Return the answers of a batch, in its order.
+        """Return the answers to a batch, in the order of the requests.
 
-        Everything runs at one level, which the policy chooses; passages alone run at the largest, so that a rush can
-        never poison an index, and their time counts as overhead in the choice.
+        The whole batch runs at one level, which the policy chooses. Passages are the exception: they always run at the
+        largest level, so that passage vectors do not depend on the load. Their time counts as overhead in the choice.
 
         Args:
-            load: what is known of the queue; rows, tokens and batch are filled in here, overhead added to.
-            stages: takes the time of each stage.
+            load: what is known about the queue; this method fills in rows, tokens and batch, and adds to overhead_ms.
+            stages: records the time of each stage.
         """
         stages = stages or Stages()
         groups: dict[str, list[int]] = {}
@@ -106,7 +112,7 @@ class Answerer:
         return [answers[i] for i in range(len(requests))]
 
     def _choose(self, requests: Sequence[Request], shapes: Mapping[str, Sequence[int]], load: Load) -> Level:
-        """Return the level for what is elastic in a batch whose groups have these shapes (rows, tokens)."""
+        """Return the level for the elastic part of a batch, given the shape (rows, tokens) of each group."""
         elastic = [shape for kind, shape in shapes.items() if kind != "passage"]
         if not elastic:
             return self.model.structures.largest
@@ -123,7 +129,7 @@ class Answerer:
         return self.policy.choose(self.table, load)
 
     def _tokenise(self, kind: str, requests: Sequence[Request]) -> BatchEncoding:
-        """Tokenise requests of one kind, one row a text or pair."""
+        """Tokenise requests of one kind, with one row per text or pair."""
         if kind in ("query", "passage"):
             texts = [request.query if isinstance(request, Search) else request.text for request in requests]  # type: ignore[union-attr]
             return self.model.tokenize(texts, kind)  # type: ignore[arg-type]
@@ -170,21 +176,21 @@ class Answerer:
                 }
 
     def _search(self, requests: Sequence[Request], vectors: Tensor) -> Iterator[list[dict[str, Any]]]:
-        """Return the hits of every search among the requests, all searched at once."""
-        asked = [(i, request.k) for i, request in enumerate(requests) if isinstance(request, Search)]
-        if not asked:
+        """Return the hits of every search among the requests, computed in one call to the index."""
+        searches = [(i, request.k) for i, request in enumerate(requests) if isinstance(request, Search)]
+        if not searches:
             return iter(())
-        assert self.index is not None  # refuse_unserved() lets no search through without an index
-        rows, ks = zip(*asked, strict=True)
+        assert self.index is not None  # refuse_unserved() rejects searches if there is no index
+        rows, ks = zip(*searches, strict=True)
         scores, ids = self.index.search(vectors[list(rows)].numpy(), max(ks))
         return iter(
-            [{"id": i, "score": s} for i, s in zip(*found, strict=False)]  # an inexact index may find fewer than k
-            for found in zip(ids, scores.tolist(), strict=True)
+            [{"id": i, "score": s} for i, s in zip(*hits, strict=False)]  # an approximate index may find fewer than k
+            for hits in zip(ids, scores.tolist(), strict=True)
         )
 
 
 def _kind(request: Request) -> str:
-    """What may share a forward pass: queries, passages, pairs, or single sentences."""
+    """Return the group of requests that can share a forward pass: query, passage, pair, or single (sentence)."""
     match request:
         case Embed(kind=kind):
             return kind
@@ -207,7 +213,7 @@ def _pairs(request: Request) -> list[tuple[str, str | None]]:
 
 
 def load_model(artifact: Path, settings: Settings) -> tuple[ElasticModel, LatencyTable]:
-    """Load an artifact and the latency table to decide by; raises InputError where they do not fit together."""
+    """Load an artifact and the latency table that the policy uses. Raises InputError if they do not fit together."""
     table, setup = choose_setup(
         artifact, threads=settings.threads, backend=settings.backend, precision=settings.precision
     )
@@ -220,10 +226,10 @@ def load_model(artifact: Path, settings: Settings) -> tuple[ElasticModel, Latenc
 
 
 def warmed_up(model: ElasticModel, table: LatencyTable, settings: Settings) -> LatencyTable:
-    """Set the length limits of the settings and run every level, so that no request pays for first times.
+    """Apply the length limits of the settings and run every level once, so that no request pays for warm-up.
 
-    Levels run at the table's smallest and largest cell. Returns the table, scaled to this machine where the settings
-    say so. Raises InputError on a level whose weights are damaged.
+    Every level runs at the smallest and the largest cell of the table. Returns the table, scaled to this machine if
+    ``profile_on_start`` is set. Raises InputError if a level returns values that are not finite.
     """
     limits = model.config.max_tokens
     shorter = {kind: min(limits.of(kind), settings.max_tokens or limits.of(kind)) for kind in ("query", "pair")}
@@ -235,12 +241,14 @@ def warmed_up(model: ElasticModel, table: LatencyTable, settings: Settings) -> L
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         for level in model.levels:
             if not model.encode(inputs, level).isfinite().all():
-                raise InputError(f"level {level} does not answer with finite numbers: are the weights damaged?")
+                raise InputError(
+                    f"level {level} returns values that are not finite: check whether the weights are damaged"
+                )
     return rescaled(table, model, settings.threads) if settings.profile_on_start else table
 
 
 def warn_if_stale(file: Path, table: LatencyTable, here: Setup) -> None:
-    """Warn where the table was measured on another machine or in another setup than what runs."""
+    """Log a warning if the table was measured on another machine or in another setup than the current one."""
     then, here_now = table.setup, machine(())
     differences = [
         f"{name} {before}, here {now}"
@@ -256,7 +264,7 @@ def warn_if_stale(file: Path, table: LatencyTable, here: Setup) -> None:
     ]
     if differences:
         logger.warning(
-            "STALE LATENCY TABLE: %s was measured with %s. Levels will be chosen by times of another set-up: run "
+            "STALE LATENCY TABLE: %s was measured with %s. Levels are chosen by service times of another setup: run "
             "`elasticlm profile` on this machine, or set profile_on_start: true",
             file, "; ".join(differences),
         )  # fmt: skip
@@ -267,7 +275,7 @@ def _listed(names: Sequence[str] | None) -> str | None:
 
 
 def rescaled(table: LatencyTable, model: ElasticModel, threads: int) -> LatencyTable:
-    """Return the table scaled, level by level, to a few runs on this machine at its smallest and its largest cell."""
+    """Return the table with each level scaled to a few runs on this machine at the smallest and the largest cell."""
     ratios: dict[Level, list[float]] = {level: [] for level in table.levels}
     for rows, tokens in ((table.rows[0], table.tokens[0]), (table.rows[-1], table.tokens[-1])):
         now = measure(
@@ -280,7 +288,7 @@ def rescaled(table: LatencyTable, model: ElasticModel, threads: int) -> LatencyT
 
 
 def load_index(folder: Path | None, model: ElasticModel, threads: int) -> Any:
-    """Return the archive's index, checked against the artifact; None where it has none."""
+    """Return the archive's index, checked against the artifact; None if the archive has no index."""
     if folder is None:
         return None
     import faiss

@@ -1,7 +1,7 @@
-"""Budget and policy changed while the worker serves: a small YAML file that is read again when it changes.
+"""Change the budget and the policy while a worker is running, by means of a small YAML file.
 
-A file, because it needs no port and no restart, reaches every worker of a model alike, is changed atomically (`mv`),
-and can be a mounted ConfigMap or stand under version control. A worker looks at its time stamp once a second.
+A file needs no port and no restart, reaches all workers of a model, can be replaced atomically (`mv`), and can be a
+mounted ConfigMap or be kept under version control. Each worker checks the file's timestamp once per second.
 """
 
 import logging
@@ -24,11 +24,11 @@ LOOK_EVERY_S = 1.0
 
 
 class LiveSettings:
-    """The settings as they stand now.
+    """The current settings: those of the archive, with the values of the live file on top.
 
     Args:
-        settings: those of the archive; `live_file` names the file, None: nothing changes.
-        adopt: called with new settings before they count; raises InputError where they cannot be served.
+        settings: the settings of the archive; `live_file` names the file. If it is None, the settings never change.
+        adopt: called with new settings before they take effect; raises InputError if they cannot be served.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class LiveSettings:
         self._look_at = -float("inf")
 
     def __call__(self) -> Settings:
-        """Return the settings, read again where the file has changed. What is wrong in it is logged and not taken."""
+        """Return the settings; read the file again if it has changed. Invalid values are logged and ignored."""
         if self._file is None or self._clock() < self._look_at:
             return self._now
         self._look_at = self._clock() + LOOK_EVERY_S
@@ -52,10 +52,10 @@ class LiveSettings:
         if stamp != self._stamp:
             self._stamp = stamp
             try:
-                changed = self._read() if stamp else self._packed  # a file that is taken away: as packed
+                changed = self._read() if stamp else self._packed  # if the file was removed, use the archive's settings
                 self._adopt(changed)
             except InputError as error:
-                logger.error("%s: %s; the settings before it stay", self._file, error)
+                logger.error("%s: %s; keeping the previous settings", self._file, error)
             else:
                 self._now = changed
                 shown = ", ".join(f"{name} {getattr(changed, name)}" for name in CHANGEABLE)
@@ -68,10 +68,12 @@ class LiveSettings:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"cannot be read ({' '.join(str(error).split())})") from None
         if not isinstance(content, dict):
-            raise InputError(f"expected some of {', '.join(CHANGEABLE)}")
+            raise InputError(f"expected a mapping with any of {', '.join(CHANGEABLE)}")
         for name in content:
             if name not in CHANGEABLE:
-                raise InputError(f"{unknown('live setting', str(name), CHANGEABLE)} (others need a new archive)")
+                raise InputError(
+                    f"{unknown('live setting', str(name), CHANGEABLE)}; to change others, pack the archive again"
+                )
         return replace(self._packed, **content)
 
 

@@ -1,6 +1,6 @@
-"""The wire's way in: a request body becomes one of four requests, or is refused with a status of its own.
+"""Parse and validate request bodies and headers; an invalid request raises RequestError with an HTTP status.
 
-Pure functions: no server, no model, no clock.
+All functions are pure: they use no server, no model and no clock. A body is one of four requests:
 
     {"text": "...", "as": "query"|"passage"}      Embed
     {"query": "...", "k": 10}                     Search
@@ -27,14 +27,14 @@ EXPECTED = "send exactly one of {text, as}, {query, k}, {query, passages}, {sent
 
 
 class RequestError(ValueError):
-    """One request refused: an HTTP status, a code for programs, a line for people."""
+    """A rejected request: an HTTP status, a code for programs, and a message for people."""
 
     def __init__(self, code: str, message: str, status: int = BAD_REQUEST) -> None:
         super().__init__(message)
         self.code, self.message, self.status = code, message, status
 
     def answer(self) -> dict[str, Any]:
-        """The body of the refusal."""
+        """Return the body of the error response."""
         return {"error": {"code": self.code, "message": self.message}}
 
 
@@ -67,12 +67,12 @@ Request = Embed | Search | Score | Classify
 
 @dataclass(frozen=True)
 class AcceptedRequest:
-    """An accepted request with its clock.
+    """An accepted request with its age and its latency budget.
 
     Args:
-        age_ms: how long it has waited already; 0 where nothing is known.
-        budget_ms: T_i, its own latency budget, counted from its arrival.
-        binary: whether the answer is to be bare numbers.
+        age_ms: how long the request has waited already; 0 if unknown.
+        budget_ms: T_i, the latency budget of this request, counted from its arrival.
+        binary: whether the client asked for a binary answer (float32 values).
     """
 
     request: Request
@@ -83,12 +83,12 @@ class AcceptedRequest:
 
 @dataclass(frozen=True)
 class Service:
-    """What an archive can answer.
+    """The kinds of requests that an archive can answer.
 
     Args:
-        task: the artifact's task: "embed", "score" or "classify"; "search" of a pipeline, which does nothing else.
-        passages_encoder: who encodes passages for this artifact: "teacher" or "largest".
-        has_index: whether the archive holds an index to search.
+        task: the artifact's task, "embed", "score" or "classify"; or "search" for a two-stage archive.
+        passages_encoder: which model encodes passages for this artifact: "teacher" or "largest" (its largest level).
+        has_index: whether the archive contains an index to search.
     """
 
     task: str
@@ -102,8 +102,8 @@ def accept(
     """Return one item of TorchServe's batch as an accepted request; raises RequestError.
 
     Args:
-        item: what TorchServe hands over: `{"body": ...}`.
-        headers: the request's headers, names in lower case.
+        item: the item as received from TorchServe: `{"body": ...}`.
+        headers: the headers of the request, with names in lower case.
         age_ms: how long the request has waited.
     """
     request = parse(read_body(item, settings), settings)
@@ -115,16 +115,16 @@ def accept(
 
 
 def wants_binary(accept: str | None, request: Request) -> bool:
-    """Whether a request's Accept header asks for bare numbers; raises RequestError where its answer has others.
+    """Return whether the Accept header asks for a binary answer. Raises RequestError if the request has none.
 
-    JSON goes first wherever both will do.
+    If the client accepts both JSON and binary, the answer is JSON.
     """
     types = {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
     if BINARY not in types or types & {JSON, "application/*", "*/*"}:
         return False
     if not isinstance(request, Embed | Score):
         raise RequestError(
-            "not_acceptable", f"only embeddings and scores come as {BINARY}: accept {JSON}", NOT_ACCEPTABLE
+            "not_acceptable", f"only embeddings and scores are available as {BINARY}: accept {JSON}", NOT_ACCEPTABLE
         )
     return True
 
@@ -132,7 +132,7 @@ def wants_binary(accept: str | None, request: Request) -> bool:
 def read_body(item: Mapping[str, Any], settings: Settings) -> Any:
     """Return the JSON value of one item of TorchServe's batch.
 
-    The body is raw bytes with `decode_input_request=false`, and a value already where TorchServe decoded it.
+    With `decode_input_request=false` the body is raw bytes; otherwise TorchServe has decoded it already.
     """
     body = item.get("body")
     if body is None or body == b"":
@@ -140,8 +140,8 @@ def read_body(item: Mapping[str, Any], settings: Settings) -> Any:
     if not isinstance(body, bytes | bytearray):
         return body
     if len(body) > settings.max_body_bytes:
-        most = settings.max_body_bytes
-        raise RequestError("too_large", f"body of {len(body)} bytes; setting max_body_bytes is {most}", TOO_LARGE)
+        limit = settings.max_body_bytes
+        raise RequestError("too_large", f"body of {len(body)} bytes; setting max_body_bytes is {limit}", TOO_LARGE)
     try:
         return json.loads(body.decode("utf-8"))
     except RecursionError:
@@ -151,7 +151,7 @@ def read_body(item: Mapping[str, Any], settings: Settings) -> Any:
 
 
 def parse(value: Any, settings: Settings) -> Request:
-    """Return the request in a JSON value; raises RequestError that says what is wrong with it."""
+    """Return the request that a JSON value describes. Raises RequestError if the value is not a valid request."""
     if not isinstance(value, dict):
         raise RequestError("bad_request", f"expected a JSON object, found {_json_type(value)}: {EXPECTED}")
     for field in value:
@@ -169,7 +169,7 @@ def parse(value: Any, settings: Settings) -> Request:
 
 
 def refuse_unserved(request: Request, service: Service) -> None:
-    """Raise RequestError where the archive cannot answer this request."""
+    """Raise RequestError if the archive cannot answer this request."""
     served = {"embed": Embed | Search, "search": Search, "score": Score, "classify": Classify}[service.task]
     if not isinstance(request, served):
         serves = {"embed": "{text, as}" + (" and {query, k}" if service.has_index else ""), "search": "{query, k}",
@@ -177,7 +177,7 @@ def refuse_unserved(request: Request, service: Service) -> None:
         raise RequestError("wrong_task", f"this model's task is {service.task!r}: it answers {serves}")
     if isinstance(request, Search) and not service.has_index:
         raise RequestError(
-            "no_index", "this archive has no index: make it with elasticlm archive --index DIR to search"
+            "no_index", "this archive has no index: pack it with elasticlm archive --index DIR to answer searches"
         )
     if isinstance(request, Embed) and request.kind == "passage" and service.passages_encoder != "largest":
         raise RequestError(
@@ -192,16 +192,16 @@ def latency_budget_ms(header: str | None, setting_ms: float) -> float:
     if header is None:
         return setting_ms
     try:
-        asked = float(header)
+        requested_ms = float(header)
     except ValueError:
-        asked = math.nan
-    if not (math.isfinite(asked) and asked > 0):
+        requested_ms = math.nan
+    if not (math.isfinite(requested_ms) and requested_ms > 0):
         raise RequestError("bad_header", f"X-Latency-Budget-Ms is {header[:80]!r}, expected milliseconds above 0")
-    return min(setting_ms, asked)
+    return min(setting_ms, requested_ms)
 
 
 def _form(given: set[str]) -> tuple[str, ...]:
-    """Return the one form that the fields make."""
+    """Return the request form that has exactly these fields. Raises RequestError if there is none."""
     for form in FORMS:
         if given <= set(form) and set(form) - OPTIONAL <= given:
             return form
@@ -223,7 +223,7 @@ def _checked_text(text: Any, name: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise RequestError("bad_text", f"{name} holds half of a surrogate pair, which is no character") from None
+        raise RequestError("bad_text", f"{name} contains an unpaired surrogate, which is not a character") from None
     if not any(char.isprintable() and not char.isspace() for char in text):
         raise RequestError("empty_text", f"{name} is {'blank' if text else 'empty'}")
     return text

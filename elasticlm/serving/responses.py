@@ -1,4 +1,4 @@
-"""From answers to the bytes on the wire: JSON, or bare numbers for a client that asks for them."""
+"""Encode answers as response bodies: JSON, or float32 values for clients that ask for a binary answer."""
 
 import json
 
@@ -9,11 +9,11 @@ from elasticlm.serving.requests import BINARY, JSON, RequestError
 
 
 def encoded(outcome: Answer | RequestError, *, binary: bool = False) -> tuple[bytes, str]:
-    """Return an answer's body and its content type.
+    """Return the body of an answer or error, and its content type.
 
-    Binary: float32, little-endian, [dim] of an embedding, [passages] of scores.
+    A binary body is little-endian float32: [dim] for an embedding, [passages] for scores.
     """
-    if isinstance(outcome, RequestError):  # it may quote what was sent, half characters included
+    if isinstance(outcome, RequestError):  # json, not orjson: the message may quote unpaired surrogates
         return json.dumps(outcome.answer(), separators=(",", ":")).encode(), JSON
     if binary:
         numbers = outcome.body["embedding"] if "embedding" in outcome.body else outcome.body["scores"]

@@ -18,40 +18,40 @@ PRECISIONS = ("auto", *backends.PRECISIONS["onnx"])
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What model-config.yaml says in its section `handler`; the template there explains each to its users."""
+    """The section `handler` of model-config.yaml; the template in handlers/ explains each setting to users."""
 
     latency_budget_ms: float | None = None
-    """T: a request should be answered within it, counted from its arrival. None: the policy says it."""
+    """T: time within which a request should be answered, counted from its arrival. None: taken from the policy."""
     policy: str = "slack"
-    """`slack`, `queue` or `fixed:LEVEL`; a `t=` or `alpha=` in it stands above the two settings."""
+    """`slack`, `queue` or `fixed:LEVEL`; `t=` and `alpha=` in it override latency_budget_ms and alpha."""
     alpha: float = ALPHA
     """Share of T that `slack` plans with."""
     late: str = "answer"
-    """A request that is older than its budget before work begins: `answer` it, or `reject` it with 504."""
+    """What to do with a request that is older than its budget on arrival of its batch: `answer` or `reject` (504)."""
     threads: int = 1
     """Threads of PyTorch and of the index, per worker."""
     backend: str = "auto"
-    """What runs a level: `torch` or `onnx`; `auto` takes the fastest that was measured and is there."""
+    """Backend that runs a level: `torch` or `onnx`; `auto` takes the fastest one that was measured and is available."""
     precision: str = "auto"
-    """Of weights and products: `fp32`, or `int8` where that was exported; `auto` as with the backend."""
+    """Precision of weights and matrix products: `fp32`, or `int8` if exported; `auto` works as for the backend."""
     max_tokens: int | None = None
-    """Length limit of queries and pairs in tokens, below the artifact's own. Passages keep theirs."""
+    """Length limit of queries and pairs in tokens, below the artifact's limit. It does not apply to passages."""
     max_passages: int = 100
-    """Most passages in one request for scores."""
+    """Maximum number of passages in one scoring request."""
     max_k: int = 1000
-    """Most hits in one search."""
+    """Maximum number of hits in one search."""
     max_body_bytes: int = 256 * 1024
-    """Largest request body."""
+    """Maximum size of a request body."""
     overhead_ms: float = 2.0
-    """r: what TorchServe itself adds to a request."""
+    """r: time that TorchServe adds to the service time of a request."""
     profile_on_start: bool = False
     """Measure a few runs of each level before READY and scale the latency table to them."""
     management_url: str = "http://127.0.0.1:8081"
-    """TorchServe's management API, which knows the queue's depth; empty: do not ask."""
+    """TorchServe's management API, which reports the queue depth; empty: not used."""
     management_key_file: str | None = None
-    """The key_file.json that TorchServe writes where token authorisation is on."""
+    """The key_file.json that TorchServe writes if token authorization is on."""
     live_file: str | None = None
-    """A YAML file with latency_budget_ms, policy, alpha or late, read again when it changes (see elasticlm.serving.live_settings)."""
+    """A YAML file that overrides latency_budget_ms, policy, alpha and late (see elasticlm.serving.live_settings)."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -68,23 +68,25 @@ class Settings:
         if (self.backend, self.precision) == ("torch", "int8"):
             raise InputError("handler.precision is 'int8', which needs the backend onnx")
         if self.management_url and not self.management_url.startswith("http://"):
-            raise InputError(f"handler.management_url is {self.management_url!r}, expected http://HOST:PORT or nothing")
+            raise InputError(
+                f"handler.management_url is {self.management_url!r}, expected http://HOST:PORT or an empty value"
+            )
         self.parsed_policy()
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any] | None) -> "Settings":
-        """Read the section `handler`. Raises InputError on an unknown key, a wrong type, a value out of range."""
+        """Read the section `handler`. Raises InputError for an unknown name, a wrong type or a value out of range."""
         if section is not None and not isinstance(section, Mapping):
             raise InputError(f"handler: expected settings (name: value), found {type(section).__name__}")
-        known = {field.name for field in fields(cls)}
+        names = {field.name for field in fields(cls)}
         given = {str(name): value for name, value in (section or {}).items()}
         for name in given:
-            if name not in known:
-                raise InputError(f"model-config.yaml, section handler: {unknown('setting', name, known)}")
+            if name not in names:
+                raise InputError(f"model-config.yaml, section handler: {unknown('setting', name, names)}")
         return cls(**given)
 
     def parsed_policy(self) -> Policy:
-        """The policy with its budget and alpha filled in from the settings."""
+        """Return the policy, with budget and alpha filled in from the settings."""
         try:
             return parse_policy(self.policy, default_budget_ms=self.latency_budget_ms, default_alpha=self.alpha)
         except InputError as error:
@@ -92,17 +94,17 @@ class Settings:
 
     @property
     def budget_ms(self) -> float:
-        """T, from the policy or the setting; infinite where neither says one."""
-        stated = self.parsed_policy().budget_ms or self.latency_budget_ms
-        return math.inf if stated is None else stated
+        """T, from the policy or the setting; infinite if neither sets it."""
+        budget_ms = self.parsed_policy().budget_ms or self.latency_budget_ms
+        return math.inf if budget_ms is None else budget_ms
 
 
 def _typed(name: str, value: Any) -> Any:
-    """Return the value as its field's type; whole numbers do as floats, nothing else is converted."""
+    """Return the value if it has the field's type. Integers are accepted as floats; nothing else is converted."""
     hint = get_type_hints(Settings)[name]
     allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if value is None and str in allowed and type(None) not in allowed:
-        return ""  # `management_url:` with nothing behind it
+        return ""  # `management_url:` without a value
     if float in allowed and type(value) is int:
         return float(value)
     if type(value) not in allowed:

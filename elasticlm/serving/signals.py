@@ -1,15 +1,16 @@
-"""How long the queue is and how old its requests are, for servers that do not tell a worker.
+"""Estimate queue depth and request ages in a worker, for servers that do not report them to their workers.
 
 Three signals are combined:
 
-1. Batch fill, which costs nothing: if a batch arrives with room in it, nothing waits behind it.
-2. A probe, which asks the server how many requests wait (handlers.probe for TorchServe). It is called only when a batch
-   arrives full; its last answer is used for one second.
-3. Age: the clock minus the header X-Request-Start; without the header, from the probes (see `Arrivals`).
+1. Batch fill, which costs nothing: if a batch arrives incomplete, no request is waiting behind it.
+2. A probe, which asks the server how many requests are waiting (handlers.probe for TorchServe). It is called only when
+   a full batch arrives; its last answer is used for one second.
+3. Age: the current time minus the header X-Request-Start; without the header, an estimate from the probes (see
+   `Arrivals`).
 
-In addition, what a batch costs the worker beyond the model is measured as it runs (see `Turnaround`).
+In addition, the time that the worker needs per batch beyond the model is measured continuously (see `Turnaround`).
 
-Nothing here knows a server; clocks and the probe are arguments.
+This module does not depend on a server; clocks and the probe are passed as arguments.
 """
 
 import math
@@ -23,14 +24,14 @@ from dataclasses import dataclass
 HOLD_S = 1.0
 """How long the probe's last answer is used, in s."""
 OLDEST_S = 60.0
-"""X-Request-Start before that is a mistake, not a wait."""
+"""An X-Request-Start older than this is treated as an error and ignored."""
 IDLE_S = 0.005
-"""A worker that waited so long beyond the batch delay had an empty queue; the turnaround itself takes 1-2 ms."""
+"""If a worker waits this much longer than the batch delay, the queue was empty; the turnaround itself takes 1-2 ms."""
 
 
 @dataclass(frozen=True)
 class QueueStatus:
-    """What the management API tells: requests that wait (the batch in hand left out), and workers that are ready."""
+    """What the management API reports: waiting requests, without the current batch, and workers that are ready."""
 
     pending: int
     workers: int
@@ -40,10 +41,10 @@ class QueueStatus:
 
 
 def header_age_ms(header: str, now_s: float) -> float | None:
-    """Return the age that X-Request-Start tells at `now_s` (seconds since 1970), in ms.
+    """Return the age in ms that X-Request-Start gives at `now_s` (seconds since 1970).
 
-    `t=` may stand before it; seconds, milliseconds and microseconds are told apart by magnitude. None where it is no
-    time, in the future, or older than a minute.
+    The value may have the prefix `t=`; its unit (seconds, milliseconds or microseconds) is inferred from its magnitude.
+    Returns None if the value is not a time, lies in the future, or is more than a minute old.
 
     >>> header_age_ms("t=1700000000.25", 1700000000.5), header_age_ms("1700000000250", 1700000000.5)
     (250.0, 250.0)
@@ -58,7 +59,7 @@ def header_age_ms(header: str, now_s: float) -> float | None:
 
 
 def known_ages_ms(headers: Sequence[str | None], sampled_ms: Sequence[float], now_s: float) -> tuple[list[float], int]:
-    """Return each request's age, from its X-Request-Start where that tells one, else as sampled; and how many did not.
+    """Return each request's age, from X-Request-Start if valid and else as sampled, and the number of invalid headers.
 
     >>> known_ages_ms(["t=100000000.5", None, "yesterday"], [1.0, 2.0, 3.0], 100000001.0)
     ([500.0, 2.0, 3.0], 1)
@@ -70,26 +71,26 @@ def known_ages_ms(headers: Sequence[str | None], sampled_ms: Sequence[float], no
 
 
 class Arrivals:
-    """Bounds on when requests arrived, from how many had arrived at a few points in time.
+    """Bounds on the arrival times of requests, from the number of arrivals at a few points in time.
 
-    For one worker and a queue that is first come, first served: request number n arrived after the last point at
-    which fewer than n had. Ages are pessimistic by at most the time between two points.
+    Valid for one worker and a first-come, first-served queue: request number n arrived after the last point at which
+    fewer than n requests had arrived. Ages are overestimated by at most the time between two points.
     """
 
     def __init__(self) -> None:
         self._points: deque[tuple[float, int]] = deque()
 
     def saw(self, now_s: float, arrived: int) -> None:
-        """Note that `arrived` requests had come by `now_s`."""
+        """Record that `arrived` requests had arrived by `now_s`."""
         self._points.append((now_s, arrived))
 
     def forget(self) -> None:
         self._points.clear()
 
     def age_ms(self, number: int, now_s: float) -> float:
-        """Return the age of request `number` (from 1, in order of arrival); numbers never fall from call to call.
+        """Return the age of request `number`, counted from 1 in order of arrival; calls must use ascending numbers.
 
-        0 where nothing is known, and where the newest point is no longer fresh.
+        Returns 0 if nothing is known or the newest point is older than `HOLD_S`.
         """
         while len(self._points) > 1 and self._points[1][1] < number:
             self._points.popleft()
@@ -102,10 +103,10 @@ class Arrivals:
 
 
 class Turnaround:
-    """A worker's time from one batch to the next, less the model's: TorchServe, parsing, tokenising, JSON.
+    """A worker's time from one batch to the next, minus the model's time: TorchServe, parsing, tokenising, JSON.
 
-    Only batches behind which others waited count: between them the worker is never idle. The median of the last few
-    follows the machine and shrugs off a pause.
+    Only batches with others waiting behind them count, because the worker is not idle between those. The value is the
+    median of the last few batches, so that it follows the machine and ignores a single pause.
     """
 
     KEPT = 31
@@ -116,7 +117,7 @@ class Turnaround:
         self._forward_ms = 0.0
 
     def batch_came(self, now_s: float, others_wait: bool) -> None:
-        """Note a batch; `others_wait` where the next one will be handed over without delay."""
+        """Record the start of a batch; `others_wait` says that the next batch will follow without delay."""
         if self._started_s is not None:
             self._known_ms.append(max(0.0, (now_s - self._started_s) * 1e3 - self._forward_ms))
         self._started_s = now_s if others_wait else None
@@ -126,7 +127,7 @@ class Turnaround:
 
     @property
     def ms(self) -> float:
-        """0 where nothing is known yet."""
+        """The turnaround in ms; 0 before the first measurement."""
         return statistics.median(self._known_ms) if self._known_ms else 0.0
 
 
@@ -135,13 +136,13 @@ class Turnaround:
 
 @dataclass(frozen=True)
 class Backlog:
-    """What is known when a batch is handed over.
+    """What is known about the queue when a batch arrives.
 
     Args:
-        queue_depth: g, requests behind the batch in hand.
+        queue_depth: g, requests waiting behind the batch.
         workers: W, workers that share the queue.
-        ages_ms: age of each request in the batch so far as probes tell; 0 where nothing is known.
-        turnaround_ms: the worker's time from one batch to the next, less the model's; 0 where nothing is known.
+        ages_ms: age of each request in the batch as estimated from probes; 0 if unknown.
+        turnaround_ms: the worker's time from one batch to the next, minus the model's time; 0 if unknown.
     """
 
     queue_depth: int
@@ -151,12 +152,12 @@ class Backlog:
 
 
 class QueueSignal:
-    """Batch fill, probe and arrivals as one answer per batch.
+    """Combines batch fill, probe and arrivals into one Backlog per batch.
 
     Args:
-        probe: asks the management API; None where it may not be asked.
-        batch_size: B, the largest batch that TorchServe hands over.
-        workers: W as configured; the probe's count takes its place.
+        probe: reads the queue from the management API; None if there is none.
+        batch_size: B, the maximum batch size of TorchServe.
+        workers: W as configured; replaced by the probe's count once there is one.
         batch_delay_s: how long TorchServe waits for a batch to fill.
     """
 
@@ -178,7 +179,7 @@ class QueueSignal:
         self._idle_since: float | None = None
 
     def batch_came(self, count: int) -> Backlog:
-        """Return the backlog behind a batch of `count` requests that was handed over now."""
+        """Return the backlog behind a batch of `count` requests that has just arrived."""
         now_s = self._clock()
         if self._idle_since is not None and now_s - self._idle_since > self._batch_delay_s + IDLE_S:
             self._arrivals.saw(now_s - self._batch_delay_s, self._handed_over)
@@ -194,13 +195,13 @@ class QueueSignal:
         return Backlog(self._depth(count, now_s), self._workers, ages_ms, self._turnaround.ms)
 
     def batch_done(self, forward_ms: float) -> None:
-        """Note that the answers go out, `forward_ms` of it the model's time: from now on the worker waits."""
+        """Record the end of a batch that spent `forward_ms` in the model; the worker waits from now on."""
         self._idle_since = self._clock()
         self._turnaround.batch_done(forward_ms)
 
     def _pending(self, count: int, now_s: float) -> int | None:
         if count < self._batch_size:
-            self._last = None  # nothing waits now: a full batch after this is news
+            self._last = None  # the queue is empty, so the last probe is out of date
             return 0
         status = self._probe() if self._probe else None
         if status is None:

@@ -1,7 +1,8 @@
-"""What a worker reports of its batches; an adapter publishes it (handlers.emission for TorchServe).
+"""The metrics that a worker reports for each batch; an adapter publishes them (handlers.emission for TorchServe).
 
-Elasticity hides overload from latency alarms: the budget holds while the answers get worse. `elastic_demand` shows it:
-the work that arrives, were all of it done at the largest level, as a share of what the workers can do.
+An elastic model hides overload from latency alarms, because latency stays within the budget while quality drops. The
+metric `elastic_demand` makes overload visible: it is the arriving work, if all of it ran at the largest level, relative
+to the capacity of the workers.
 """
 
 import math
@@ -13,14 +14,14 @@ from dataclasses import dataclass, field
 from elasticlm.model.structure import Choice
 
 DEMAND_HORIZON_S = 60.0
-"""Time constant of the demand: what came so long ago counts 1/e."""
+"""Time constant of the demand: work that arrived this long ago has the weight 1/e."""
 
 
 class Demand:
-    """Arriving work of this worker at the largest level, a running mean: seconds of work a second.
+    """Running mean of this worker's arriving work at the largest level, in seconds of work per second.
 
-    A worker sees its share of the requests, so this is arrival rate x t of the largest level / workers; above 1 even
-    the whole machine could not serve everyone at the largest level.
+    A worker sees its share of the requests, so this is arrival rate x t of the largest level / workers. Above 1, the
+    workers cannot serve all requests at the largest level.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -28,7 +29,7 @@ class Demand:
         self._value = 0.0
 
     def add(self, work_ms: float) -> float:
-        """Note a batch that would take `work_ms` at the largest level; return the demand now."""
+        """Add a batch that would take `work_ms` at the largest level, and return the current demand."""
         now = self._clock()
         self._value *= math.exp((self._since - now) / DEMAND_HORIZON_S)
         self._since = now
@@ -38,13 +39,13 @@ class Demand:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
-    """What one batch came to.
+    """The metrics of one batch.
 
     Args:
-        levels: requests answered at each level.
-        errors: refusals by their code.
-        misses: requests not answered within their own budget, as far as their age is known.
-        ignored_starts: X-Request-Start headers that told no age.
+        levels: number of requests answered at each level.
+        errors: number of rejected requests by error code.
+        misses: number of requests not answered within their budget, as far as their age is known.
+        ignored_starts: number of X-Request-Start headers that were not valid.
     """
 
     queue_depth: int

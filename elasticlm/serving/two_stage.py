@@ -1,4 +1,7 @@
-"""Search, then rerank, in one answer and within one budget: a retriever with its index, and a reranker behind it."""
+"""Answer searches with a two-stage archive: a retriever searches an index, and a reranker orders the hits.
+
+One latency budget covers both stages.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,21 +29,21 @@ Hits = dict[str, float]
 
 
 def open_archive(folder: Path, settings: Settings) -> "Answerer | TwoStageAnswerer":
-    """Return what answers an unpacked archive's requests."""
+    """Return the answerer for an unpacked archive."""
     kind = TwoStageAnswerer if Bundle(folder).is_two_stage else Answerer
     return kind(folder, settings)
 
 
 class TwoStageAnswerer:
-    """Both models, the index and the passages of one archive: searches in, reranked hits out.
+    """Answers searches with both models, the index and the passages of a two-stage archive.
 
-    Stands where an Answerer stands; its levels are pairs, of which the policy chooses one for the whole batch.
+    It has the interface of Answerer. Its levels are pairs, and the policy chooses one pair for the whole batch.
 
     Args:
         folder: an unpacked two-stage archive, see elasticlm.serving.bundle.
         settings: the handler's settings.
 
-    Raises InputError where the parts do not fit together.
+    Raises InputError if the parts do not fit together.
     """
 
     service = Service(task="search", has_index=True)
@@ -62,17 +65,17 @@ class TwoStageAnswerer:
         self.adopt(settings)
 
     def adopt(self, settings: Settings) -> None:
-        """Take the policy of these settings; raises InputError where it wants a pair that is not there."""
+        """Switch to the policy of these settings. Raises InputError if the policy needs a pair that does not exist."""
         policy: Policy = settings.parsed_policy()
         policy.check(list(self.table.pairs))
         self.policy = policy
 
     def answer(self, requests: Sequence[Search], load: Load, stages: Stages | None = None) -> list[Answer]:
-        """Return the answers of a batch, in its order, all by one pair of levels.
+        """Return the answers to a batch, in the order of the requests, all computed by one pair of levels.
 
         Args:
-            load: what is known of the queue; rows, tokens and batch are filled in here.
-            stages: takes the time of each stage.
+            load: what is known about the queue; this method fills in rows, tokens and batch.
+            stages: records the time of each stage.
         """
         if not requests:
             return []
@@ -87,7 +90,7 @@ class TwoStageAnswerer:
         vectors = self.retriever.encode(inputs, pair.retriever).float().cpu().numpy()
         stages.done("forward")
         scores, ids = self.index.search(vectors, pair.depth)
-        lists = [dict(zip(*found, strict=False)) for found in zip(ids, scores.tolist(), strict=True)]
+        lists = [dict(zip(*hits, strict=False)) for hits in zip(ids, scores.tolist(), strict=True)]
         stages.done("search")
         if pair.reranker is not None:
             lists = self._reranked(queries, lists, pair.reranker, stages)
@@ -99,10 +102,10 @@ class TwoStageAnswerer:
         return [Answer(body, levels, largest_ms) for body in bodies]
 
     def _reranked(self, queries: Sequence[str], lists: Sequence[Hits], level: Level, stages: Stages) -> list[Hits]:
-        """Return each query's list in the reranker's order, its scores fused with the retriever's as the artifact says."""
+        """Return each list in the reranker's order, with scores fused with the retriever's by the artifact's weight."""
         pairs = [(query, self.passages[self.index.row[pid]])
-                 for query, found in zip(queries, lists, strict=True) for pid in found]  # fmt: skip
-        if not pairs:  # an inexact index may find nothing
+                 for query, hits in zip(queries, lists, strict=True) for pid in hits]  # fmt: skip
+        if not pairs:  # an approximate index may find nothing
             return list(lists)
         firsts, seconds = map(list, zip(*pairs, strict=True))
         inputs = self.reranker.tokenize_pairs(firsts, seconds)
@@ -110,13 +113,13 @@ class TwoStageAnswerer:
         scores = self.reranker.encode(inputs, level).float().cpu().numpy()
         stages.done("forward")
         weight = self.reranker.fusion_weight(level)
-        ends = np.cumsum([len(found) for found in lists])[:-1]
-        return [_ordered(found, own, weight) for found, own in zip(lists, np.split(scores, ends), strict=True)]
+        ends = np.cumsum([len(hits) for hits in lists])[:-1]
+        return [_ordered(*both, weight) for both in zip(lists, np.split(scores, ends), strict=True)]
 
 
-def _ordered(found: Hits, scores: np.ndarray, weight: float) -> Hits:
-    scores = fused(scores, np.array(list(found.values())), weight)
-    ids = list(found)
+def _ordered(hits: Hits, scores: np.ndarray, weight: float) -> Hits:
+    scores = fused(scores, np.array(list(hits.values())), weight)
+    ids = list(hits)
     return {ids[i]: float(scores[i]) for i in np.argsort(-scores, kind="stable")}
 
 

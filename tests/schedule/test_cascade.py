@@ -136,7 +136,7 @@ GOOD = {"retriever": 50, "reranker": 10, "depth": 20, "quality": 0.5, "measure":
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ([], "one pair of levels or more"),
+        ([], "one or more pairs of levels"),
         ({"retriever": 50}, "expected a list of pairs, each with retriever"),
         ([GOOD | {"extra": 1}], "expected a list of pairs"),
         ([GOOD | {"reranker": 0}], "percentage above 0"),
@@ -144,7 +144,7 @@ GOOD = {"retriever": 50, "reranker": 10, "depth": 20, "quality": 0.5, "measure":
         ([GOOD | {"quality": "high"}], "quality 'high'"),
         ([GOOD | {"quality": float("nan")}], "quality nan"),
         ([GOOD, GOOD | {"quality": 0.6}], r"duplicate pair 50\+10"),
-        ([GOOD, GOOD | {"reranker": None, "measure": "AP"}], "of one measure"),
+        ([GOOD, GOOD | {"reranker": None, "measure": "AP"}], "with the same measure"),
     ],
 )
 def test_a_broken_file_is_refused_with_its_name(tmp_path, content, says):

@@ -67,10 +67,10 @@ def test_the_file_is_looked_at_once_a_second(live):
     [
         ("latency_budget_ms: -1", "above 0"),
         ("latency_budget: 1", "did you mean 'latency_budget_ms'"),
-        ("threads: 4", "need a new archive"),
+        ("threads: 4", "pack the archive again"),
         ("policy: fixed:77", "no level 77"),
         ("[1", "cannot be read"),
-        ("7", "expected some of"),
+        ("7", "expected a mapping"),
     ],
 )
 def test_what_is_wrong_is_logged_and_not_taken(live, caplog, text, says):

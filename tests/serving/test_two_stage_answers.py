@@ -242,9 +242,9 @@ def measured_with_two_threads(folder):
         (without_a_table, r"reranker/latency.csv: no latency table"),
         (measured_with_two_threads, "nothing was measured for torch fp32 1 threads"),
         (lambda folder: ["--reranker", str(folder.parent / "retriever")], "'embed', not ranking"),
-        (lambda folder: ["--index", ""], "give --reranker, --pairs, --index and --data"),
-        (lambda folder: ["--reranker", ""], "give --reranker, --pairs, --index and --data"),
-        (lambda folder: ["--data", ""], "give --reranker, --pairs, --index and --data"),
+        (lambda folder: ["--index", ""], "needs all of --reranker, --pairs, --index and --data"),
+        (lambda folder: ["--reranker", ""], "needs all of --reranker, --pairs, --index and --data"),
+        (lambda folder: ["--data", ""], "needs all of --reranker, --pairs, --index and --data"),
         (lambda folder: ["--policy", "fixed:50+10"], r"level 50\+10 is not among the levels 100\+100, 100\+50"),
     ],
 )

@@ -79,7 +79,7 @@ def test_it_is_fitted_on_dev_written_into_the_artifact_and_measured_on_test(tiny
     small = loaded.cut(ElasticStructure({50: loaded.structures[50]}))
     small.save_pretrained(tmp_path / "small")
     assert ElasticModel.from_pretrained(tmp_path / "small").probabilities(scores, 50) is None
-    with pytest.raises(InputError, match="another than test"):
+    with pytest.raises(InputError, match="other than test"):
         evaluate.main([*command, "--split", "test", "--calibrate", "--output", str(tmp_path / "other.json")])
     with pytest.raises(InputError, match="'embed'"):
         evaluate.main(["--model", str(tiny_artifact), "--data", f"beir:{tiny_beir}", "--split", "dev", "--calibrate",

@@ -120,7 +120,7 @@ def test_a_classifier_fine_tuned_whole_is_pruned_by_its_own_loss_and_teaches_the
     log = [line.split(",") for line in (tmp_path / "out/loss.csv").read_text().splitlines()]
     dev = [float(loss) for _, split, level, loss, _ in log[1:] if (split, level) == ("dev", "50")]
     assert dev[-1] < dev[0]
-    assert "minutes for the other 15 steps" in capsys.readouterr().err
+    assert "minutes for the remaining 15 steps" in capsys.readouterr().err
     with pytest.raises(InputError, match="--score-loss contrastive: does not go with a teacher of task 'classify'"):
         prune.main([*again, "--score-loss", "contrastive", "--output", str(tmp_path / "other")])
     with pytest.raises(InputError, match="is an elastic model"):

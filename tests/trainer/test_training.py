@@ -152,7 +152,7 @@ def test_a_killed_training_is_resumed_to_the_same_weights(align, tmp_path, numbe
     if number == signal.SIGTERM:
         assert run.returncode == 130
         assert f"stopped after step {stopped_at}" in said
-        again = said.split("To go on: ")[1].split("\n")[0]
+        again = said.split("To resume: ")[1].split("\n")[0]
         assert "--resume" in again
         assert "--overwrite" not in again
     with pytest.raises(InputError, match="unfinished run"):

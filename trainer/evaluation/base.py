@@ -1,10 +1,10 @@
-"""What every evaluation writes: metrics per row, retention against the teacher, and the values of each query.
+"""The file format of evaluations: metrics per row, retention relative to the teacher, and values per query.
 
     {"format_version", "data", "split", "split_sha256", "metrics": {"teacher": {m: value}, "50": {..}},
      "retention": {"50": {m: [value, low, high]}}, "query_ids", "per_query": {"50": {m: [..]}}, ...}
 
-``elasticlm evaluate`` writes it, ``elasticlm compare`` and the benchmarks read it. Intervals are the 95% paired bootstrap
-over queries.
+``elasticlm evaluate`` writes it, ``elasticlm compare`` and the benchmarks read it. Intervals are 95% intervals of the
+paired bootstrap over queries.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Scores of every level on one scale: Platt's sigmoid, a level at a time.
+"""Calibrate the scores of a reranker to probabilities, per level (Platt scaling).
 
 Contrastive training fixes scores only up to a shift per query, and each level has a spread of its own; a threshold on
-raw scores means something else at every level. sigmoid(a score + b), fitted on judged pairs, means the same.
+raw scores therefore differs by level. sigmoid(a score + b), fitted on judged pairs, is comparable across levels.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def fit(scores: np.ndarray, relevant: np.ndarray) -> tuple[float, float]:
     Args:
         scores: FloatArray [pairs]; relevant: BoolArray [pairs].
 
-    Raises InputError where scores say nothing of relevance, or all pairs are alike.
+    Raises InputError if higher scores are not more often relevant, or if all pairs have the same relevance.
     """
     if relevant.all() or not relevant.any():
         raise InputError("calibration needs pairs that are relevant and pairs that are not")
@@ -36,7 +36,7 @@ def fit(scores: np.ndarray, relevant: np.ndarray) -> tuple[float, float]:
 
 
 def expected_calibration_error(likely: np.ndarray, relevant: np.ndarray) -> float:
-    """The mean distance of what is said from what is so, over 15 bins of equal size (Nguyen and O'Connor 2015)."""
+    """Return the mean gap of predicted and observed relevance in 15 equal bins (Nguyen and O'Connor 2015)."""
     order = np.argsort(likely, kind="stable")
     bins = np.array_split(order, min(BINS, len(order)))
     return float(sum(len(own) * abs(likely[own].mean() - relevant[own].mean()) for own in bins) / len(order))
@@ -45,11 +45,11 @@ def expected_calibration_error(likely: np.ndarray, relevant: np.ndarray) -> floa
 def report(
     scores: Mapping[str, np.ndarray], relevant: np.ndarray, calibration: Mapping[str, tuple[float, float]]
 ) -> dict[str, dict[str, Any]]:
-    """What calibration changes, a level.
+    """Return what calibration changes at each level.
 
     Returns:
         For each level ``ece`` (expected calibration error) and ``decisions_changed`` (share of pairs that fall on the
-        other side of probability .5 than at the largest level), of the raw scores' sigmoid (``raw``) and as calibrated.
+        other side of probability 0.5 than at the largest level), for the raw scores (``raw``) and as calibrated.
     """
     largest = next(iter(scores))
     found: dict[str, dict[str, Any]] = {}

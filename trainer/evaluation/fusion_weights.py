@@ -1,4 +1,4 @@
-"""How much the first stage's scores should count beside a reranker's, a level at a time (see elasticlm.retrieval.score_fusion)."""
+"""Fit the weight of the first stage's scores per reranker level (see elasticlm.retrieval.score_fusion)."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ def fuse(run: metrics.Run, lists: metrics.Run, weight: float) -> dict[str, dict[
 
 
 def fit(run: metrics.Run, lists: metrics.Run, qrels: Mapping[str, Mapping[str, int]], measure: str) -> float:
-    """Return the weight whose fused run has the best mean of a measure; the smallest of those that are as good."""
+    """Return the weight whose fused run has the best mean of a measure; the smallest such weight if several tie."""
 
     def quality(weight: float) -> float:
         return metrics.mean(metrics.per_query(qrels, fuse(run, lists, weight), [measure])[measure])

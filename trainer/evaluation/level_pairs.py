@@ -1,4 +1,4 @@
-"""Every level of a retriever with every level of a reranker (ElasticLM, Figure 9), for ``elasticlm evaluate --matrix``."""
+"""Measure every pair of retriever and reranker levels (ElasticLM, Figure 9), for ``elasticlm evaluate --matrix``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +36,8 @@ def evaluate(
 ) -> tuple[Evaluation, list[MeasuredPair]]:
     """Rerank the best ``depth`` passages of every level of the retriever by every level of the reranker.
 
-    The reranker scores a query with a passage once a level, however many of the retriever's levels find it; scores are fused
-    with the retriever's where its artifact says so.
+    The reranker scores each query and passage once per level, even if several retriever levels find the passage.
+    Scores are fused with the retriever's if the reranker's artifact has fusion weights.
 
     Returns:
         The evaluation, rows "50" (the retriever alone) and "50+10"; and the pairs, best first.
@@ -77,7 +77,7 @@ def evaluate(
 
 
 def table(pairs: Sequence[MeasuredPair]) -> list[dict[str, str]]:
-    """A row a level of the retriever for people: its quality alone, and with each level of the reranker."""
+    """Return a table with one row per retriever level: its quality alone, and with each level of the reranker."""
     retrievers, rerankers, qualities = _grid(pairs)
     return [
         {f"{pairs[0].measure}, retriever": level} | dict(zip(rerankers, map("{:.4f}".format, row), strict=True))

@@ -1,4 +1,4 @@
-"""``elasticlm evaluate``: what the model's task asks for is measured, written and printed."""
+"""Run ``elasticlm evaluate``: measure the model according to its task, then write and print the result."""
 
 import argparse
 import json
@@ -137,8 +137,10 @@ def evaluate_pipeline(
         check_index(index, retriever, encoder, data)
     else:
         index = encode_passages(encoder, data)
-    result, pairs = level_pairs.evaluate(retriever, reranker, data, index, retriever_levels=retriever_levels, levels=levels,
-                                      depth=args.depth, max_queries=args.max_queries, seed=args.seed)  # fmt: skip
+    result, pairs = level_pairs.evaluate(
+        retriever, reranker, data, index, retriever_levels=retriever_levels, levels=levels,
+        depth=args.depth, max_queries=args.max_queries, seed=args.seed,
+    )  # fmt: skip
     facts = {"model": args.model, "retriever": args.retriever, "index": args.index}
     return replace(result, facts={**result.facts, **facts}), pairs
 

@@ -1,4 +1,4 @@
-"""How well every level reranks: judged candidates, or the top of a first stage, for ``elasticlm evaluate``."""
+"""Measure how well every level reranks judged candidates or the top of a first stage, for ``elasticlm evaluate``."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -41,8 +41,8 @@ def evaluate(
         teacher: the reranker that retention is measured against; None takes this one's largest level.
         run: a retriever's run, whose first ``depth`` passages are reranked. None: the set's judged candidates where it
             has them, else the first ``depth`` by BM25.
-        max_queries: at most so many, drawn at random.
-        fuse: fit here how much the first stage counts beside each level; else what the artifact knows is taken.
+        max_queries: maximum number of queries, sampled at random.
+        fuse: fit the weight of the first stage for each level; if False, the weights in the artifact are used.
 
     Returns:
         The evaluation, with the facts ``above_first_stage`` (difference, 95% interval, p: paired bootstrap over
@@ -138,7 +138,7 @@ def pairs_of(
 
 
 def calibration_table(report: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[dict[str, str]]:
-    """A row a level: expected calibration error, and decisions that change with the level, before and after."""
+    """Return one row per level: calibration error, and decisions that differ by level, before and after calibration."""
     return [
         {"level": name, "ECE, raw": f"{kinds['raw']['ece']:.3f}", "calibrated": f"{kinds['calibrated']['ece']:.3f}",
          "decisions changed, raw": f"{kinds['raw']['decisions_changed']:.1%}",

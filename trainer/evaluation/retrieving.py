@@ -1,7 +1,7 @@
 """Retrieval quality of every level, compared with the teacher.
 
-The passages are encoded once by what encodes the artifact's passages (or come from an index), the queries by every level.
-Retention is a level's metric over that of the teacher with the teacher's own passages.
+Passages are encoded once by the encoder that the artifact names, or come from an index; queries are encoded by every
+level. Retention is a level's metric divided by the teacher's metric with the teacher's own passages.
 """
 
 from collections.abc import Mapping, Sequence

@@ -24,7 +24,7 @@ BEST_PASSAGES = 8  # of the teacher, for each query of a step
 
 
 class Targets(Protocol):
-    """Vectors that were computed before, by the rows of their texts (elasticlm.trainer.stored_vectors.StoredVectors, or a tensor)."""
+    """Precomputed vectors by row: a tensor, or elasticlm.trainer.stored_vectors.StoredVectors."""
 
     def __getitem__(self, rows: np.ndarray) -> Tensor: ...
 
@@ -103,7 +103,7 @@ def align_losses(student: Tensor, teacher: Tensor, passages: Tensor, temperature
     Returns:
         FloatTensor [queries].
     """
-    wanted = F.log_softmax(teacher @ passages.T / temperature, dim=-1)
-    found = F.log_softmax(student @ passages.T / temperature, dim=-1)
-    divergence = F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+    target = F.log_softmax(teacher @ passages.T / temperature, dim=-1)
+    predicted = F.log_softmax(student @ passages.T / temperature, dim=-1)
+    divergence = F.kl_div(predicted, target, reduction="none", log_target=True).sum(-1)
     return divergence + COSINE_WEIGHT * (1 - F.cosine_similarity(student, teacher, dim=-1))

@@ -27,7 +27,7 @@ class Objective(ABC):
         model: the student; all its levels are trained.
         lengths: IntArray [examples], the tokens of each example, for batches of like lengths.
         chunk_size: examples whose activations are held at once.
-        extra: modules that are trained and kept in checkpoints beside the student, but are no part of the artifact.
+        extra: modules that are trained and checkpointed together with the student but are not part of the artifact.
     """
 
     def __init__(self, model: ElasticModel, lengths: np.ndarray, processes: Processes, chunk_size: int) -> None:
@@ -57,10 +57,10 @@ class Objective(ABC):
         return total.detach()
 
     def finish(self, batch: Any) -> None:  # noqa: B027  most objectives share nothing that is trained
-        """Add the gradient that the levels left in what they share, once a step."""
+        """Propagate the gradient that the levels accumulated in their shared inputs; called once per batch."""
 
     def _chunks(self, rows: np.ndarray) -> list[np.ndarray]:
-        """This process's share of the rows, as many at once as activations are held of."""
+        """Return this process's share of the rows in chunks of ``chunk_size``."""
         mine = self.processes.mine(rows)
         return [mine[i : i + self.chunk_size] for i in range(0, len(mine), self.chunk_size)]
 

@@ -1,4 +1,4 @@
-"""Objectives over a head's outputs, with a fine-tuned teacher whose outputs and hidden states are matched too."""
+"""Base class of objectives over a head's outputs, optionally with a fine-tuned teacher to match."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class TeacherOutputs:
 
 
 class FineTuning(Objective):
-    """A loss over the head's outputs; where a teacher was fine-tuned before, every level is also to do as it does.
+    """A loss over the head's outputs. With a fine-tuned teacher, every level is also trained to match the teacher.
 
-    A pruned level has lost much of how one text attends to another, and a label or two a text bring it back slowly. The
-    teacher's hidden states say it for every token.
+    Pruning removes much of the attention between the two texts of a pair, and labels alone restore it slowly. The
+    teacher's hidden states provide a training signal for every token.
 
     Args:
         teacher: of the same task and vocabulary; None: labels alone.

@@ -26,8 +26,8 @@ class RelationBatch:
 class Relations(Objective):
     """Keep the self-attention relations of the teacher's last layer (MiniLMv2), at every level.
 
-    On the student's last hidden state stands one additional full-width attention block, initialised from the teacher's
-    last queries, keys and values. It is trained and kept in checkpoints, and dropped from the artifact.
+    One additional full-width attention block is applied to the student's last hidden state. It is initialised from the
+    queries, keys and values of the teacher's last layer, trained and checkpointed, but not part of the artifact.
 
     Args:
         teacher: a model whose largest level keeps every head of the last layer.
@@ -73,8 +73,8 @@ class Relations(Objective):
             hidden = self.model.encoder(**batch.inputs, structure=self.model.structures[level])
             extra = cast(nn.ModuleDict, self.extra)
             student = [extra[name](hidden).float() for name in ("query", "key", "value")]
-        losses = [relation_losses(theirs, ours, mask, self.relation_heads, self.scale)
-                  for theirs, ours in zip(batch.teacher, student, strict=True)]  # fmt: skip
+        losses = [relation_losses(of_teacher, of_student, mask, self.relation_heads, self.scale)
+                  for of_teacher, of_student in zip(batch.teacher, student, strict=True)]  # fmt: skip
         return torch.stack(losses).sum(0)
 
 
@@ -91,10 +91,10 @@ def relation_losses(teacher: Tensor, student: Tensor, attention_mask: Tensor, he
     Returns:
         FloatTensor [texts].
     """
-    wanted = _log_relations(teacher, attention_mask, heads, scale)
-    found = _log_relations(student, attention_mask, heads, scale)
+    target = _log_relations(teacher, attention_mask, heads, scale)
+    predicted = _log_relations(student, attention_mask, heads, scale)
     columns = attention_mask[:, None, None, :].bool()
-    terms = (wanted.exp() * (wanted - found)).masked_fill(~columns, 0.0)  # [texts, heads, tokens, tokens]
+    terms = (target.exp() * (target - predicted)).masked_fill(~columns, 0.0)  # [texts, heads, tokens, tokens]
     rows = attention_mask.to(terms.dtype)
     return (terms.sum(-1).mean(1) * rows).sum(1) / rows.sum(1)
 

@@ -51,7 +51,7 @@ class Rerank(FineTuning):
         chunk_size: int,
         seed: int,
     ) -> None:
-        first = np.array([found[0] for found in positives])
+        first = np.array([relevant[0] for relevant in positives])
         lengths = queries.lengths + passages.lengths[first]
         super().__init__(model, lengths, teacher=teacher, processes=processes, chunk_size=chunk_size)
         self.queries, self.passages, self.first, self.negatives = queries, passages, first, negatives
@@ -64,8 +64,8 @@ class Rerank(FineTuning):
         lists = dict(zip(rows.tolist(), np.column_stack([self.first[rows], drawn]), strict=True))
         for chunk in self._chunks(rows):
             passages = np.stack([lists[row] for row in chunk.tolist()])
-            pairs = joined(self.model.encoder.family, self.queries, self.passages, chunk.repeat(passages.shape[1]), passages.ravel(),
-                           self.max_tokens)  # fmt: skip
+            pairs = joined(self.model.encoder.family, self.queries, self.passages, chunk.repeat(passages.shape[1]),
+                           passages.ravel(), self.max_tokens)  # fmt: skip
             inputs = {name: tensor.to(self.processes.device) for name, tensor in pairs.items()}
             yield RerankBatch(inputs, len(chunk), self._teach(inputs))
 

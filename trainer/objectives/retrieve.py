@@ -35,7 +35,8 @@ class RetrieveBatch:
 class Retrieve(Objective):
     """Supervised retrieval: in-batch and BM25 negatives; passages by the largest level, queries by every level.
 
-    Passages are encoded once a step; every level's gradient gathers in their vectors, and one backward follows.
+    Passages are encoded once per step. The gradients of all levels accumulate in their vectors, followed by a single
+    backward pass through the encoder.
 
     Args:
         queries, passages: training texts; ``positives[i]`` are the rows of ``passages`` relevant to query i,
@@ -131,5 +132,5 @@ def in_batch(positives: Sequence[Sequence[int]], negatives: Iterable[int] = ()) 
 
 
 def contrastive_temperature(model: ElasticModel) -> float:
-    """The temperature of in-batch losses: .05 where vectors have length 1, else 1."""
+    """Return the temperature of in-batch losses: 0.05 if vectors have length 1, else 1."""
     return CONTRASTIVE_TEMPERATURE if model.config.normalize else 1.0
