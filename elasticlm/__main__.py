@@ -1,6 +1,7 @@
 """``elasticlm COMMAND``: every command of the project, by its name.
 
-A command is a module with ``main(argv)``. It is imported only when it runs, so that ``elasticlm --help`` is fast. The table below is the only place where the library names trainer, handlers and benchmarks.
+A command is a module with ``main(argv)``. It is imported only when it runs, so that ``elasticlm --help`` is fast.
+The table below is the only place where the library names trainer, handlers and benchmarks.
 """
 
 import importlib
