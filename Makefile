@@ -52,8 +52,8 @@ soak: env.sh
 
 bench: $(SMALL)/store/demo.mar
 	@$(ENV) elasticlm export --model $(SMALL)/aligned --onnx fp32 int8 --data pydoc:1000
-	@$(ENV) { elasticlm engines --model $(SMALL)/aligned --quick --output out/bench/engines --overwrite || \
-	    echo "engines: a gate did not hold, see out/bench/engines/engines.md"; }
+	@$(ENV) { elasticlm engines --model $(SMALL)/aligned --quick --output out/bench/engines --overwrite || { status=$$?; \
+	    test $$status -eq 1 || exit $$status; echo "engines: a gate failed, see out/bench/engines/engines.json"; }; }
 	@$(ENV) elasticlm overhead --archive $(SMALL)/store/demo.mar --requests 50 --output out/bench/overhead --overwrite
 	@$(ENV) elasticlm policies --archive $(SMALL)/store/demo.mar --tokens 128 --arrivals poisson:10 gamma:10,4 \
 	    --load 0.6 --output out/bench/policies --overwrite

@@ -23,7 +23,7 @@ class Arrivals(Protocol):
 class TraceArrivals:
     """The arrivals recorded in a CSV file, from its first one on.
 
-    The time stands in the column called timestamp, time, arrival or t_s (any case), else in the first one; numbers are
+    The time is in the column called timestamp, time, arrival or t_s (any case), else in the first one; numbers are
     seconds, anything else a date and time.
     """
 
@@ -133,5 +133,5 @@ def at_load(times_s: np.ndarray, rate_rps: float, spec: str) -> np.ndarray:
 
 
 def mean_rate_rps(times_s: np.ndarray) -> float:
-    """Return the requests a second between the first and the last arrival."""
+    """Return the requests per second between the first and the last arrival."""
     return float((len(times_s) - 1) / (times_s[-1] - times_s[0]))

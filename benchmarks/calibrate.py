@@ -22,9 +22,9 @@ WARM_UP = 20  # requests before an arm, so that none pays for a cold server
 def measure_capacity(
     archive: Archive, level: Choice, requests_file: Path, asked: Sequence[Request], traffic: Traffic
 ) -> float:
-    """Return how many requests a second the server answers at one level when there is always one more waiting."""
+    """Return how many requests per second the server answers at one level when there is always one more waiting."""
     name = level_name(level)
-    say(f"calibration: how many requests a second level {name} answers")
+    say(f"calibration: how many requests per second level {name} answers")
     full = replace(traffic, users=2 * archive.workers * archive.batch_size + 2, spawn_rate=1000.0, pause_s=(0.0, 0.0),
                    arrivals=None, duration_s=CALIBRATION_S)  # fmt: skip
     with archive.serve(f"fixed:{name}", 1000.0, 1000) as server:
@@ -35,15 +35,15 @@ def measure_capacity(
     capacity_rps = float(answered.sum() / (CALIBRATION_S - SETTLING_S))
     if not capacity_rps:
         raise ServerError(f"level {name} answered no request within {CALIBRATION_S:g} s")
-    say(f"calibration: level {name} answers {capacity_rps:.1f} requests a second")
+    say(f"calibration: level {name} answers {capacity_rps:.1f} requests per second")
     return capacity_rps
 
 
 def rush_users(largest_rps: float, smallest_rps: float, pause_s: tuple[float, float]) -> int:
     """Return the users of a rush: too much for the largest level, bearable for the smallest.
 
-    They offer (one request each mean pause) 3 times the capacity of the largest level, and at most .8 times that of the
-    smallest.
+    They offer (one request each mean pause) 3 times the capacity of the largest level, and at most 0.8 times that
+    of the smallest.
 
     >>> rush_users(largest_rps=10, smallest_rps=100, pause_s=(1, 3)), rush_users(10, 30, (1, 3))
     (60, 48)

@@ -49,7 +49,7 @@ SIZES = {
 
 
 class Stages:
-    """Runs commands one after another; remembers those that are done in a file beside their outputs."""
+    """Runs commands one after another; remembers those that are done in a file next to their outputs."""
 
     def __init__(self, folder: Path, total: int) -> None:
         self._total, self._number = total, 0
@@ -58,7 +58,7 @@ class Stages:
         self._before = ""  # keys of all stages so far: a stage is stale when any before it ran anew
 
     def run(self, title: str, command: list[str], output: Path, *, resumable: bool = False) -> None:
-        """Run ``elasticlm command...`` unless it is done and its output stands; go on with one that was interrupted."""
+        """Run ``elasticlm command...`` unless it is done and its output exists; go on with one that was interrupted."""
         self._number += 1
         head = f"[{self._number}/{self._total}] {title}"
         key = hashlib.sha256(json.dumps([self._before, command]).encode()).hexdigest()
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
         pruned,
     )  # fmt: skip
     stages.run(
-        "Index: the teacher encodes the passages, as an index in production would stand",
+        "Index: the teacher encodes the passages, as a production index would be encoded",
         ["index", "--model", str(pruned), *data, "--output", str(index), fresh],
         index,
     )
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
 def report(
     model: "ElasticModel", table: LatencyTable, quality: dict, rush: Path, arms: list[str], budget_ms: float
 ) -> None:
-    """Print the demo's two tables, a row a level and a row an arm, and the result for programs."""
+    """Print the demo's two tables, one row per level and one row per arm, and the result for programs."""
     summary = json.loads((rush / "summary.json").read_text())
     largest = model.structures[table.levels[0]]
     family = model.encoder.family
@@ -171,7 +171,9 @@ def report(
         retention = quality["retention"].get(row, {}).get("RR@10", [1.0])[0]
         levels.append({
             "level": row,
-            "parameters": f"{family.prunable_parameters(model.config, model.structures[level]) / whole:.0%}" if level else "",
+            "parameters": f"{family.prunable_parameters(model.config, model.structures[level]) / whole:.0%}"
+            if level
+            else "",
             "RR@10": metrics["RR@10"],
             "retention": f"{retention:.1%}",
             f"mean ms ({RUSH_TOKENS} tokens)": f"{table.mean_ms(level, tokens=RUSH_TOKENS):.1f}" if level else "",

@@ -1,4 +1,4 @@
-"""Run the Locust driver against a server, as a process of its own, and read what it recorded."""
+"""Run the Locust driver against a server, as a separate process, and read what it recorded."""
 
 import contextlib
 import csv
@@ -42,7 +42,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Drive:
-    """What came of it: a row a request sent in [0, duration), the answers' bodies beside it, and the driver's CPU."""
+    """What came of it: one row per request sent in [0, duration), the answers' bodies, and the driver's CPU."""
 
     rows: pd.DataFrame
     bodies: list[bytes]

@@ -5,21 +5,23 @@
 
 Timed, in one process with the same threads and in turns: tokenised tensors in, the model's answer (vectors, scores)
 out. Ours are all levels in PyTorch (``torch``) and ONNX Runtime (``onnx``, fp32 and int8). Against them run the whole
-teacher and every level alone as a static model (see elasticlm.benchmarks.engines_peers): PyTorch (``eager``), torch.compile
+teacher and every level alone as a static model (see elasticlm.benchmarks.engines_peers): PyTorch (``eager``),
+torch.compile
 (``compile``), ONNX Runtime by the stock route and without its optimizer (``onnxruntime``, ``onnxruntime-plain``; fp32
 and int8), OpenVINO (``openvino``, fp32), and the
 least that PyTorch could take, a level's fp32 products with its weights by torch.mm and nothing else (``gemm``). Hidden
 states are pooled by the same code for all of them. An engine that is not there or cannot be built is missing, with its
 reason; nothing else fails.
 
-Gates, on ratios within a round (median over rounds); one that fails makes the exit code 1, after all is written:
+Gates check ratios within a round (median over rounds). The exit code is 1 if a gate fails, after all files are
+written, and 2 on bad input or a crash:
 
 - onnx int8 against the whole teacher in ONNX Runtime's int8, at 1x16 and 8x128; the faster of its two graphs has the
-  limit, the other is told;
+  limit, the other is reported without one;
 - each level **as we would serve it**, the better of our ONNX precisions, is no slower than OpenVINO's and
-  torch.compile's fp32 of that level alone. The better one is most often int8, so the other, fp32 against fp32, is told
-  in a row of its own without a limit;
-- in int8, changing the level at every call costs no more than 5 % over staying;
+  torch.compile's fp32 of that level alone. The better one is most often int8, so the other, fp32 against fp32, is
+  reported in a separate row without a limit;
+- in int8, changing the level at every call costs no more than 5% over staying;
 - memory: PyTorch with all levels against the largest alone; all levels in int8 against the fp32 teacher in PyTorch.
 
 Writes engines.csv, engines.json, engines.md and engines.png (latency against the share of quality that is kept).
@@ -27,6 +29,7 @@ Writes engines.csv, engines.json, engines.md and engines.png (latency against th
 
 import argparse
 import sys
+import traceback
 from pathlib import Path
 
 from elasticlm import command
@@ -42,15 +45,21 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; the work is in elasticlm.benchmarks.engines_run."""
     options = _options().parse_args(argv)
     if options.source and not options.readme:
-        raise InputError("--from DIR takes the tables of DIR into a README: say which with --readme FILE")
+        raise InputError("--from DIR needs --readme FILE, the README to put the tables of DIR into")
     if not options.source:
         if not options.model or not options.output:
             raise InputError("expected --model DIR and --output DIR, or --from DIR and --readme FILE")
         refuse_existing(options.output, overwrite=options.overwrite)
         require_file(Path(options.model) / CONFIG_FILE)
-    from elasticlm.benchmarks.engines_run import run_engines
+    try:
+        from elasticlm.benchmarks.engines_run import run_engines
 
-    return run_engines(options, sys.argv[1:] if argv is None else argv)
+        return run_engines(options, sys.argv[1:] if argv is None else argv)
+    except InputError:
+        raise
+    except Exception:  # Python's exit code for a traceback is 1, which means here that a gate failed
+        traceback.print_exc()
+        return command.BAD_INPUT
 
 
 def _options() -> argparse.ArgumentParser:
@@ -63,14 +72,18 @@ def _options() -> argparse.ArgumentParser:
                          "`elasticlm evaluate`, under fp32 and int8; else the artifact's quality.json")  # fmt: skip
     options.add_argument("--teacher-int8-retention", type=float, metavar="SHARE",
                          help="of the teacher's RR@10 that its stock int8 graph keeps, for the picture")  # fmt: skip
-    options.add_argument("--threads", type=positive_int, default=1, metavar="N", help="of every engine")
+    options.add_argument(
+        "--threads", type=positive_int, default=1, metavar="N", help="number of threads for every engine"
+    )
     options.add_argument("--engines", metavar="A,B", help=f"which to run (default: {','.join(NAMES)}; with --quick "
                          f"without {NAMES[-1]}); torch and onnx are ours")  # fmt: skip
     options.add_argument("--shapes", metavar="ROWSxTOKENS,..", help=f"batches to time (default: {SHAPES}; "
                          f"with --quick {QUICK_SHAPES})")  # fmt: skip
     options.add_argument("--quick", action="store_true", help="under two minutes: few rounds and shapes, of the levels "
                          f"alone only {' and '.join(map(str, QUICK_LEVELS))}")  # fmt: skip
-    options.add_argument("--from", dest="source", metavar="DIR", help="take what an earlier run wrote; needs --readme")
+    options.add_argument(
+        "--from", dest="source", metavar="DIR", help="read the results of an earlier run; needs --readme"
+    )
     options.add_argument("--readme", type=Path, metavar="FILE.md", help="put the tables between its markers "
                          "<!-- engines --> and <!-- /engines -->")  # fmt: skip
     options.add_argument("--overwrite", action="store_true", help="replace an existing output")

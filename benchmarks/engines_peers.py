@@ -1,4 +1,4 @@
-"""The engines that elastic levels are held against, each built for one shape: ``build(inputs)`` gives what is timed.
+"""The engines that elastic levels are compared with, each built for one shape: ``build(inputs)`` gives what is timed.
 
 A level alone is exported and compiled without an attention mask, and for OpenVINO and torch.compile with fixed shapes:
 nothing is padded here, so that is the fastest that a static model of it can be. ONNX Runtime runs two graphs in each

@@ -1,4 +1,4 @@
-"""What elasticlm.benchmarks.engines found: gates, engines.csv, engines.json, the Pareto picture, the tables for README."""
+"""Results of ``elasticlm engines``: gates, engines.csv, engines.json, the Pareto picture and the README tables."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Gate:
-    """A ratio that must not be above its limit; without a limit it is told and nothing more."""
+    """A ratio that must not be above its limit; without a limit it is only reported."""
 
     gate: str
     value: float
@@ -109,10 +109,10 @@ class Results:
         """Read DIR/engines.json; raises InputError."""
         file = Path(folder) / "engines.json"
         try:
-            found = json.loads(file.read_text("utf-8"))
-            found["cells"] = [Cell(**cell) for cell in found["cells"]]
-            found["gates"] = [Gate(gate["gate"], gate["value"], gate["limit"]) for gate in found["gates"]]
-            return cls(**found)
+            document = json.loads(file.read_text("utf-8"))
+            document["cells"] = [Cell(**cell) for cell in document["cells"]]
+            document["gates"] = [Gate(gate["gate"], gate["value"], gate["limit"]) for gate in document["gates"]]
+            return cls(**document)
         except OSError as error:
             raise InputError(f"{file}: {error.strerror}; it is written by `elasticlm engines`") from None
         except (ValueError, KeyError, TypeError):
@@ -170,19 +170,19 @@ def find_gates(
 
 
 def _against_stock(shape: str, times: Times) -> list[Gate]:
-    """The faster of the teacher's int8 graphs has the limit, the other is told."""
+    """The faster of the teacher's int8 graphs has the limit; the other is reported without one."""
     found = []
     for level, limit in OF_STOCK[shape].items():
         for place, stock in enumerate(stocks(times)):
             value = ratio(times, Engine(level, "onnx", "int8"), stock)
             if value is not None:
                 name = f"{shape}, level {level}: onnx int8 / whole teacher, {stock.name} int8"
-                found.append(Gate(f"{name} (told only)", value) if place else Gate(name, value, limit))
+                found.append(Gate(f"{name} (reported, no limit)", value) if place else Gate(name, value, limit))
     return found
 
 
 def _against(peer: str, shape: str, level: str, times: Times) -> list[Gate]:
-    """The level as it would be served, in the better of our precisions, against the level alone; fp32 told beside."""
+    """The level as it would be served, in the better of our precisions, compared with the static level."""
     compared = {precision: ratio(times, Engine(level, "onnx", precision), Engine(level, peer))
                 for precision in OURS["onnx"]}  # fmt: skip
     ratios = {precision: value for precision, value in compared.items() if value is not None}
@@ -190,14 +190,14 @@ def _against(peer: str, shape: str, level: str, times: Times) -> list[Gate]:
         return []
     best = min(ratios, key=lambda precision: ratios[precision])
     gates = [Gate(f"{shape}, level {level}: onnx {best} / {PEERS[peer]} fp32", ratios[best], AS_FAST)]
-    return gates + [Gate(f"{shape}, level {level}: onnx {precision} / {PEERS[peer]} fp32 (told only)", value)
+    return gates + [Gate(f"{shape}, level {level}: onnx {precision} / {PEERS[peer]} fp32 (reported, no limit)", value)
                     for precision, value in ratios.items() if precision != best]  # fmt: skip
 
 
 def read_retention(files: Sequence[str], artifact: Path) -> dict[str, dict[str, float]]:
     """Return {"fp32" or "int8": {level: retention}} of ``PRECISION=FILE.json`` files, else of the artifact's own.
 
-    The artifact's quality.json gives its first entry, and the same measured in int8 where that stands there too.
+    The artifact's quality.json gives its first entry, and the same measured in int8 if the file has it.
     Raises InputError where a file is no evaluation.
     """
     found = {}
@@ -228,7 +228,7 @@ def _retention(evaluation: Mapping[str, Any]) -> dict[str, float]:
 
 
 def markdown(results: Results) -> str:
-    """A table a main shape: a row for the whole teacher and for every level, a column an engine, medians in ms."""
+    """One table per main shape: one row per level (and the whole teacher), one column per engine, medians in ms."""
     parts = [f"Median ms on {results.machine['cpu']}, {results.threads} thread{'s' if results.threads > 1 else ''}; in "
              "brackets, the time as a share of the whole teacher's in ONNX Runtime's int8. All but the elastic columns "
              "are static models: the teacher, or one level alone."]  # fmt: skip
@@ -261,13 +261,13 @@ def _written(cell: Cell | None) -> str:
 
 
 def paste(text: str, table: str) -> str:
-    """Return a README's text with the table between its markers; raises InputError where they are not there once.
+    """Return a README's text with the table between its markers; raises InputError unless each occurs once.
 
     >>> paste("a <!-- engines -->old<!-- /engines --> b", "new")
     'a <!-- engines -->\\nnew\\n<!-- /engines --> b'
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"expected {BEGIN} and after it {END}, each once")
+        raise InputError(f"expected exactly one {BEGIN} followed by exactly one {END}")
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n{table.strip()}\n{END}{rest.partition(END)[2]}"
 
@@ -286,7 +286,7 @@ def paste_into(readme: Path, results: Results) -> None:
 
 
 def draw(results: Results, file: Path) -> None:
-    """Latency against retention, a panel a main shape: elastic levels as lines, static engines as points.
+    """Latency against retention, one panel per main shape: elastic levels as lines, static engines as points.
 
     Without any retention the level itself is the height.
     """

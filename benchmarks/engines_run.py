@@ -42,7 +42,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How long to measure: seconds an engine and shape, least rounds; for switching seconds a shape, least pairs of
+    """How long to measure: seconds per engine and shape, least rounds; for switching seconds per shape, least pairs of
     blocks; processes a memory case."""
 
     seconds: float = 2.0

@@ -68,7 +68,7 @@ class Shape:
 def time_rounds(
     runs: Mapping[Engine, Run], *, seconds: float, least: int, on_round: Callable[[], object] = lambda: None
 ) -> Times:
-    """Time engines in turns: so many seconds an engine in the mean, and at least so many rounds.
+    """Time engines in turns: so many seconds per engine on average, and at least so many rounds.
 
     A turn is a run that is not timed and then one that is: what an engine takes at work, not on caches that all the
     others have just filled (runs of 50 ms and more are timed at once). Whoever begins moves on by one each round.

@@ -68,7 +68,7 @@ def chosen_measure(name: str, measures: Mapping[str, float]) -> str:
 
 
 def mean_over_sets(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each training and level that all sets have: the mean of its retentions with its 95 % interval."""
+    """A row for each training and level that all sets have: the mean of its retentions with its 95% interval."""
     counted = table[table.chosen & table.retention.notna()]
     rows = []
     for (training, level), group in counted.groupby(["training", "level"], sort=False):

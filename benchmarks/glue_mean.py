@@ -1,10 +1,10 @@
 """``elasticlm glue-mean``: what every level keeps over several sets of GLUE, and their mean.
 
-Takes what ``elasticlm evaluate`` wrote for classifiers, under a label each, in the words of ``elasticlm.benchmarks.retention``::
+Takes evaluations of classifiers by ``elasticlm evaluate``, each with a label, as ``elasticlm retention`` does::
 
     elasticlm glue-mean elastic=out/rte/dev.json,out/mrpc/dev.json alone=out/rte/alone50.json --output DIR
 
-Writes glue.csv (a row a set, measure, training and level, with the teacher and the majority; retention with its 95 %
+Writes glue.csv (one row per set, measure, training and level, with the teacher and the majority; retention with its 95%
 interval) and glue.png. The mean over the sets takes one measure of each, as the paper does: F1 of mrpc and qqp,
 Spearman's correlation of a regression, else accuracy. Sets are independent: the mean's interval is made of theirs.
 """

@@ -1,11 +1,11 @@
 """Drive an elastic server: users who pause (closed loop) or requests at given times (open loop).
 
-By hand, with Locust's web page at http://localhost:8089 (a row a level there):
+By hand, with Locust's web page at http://localhost:8089 (one row per level):
 
     locust -f benchmarks/locustfile.py --host http://127.0.0.1:8080 --model mini --queries queries.txt
 
-`elasticlm.benchmarks.simulate` runs the same file headless. Sent requests go to --trace-file, a row each; the bodies of the
-answers one after another to --responses-file, found by the row's offset and length.
+`elasticlm.benchmarks.simulate` runs the same file headless. Each request is one row in --trace-file. Response
+bodies are appended to --responses-file; a row gives the offset and length of its body.
 """
 
 import itertools
@@ -66,12 +66,12 @@ def add_options(parser: LocustArgumentParser) -> None:
     )
     parser.add_argument("--duration", type=float, default=0, help="seconds to send for, then end; 0: until stopped")
     parser.add_argument("--drain", type=float, default=10, help="seconds to wait for answers after --duration")
-    parser.add_argument("--trace-file", default="", include_in_web_ui=False, help="CSV file: a row a request")
+    parser.add_argument("--trace-file", default="", include_in_web_ui=False, help="CSV file: one row per request")
     parser.add_argument("--responses-file", default="", include_in_web_ui=False, help="bodies of the answers")
 
 
 class Recorder:
-    """Writes a row a request; the bodies of the answers go to a file of their own, unparsed."""
+    """Writes one row per request; the bodies of the answers go to a file of their own, unparsed."""
 
     def __init__(self, trace_file: str, responses_file: str) -> None:
         self.rows = open(trace_file or os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -223,7 +223,7 @@ class ElasticUser(FastHttpUser):
                 timing = said.get("Server-Timing") or ""
                 answer = Answer(response.status_code, level, depth, timing, response.content or b"")
                 if level:
-                    response.request_meta["name"] = f"level {level}"  # a row a level on Locust's page
+                    response.request_meta["name"] = f"level {level}"  # one row per level on Locust's page
         finally:
             self.recorder.in_flight -= 1
             self.recorder.write(request, due_s, users, (self.elapsed_s() - due_s) * 1000, answer)

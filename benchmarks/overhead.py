@@ -1,4 +1,4 @@
-"""``elasticlm overhead``: what a request costs end to end, beside the bare forward pass.
+"""``elasticlm overhead``: what a request costs end to end, compared with the bare forward pass.
 
     elasticlm overhead --archive model_store/mini.mar --output out/overhead
 
@@ -10,7 +10,7 @@ Writes overhead.csv: where the time of a request goes, stage by stage, and the b
 exit code 1 where the whole takes more than so many bare passes.
 
 ``--switching`` asks instead what it costs to change the level at every request, the largest and the smallest in turn,
-beside staying on each: a budget in the request's own header decides, by a table in which they lie far apart.
+compared with staying on each: a budget in the request's own header decides, by a table in which they lie far apart.
 ``--most RATIO`` then is the limit of that ratio.
 """
 
@@ -33,13 +33,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _options() -> argparse.ArgumentParser:
-    options = parser("elasticlm overhead", "Time whole requests beside the bare forward pass.")
+    options = parser("elasticlm overhead", "Time whole requests compared with the bare forward pass.")
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="an encoder or a reranker")
     options.add_argument("--level", metavar="K", help="the level that answers (default: the largest)")
     options.add_argument("--requests", type=int, default=200, help="requests that are timed, with --switching of each "
                          "kind and level")  # fmt: skip
     options.add_argument("--switching", action="store_true", help="what it costs to change the level at every request")
-    options.add_argument("--most", type=positive_float, metavar="RATIO", help="fail above so many bare passes a request, "
+    options.add_argument("--most", type=positive_float, metavar="RATIO", help="fail above this ratio "
+                         "of request to bare pass, "
                          "with --switching above this ratio of switching to staying")  # fmt: skip
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     options.add_argument("--overwrite", action="store_true", help="replace an existing output")

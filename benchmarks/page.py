@@ -59,7 +59,7 @@ def page(summary: dict[str, Any], picture_png: bytes, colors: dict[str, str]) ->
 <h2>The rush over time</h2>
 <div class="scroll"><img style="min-width: {narrowest}px; max-width: {widest}px" src="data:image/png;base64,{picture}"
 alt="Users, latency, level served and quality over time, a column an arm"></div>
-<p class="muted">Each dot is a request, red where it came late or failed; 95 % of a second's requests stay under the
+<p class="muted">Each dot is a request, red if it was late or failed; 95% of a second's requests stay under the
 dark line; the dashed line is the latency budget T. Quality is the mean over {SMOOTHED_S} seconds: of the requests that
 were answered (dashed), and with every late or failed request counted as 0 (solid).</p>
 <h2>Arms and latency budgets</h2>
@@ -167,7 +167,7 @@ def _leads(summary: dict[str, Any]) -> str:
             lines.append(f"<p>In effective quality at T = {budget} ms {ahead}.</p>")
     if not lines:
         return ""
-    how = "Over the questions that both were asked, with 95 % intervals (paired bootstrap over questions)."
+    how = "Over the questions that both were asked, with 95% intervals (paired bootstrap over questions)."
     return "".join(lines) + f'<p class="muted">{how}</p>'
 
 

@@ -149,7 +149,7 @@ def _legends(grid: np.ndarray, colors: dict[str, str], users: str) -> None:
 
     rows = [
         [line(users.replace(" in", "\nin"), LINE), Patch(color=WAITING, alpha=0.35, label="waiting")],
-        [line("T", LATE, ls="--"), line("95 %", INK), line("in time", IN_TIME, marker=".", ls=""),
+        [line("T", LATE, ls="--"), line("95%", INK), line("in time", IN_TIME, marker=".", ls=""),
          line("late", LATE, marker=".", ls="")],
         [Patch(color=color, label=level) for level, color in colors.items()],
         [line("answered", MUTED, ls="--"), line("in time,\nelse 0", IN_TIME)],

@@ -69,26 +69,26 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--policies", nargs="+", metavar="POLICY", help="slack:t=MS,alpha=SHARE, queue:t=MS, "
                          "fixed:LEVEL; without t: --budget "
                          "(default: slack queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
-    options.add_argument("--budget", type=positive_float, metavar="MS", help="latency budget T in ms: of policies without "
-                         "t, of the picture and of --recommend; every policy is judged by it and by every t "
+    options.add_argument("--budget", type=positive_float, metavar="MS", help="latency budget T in ms for policies "
+                         "without t, of the picture and of --recommend; every policy is judged by it and by every t "
                          "(default: the archive's, else the smallest t)")  # fmt: skip
     options.add_argument("--load", type=positive_float, metavar="SHARE", help="scale open loops' time so that the mean "
                          "load is this share of the largest level's capacity (default: as they are)")  # fmt: skip
     options.add_argument("--requests", type=positive_int, default=3000, help="requests of an open loop; of a trace the "
                          "busiest window of so many")  # fmt: skip
     options.add_argument("--duration", type=positive_float, default=120.0, metavar="S", help="seconds of a rush")
-    options.add_argument("--batch-size", type=positive_int, help="requests in a batch at most, B (default: the archive's, "
+    options.add_argument("--batch-size", type=positive_int, help="largest batch, B (default: the archive's, "
                          "else 1)")  # fmt: skip
-    options.add_argument("--workers", type=positive_int, help="workers that share the queue, W (default: the archive's, "
+    options.add_argument("--workers", type=positive_int, help="workers sharing the queue, W (default: the archive's, "
                          "else 1)")  # fmt: skip
-    options.add_argument("--max-batch-delay-ms", type=positive_float, metavar="MS", help="how long a batch with room waits "
+    options.add_argument("--max-batch-delay-ms", type=positive_float, metavar="MS", help="how long a batch waits "
                          "for more, in ms (default: the archive's, else 1)")  # fmt: skip
     options.add_argument("--overhead-ms", type=non_negative_float, default=2.0, metavar="MS",
                          help="the server's own time in ms; holds the worker once a batch")  # fmt: skip
     options.add_argument(
         "--rows", type=positive_int, default=1, help="sequences of a request (a rerank of 8 passages is 8)"
     )
-    options.add_argument("--tokens", type=positive_int, help="padded length of a request in tokens (default: the shortest of "
+    options.add_argument("--tokens", type=positive_int, help="padded length of a request (default: shortest of "
                          "the table)")  # fmt: skip
     options.add_argument("--levels", type=_levels, metavar="K,..", help="levels to serve, of a pipeline pairs such as "
                          "100+50,50+10 (default: all of the table)")  # fmt: skip

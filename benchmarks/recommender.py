@@ -50,7 +50,8 @@ def recommend(
 ) -> dict[str, Any]:
     """Return the settings of `slack` that serve the traffic best, and all that were tried.
 
-    Best is the highest effective quality among those with TARGET_WITHIN_BUDGET within T, else the highest share within T. First all
+    Best is the highest effective quality among those with TARGET_WITHIN_BUDGET within T, else the highest share
+    within T. First all
     alphas and batch sizes with all levels; then, at the best, levels are left out one by one, as long as that gains.
     """
 
@@ -86,6 +87,8 @@ def levels_left_out(levels: str, known: Sequence[str]) -> str:
 
 
 def advice(best: dict[str, Any]) -> str:
+    reached = best["in time %"] >= 100 * TARGET_WITHIN_BUDGET
+    missed = "" if reached else f" (nothing reached {100 * TARGET_WITHIN_BUDGET:g}%)"
     return (f"best: alpha {best['alpha']:g}, batch size {best['batch size']}, levels {best['levels']}: "
-            f"{best['in time %']:g} % in time, effective {best['effective']:.4f}"
-            + ("" if best["in time %"] >= 100 * TARGET_WITHIN_BUDGET else f" (nothing reached {100 * TARGET_WITHIN_BUDGET:g} %)"))  # fmt: skip
+            f"{best['in time %']:g}% in time, effective {best['effective']:.4f}"
+            + missed)  # fmt: skip

@@ -43,7 +43,7 @@ class Replay:
 
 
 def write_requests(path: Path, requests: Sequence[Request]) -> None:
-    """Write one request a line: {"id", "body"}."""
+    """Write one request per line: {"id", "body"}."""
     lines = (json.dumps({"id": request.query_id, "body": json.loads(request.body)}) for request in requests)
     path.write_text("".join(f"{line}\n" for line in lines))
 

@@ -5,8 +5,8 @@ Takes what ``elasticlm evaluate`` wrote, under a label each; a label may have se
     elasticlm retention elastic=a.json alone=b50.json,b30.json --output DIR
     elasticlm retention 5=5min.json 15=15min.json --over minutes --output DIR
 
-Writes retention.csv (a row a label and level: RR@10, retention with its 95 % interval, and the paired difference from
-the first label with its interval and p) and retention.png, with the shares that the paper reports drawn in.
+Writes retention.csv (one row per label and level: RR@10, retention with its 95% interval, and the paired difference
+from the first label with its interval and p) and retention.png, with the shares that the paper reports drawn in.
 """
 
 from elasticlm import command

@@ -68,7 +68,7 @@ def read(training: str) -> list[Row]:
 
 
 def compare(rows: list[Row], *, seed: int = 0) -> pd.DataFrame:
-    """A line a label and level, with the paired difference from the first label's same level where it has one."""
+    """One row per label and level, with the paired difference from the first label's same level where it has one."""
     first = {row.level: row for row in rows if row.label == rows[0].label}
     lines = []
     for row in rows:
@@ -87,7 +87,7 @@ def compare(rows: list[Row], *, seed: int = 0) -> pd.DataFrame:
 
 
 def draw(rows: list[Row], _: str, title: str, file: Path) -> None:
-    """Retention over the level's size, a line a training."""
+    """Retention over the level's size, one line per training."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for label in dict.fromkeys(row.label for row in rows):
         points = sorted((row.level, row.retention) for row in rows if row.label == label)
@@ -99,7 +99,7 @@ def draw(rows: list[Row], _: str, title: str, file: Path) -> None:
 
 
 def draw_over(rows: list[Row], name: str, title: str, file: Path) -> None:
-    """Retention over what the labels count, a line a level; the paper's shares as dashed lines of the same colour."""
+    """Retention over what the labels count, one line per level; the paper's shares as dashed lines."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for level in sorted({row.level for row in rows}, reverse=True):
         points = sorted((float(row.label), row.retention) for row in rows if row.level == level)

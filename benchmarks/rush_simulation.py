@@ -91,7 +91,7 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         window = folder / "window.csv"
         window.write_text("t_s\n" + "".join(f"{time_s:.4f}\n" for time_s in times_s))
         traffic = replace(traffic, duration_s=round(float(times_s[-1]) + 0.1, 1), arrivals=f"trace:{window}")
-        say(f"{options.arrivals}: {len(times_s)} arrivals in {traffic.duration_s:g} s, {rate_rps:.1f} a second, "
+        say(f"{options.arrivals}: {len(times_s)} arrivals in {traffic.duration_s:g} s, {rate_rps:.1f} per second, "
             f"{options.load:g} of the capacity of level {level_name(archive.largest)}")  # fmt: skip
     elif arrivals:
         count = len(arrivals.times_s(traffic.duration_s, traffic.seed))
@@ -104,7 +104,7 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         spawn_rate = options.spawn_rate or round(users / (RAMP * traffic.duration_s), 4)
         traffic = replace(traffic, users=users, spawn_rate=spawn_rate)
         offered_rps = traffic.offered_rps or 0.0
-        say(f"{users} users, {spawn_rate:.3g} more a second, offer up to {offered_rps:.1f} requests per second"
+        say(f"{users} users, {spawn_rate:.3g} more per second, offer up to {offered_rps:.1f} requests per second"
             + "".join(f", {offered_rps / rps:.2f} times the capacity of level {level_name(level)}"
                       for level, rps in capacity_rps.items()))  # fmt: skip
 
@@ -252,7 +252,7 @@ def _shown_on(bar: Any) -> Callable[[float, list[dict[str, str]]], None]:
 
 
 def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the result as a table for people: a row an arm and budget."""
+    """Return the result as a table for people: one row per arm and budget."""
     return [
         {"arm": arm, "T ms": budget, "in time %": round(100 * judged["within_budget"], 1),
          "effective": judged["effective_quality"], "behind the first by": behind(summary, arm, budget),

@@ -65,7 +65,7 @@ def free_ports(count: int) -> list[int]:
 class TorchServe:
     """A TorchServe of its own: free loopback ports, temporary folders, a model store with just these archives.
 
-    Several can run side by side and beside a production server. Archives with a model-config.yaml are unpacked into
+    Several can run at once and next to a production server. Archives with a model-config.yaml are unpacked into
     the temporary model store (an unpacked folder serves like a .mar), since what that file says beats everything in
     config.properties: there the settings below are written, and in its `handler` section, where there is one, this
     server's management port and what an experiment changes.

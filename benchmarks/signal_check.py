@@ -7,7 +7,7 @@ alone and once with the management probe too; with the header X-Request-Start an
 (X-Elastic-Queue-Depth, the wait in Server-Timing) is compared with what the driver saw: a request waited from when it
 was sent to when its batch was taken, and what had been sent but not taken by then stood behind it.
 
-Writes signal.csv, a row a setting, and breakdown.csv: where the time of one request goes when nothing else is there.
+Writes signal.csv, one row per setting, and breakdown.csv: where the time of a single request on an idle server goes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
 def _options() -> argparse.ArgumentParser:
     options = parser("elasticlm signal", "Measure what the handler knows of its queue, and the cost.")
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="an embedding model")
-    options.add_argument("--duration", type=float, default=20.0, metavar="S", help="seconds a setting")
+    options.add_argument("--duration", type=float, default=20.0, metavar="S", help="seconds per setting")
     options.add_argument("--seed", type=int, default=0, help="of arrivals and queries")
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     options.add_argument("--overwrite", action="store_true", help="replace an existing output")

@@ -60,7 +60,7 @@ def compare_signals(options: argparse.Namespace) -> None:
 
 
 def compare(driven: Drive) -> dict[str, Any]:
-    """What the handler believed beside what the driver saw, and what the signal and the decision cost, ms.
+    """What the handler believed compared with what the driver saw, and what the signal and the decision cost, ms.
 
     correlation and bias (believed - true) are those of the requests behind a batch; wait bias and error (median
     absolute) those of the ages.

@@ -6,10 +6,10 @@
 Every arm sees the same traffic, and is compared with the first over the questions that both were asked. With
 `--repeats 3` all arms run three times, one after another, each round with traffic of its own, and the lead over each
 other arm gets an interval over the rounds besides. An arm that fails ends the run; what was finished before is written.
-Open loops: `--arrivals trace:FILE.csv --requests 3000 --load .6` takes the trace's busiest window of so many arrivals
-and stretches time until they offer .6 of what the largest level can carry.
+Open loops: `--arrivals trace:FILE.csv --requests 3000 --load 0.6` takes the trace's busiest window of so many arrivals
+and stretches time until they offer 0.6 of what the largest level can carry.
 
-The result is a folder: trace.csv (a row a request), summary.json, rush.png and index.html, to open in a browser.
+The result is a folder: trace.csv (one row per request), summary.json, rush.png and index.html, to open in a browser.
 """
 
 import argparse
@@ -51,15 +51,16 @@ def _options() -> argparse.ArgumentParser:
                          "auto: 5, 7.5 and 10 service times of the largest level")  # fmt: skip
     options.add_argument("--workload", default="query", help="what users ask: query, related, or "
                          "rerank:N, a query with N passages (BM25's best)")  # fmt: skip
-    options.add_argument("--users", type=or_auto(positive_int), default="auto", help="users at the peak; auto: as many as "
-                         "offer 3 times the capacity of the largest level, at most .8 of the smallest's")  # fmt: skip
+    options.add_argument("--users", type=or_auto(positive_int), default="auto", help="users at the peak; "
+                         "auto: enough to offer 3 times the capacity of the largest level, "
+                         "at most 0.8 of the smallest's")  # fmt: skip
     options.add_argument("--spawn-rate", type=or_auto(positive_float), default="auto", metavar="PER_S",
                          help="users that come a second; auto: all within 5/12 of the duration")  # fmt: skip
-    options.add_argument("--duration", type=positive_float, default=120.0, metavar="S", help="seconds an arm")
+    options.add_argument("--duration", type=positive_float, default=120.0, metavar="S", help="seconds per arm")
     options.add_argument("--pause", type=_pause, default="1,3", metavar="S,S", help="seconds of a pause, least,most")
     options.add_argument("--arrivals", metavar="SPEC", help="open loop instead of users: trace:FILE.csv, "
-                         "poisson:RATE or gamma:RATE,CV; RATE in requests a second")  # fmt: skip
-    options.add_argument("--load", type=positive_float, metavar="SHARE", help="with --arrivals: stretch time until they "
+                         "poisson:RATE or gamma:RATE,CV; RATE in requests per second")  # fmt: skip
+    options.add_argument("--load", type=positive_float, metavar="SHARE", help="with --arrivals: stretch time to "
                          "offer this share of what the largest level carries")  # fmt: skip
     options.add_argument("--requests", type=int, default=3000, metavar="N", help="with --load: so many arrivals, of a "
                          "trace its busiest window")  # fmt: skip
@@ -67,7 +68,7 @@ def _options() -> argparse.ArgumentParser:
                          "its own")  # fmt: skip
     options.add_argument("--no-request-start", action="store_true", help="do not send the header X-Request-Start")
     options.add_argument("--index", metavar="DIR_OR_FAISS", help="ask for embeddings and judge them against this index")
-    options.add_argument("--ids", metavar="FILE", help="passage ids of a FAISS file, one a line in row order")
+    options.add_argument("--ids", metavar="FILE", help="passage ids of a FAISS file, one per line in row order")
     options.add_argument("--teacher", metavar="T", help="where the artifact's teacher is, if passages must be encoded")
     options.add_argument("--seed", type=int, default=0, help="of queries, pauses and arrivals")
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for trace, summary and page")

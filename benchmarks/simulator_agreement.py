@@ -106,21 +106,21 @@ def calibrate(table: LatencyTable, tokens: int, capacity_rps: dict[str, float]) 
 def compare(
     run_name: str,
     trace: pd.DataFrame,
-    told: LatencyTable,
+    artifact_table: LatencyTable,
     table: ServiceTimes,
     server: Server,
     budgets_ms: Sequence[float],
 ) -> list[Comparison]:
     """Simulate every arm of a trace at the arrivals that it met; judge both by the arm's own budget or the first.
 
-    The policy decides by the artifact's table (``told``), as in the server, whatever the server's own speed was.
+    The policy decides by the artifact's table (``artifact_table``), as in the server, whatever the server's speed.
     """
     compared = []
     for arm, rows in trace.groupby("arm", sort=False):
         policy = parse_policy(str(arm))
         budget_ms = policy.budget_ms or budgets_ms[0]
         times_ms = 1000 * np.sort(rows["t_s"].to_numpy())
-        found = simulate(policy, table, server, OpenLoop(arrival_ms=times_ms), decided_by=told)
+        found = simulate(policy, table, server, OpenLoop(arrival_ms=times_ms), decided_by=artifact_table)
         answered = rows[rows["status"] == 200]
         served = answered["level"].astype(str).value_counts(normalize=True)
         shares = {

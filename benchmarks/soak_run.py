@@ -141,7 +141,7 @@ def sample(server: TorchServe, t_s: float) -> list[dict[str, Any]]:
 def growth(samples: pd.DataFrame) -> list[dict[str, Any]]:
     """For each process and measure: medians of the second and of the last third, and whether that is a leak.
 
-    Java's heap grows to its limit before it is collected: its memory is told, but is no leak.
+    Java's heap grows to its limit before it is collected: its memory is reported but not counted as a leak.
     """
     end = samples["t_s"].max()
     rows = []
@@ -158,7 +158,7 @@ def growth(samples: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def draw(samples: pd.DataFrame, file: Path) -> None:
-    """A curve a process, one picture a measure."""
+    """One curve per process, one picture per measure."""
     figure, axes = plt.subplots(len(GROWTH), 1, figsize=(8, 8), sharex=True, layout="constrained")
     for axis, measure in zip(axes, GROWTH, strict=True):
         for process, own in samples.groupby("process", sort=False):

@@ -11,14 +11,14 @@ from elasticlm.benchmarks.summary import budget_name
 
 
 def draw(summary: dict[str, Any], budget_ms: float, file: Path) -> None:
-    """Write the picture: a column an arrivals spec; share within T and effective quality, a bar a policy."""
+    """Write the picture: one column per arrivals spec; share within T and effective quality, one bar per policy."""
     specs, budget = summary["arrivals"], budget_name(budget_ms)
     policies = list(dict.fromkeys(figures["policy"] for figures in summary["arms"].values()))
     width = 2.2 + 2.6 * len(specs) + 0.45 * len(specs) * max(0, len(policies) - 3)
     figure = Figure(figsize=(width, 6.4), dpi=144, facecolor="white", layout="constrained")
     grid = figure.subplots(2, len(specs), sharex=True, sharey="row", squeeze=False)
     bounds: list[Line2D] = []
-    for column, (spec, told) in enumerate(specs.items()):
+    for column, (spec, study) in enumerate(specs.items()):
         arms = [figures for figures in summary["arms"].values() if figures["arrivals"] == spec]
         for axes, key, factor in ((grid[0, column], "within_budget", 100), (grid[1, column], "effective_quality", 1)):
             values = [figures["budgets"][budget][key] for figures in arms]
@@ -27,9 +27,9 @@ def draw(summary: dict[str, Any], budget_ms: float, file: Path) -> None:
             bars = axes.bar(range(len(arms)), heights, color=IN_TIME, width=0.7)
             axes.bar_label(bars, labels, fontsize=8, color=INK, padding=2,
                            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
-            if told["bound"] and told["bound"][budget][key] is not None:
+            if study["bound"] and study["bound"][budget][key] is not None:
                 bounds.append(
-                    axes.axhline(factor * told["bound"][budget][key], color=LATE, lw=1.2, ls="--", zorder=1.5)
+                    axes.axhline(factor * study["bound"][budget][key], color=LATE, lw=1.2, ls="--", zorder=1.5)
                 )
             axes.set_xticks(range(len(arms)), [figures["policy"] for figures in arms], rotation=40, ha="right",
                             rotation_mode="anchor")  # fmt: skip
@@ -38,7 +38,7 @@ def draw(summary: dict[str, Any], budget_ms: float, file: Path) -> None:
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
             axes.margins(y=0.15)
-        load = "" if told["load"] is None else f"\nload {told['load']:.2f} of level {summary['levels'][0]}"
+        load = "" if study["load"] is None else f"\nload {study['load']:.2f} of level {summary['levels'][0]}"
         name = spec if len(spec) <= 36 else f"{spec[:6]}...{spec[-27:]}"
         grid[0, column].set_title(name + load, fontsize=10, color=INK)
     grid[0, 0].set_ylabel(f"within {budget} ms, %", color=INK)

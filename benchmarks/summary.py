@@ -26,7 +26,7 @@ def lead(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, dict[str
     """Return by how much effective quality is higher than under each other arm, at each budget.
 
     In the lead is the first arm that works towards that budget, else the first of all. The difference is that of the
-    means over the questions that both were asked, with its 95 % interval and p-value (paired bootstrap over questions).
+    means over the questions that both were asked, with its 95% interval and p-value (paired bootstrap over questions).
     """
     found: dict[str, dict[str, Any]] = {}
     for budget_ms in budgets_ms:
@@ -44,7 +44,7 @@ def lead(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, dict[str
 
 
 def rounds(trace: pd.DataFrame, budgets_ms: Sequence[float]) -> dict[str, Any]:
-    """Return each arm's figures by round, and at each budget the lead over each other arm with its 95 % interval.
+    """Return each arm's figures by round, and at each budget the lead over each other arm with its 95% interval.
 
     The interval is Student's over the rounds' differences: all arms of a round meet the same traffic.
     """
@@ -76,7 +76,7 @@ def _first(trace: pd.DataFrame, budget_ms: float) -> str:
 
 
 def _interval(values: list[float]) -> list[float | None]:
-    """Mean, and the ends of Student's 95 % interval (None with one value)."""
+    """Mean, and the ends of Student's 95% interval (None with one value)."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return [round(mean, 4), None, None]

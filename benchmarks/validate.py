@@ -1,9 +1,9 @@
-"""The policy simulator held against the real server, on the arrivals that the server has seen.
+"""The policy simulator checked against the real server, on the arrivals that the server has seen.
 
-    elasticlm simulate --archive model_store/mini.mar ... --arrivals gamma:20,4 --load .6 --output out/gamma
+    elasticlm simulate --archive model_store/mini.mar ... --arrivals gamma:20,4 --load 0.6 --output out/gamma
     elasticlm validate --model out/model --runs out/gamma out/trace --output out/validation.json
 
-The simulator is told two things of the server, measured before the run: how many requests a second it answers at the
+The simulator uses two measurements of the server from before the run: how many requests per second it answers at the
 largest and at the smallest level. They fix its two unknowns, the server's overhead a request and a factor on the
 latency table (the texts are shorter or longer than the table's). Everything else is the simulator's own.
 """
@@ -33,7 +33,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--model", type=Path, required=True, metavar="DIR", help="artifact that was served: its "
                          "latency.csv")  # fmt: skip
     options.add_argument("--runs", type=Path, nargs="+", required=True, metavar="DIR", help="outputs of "
-                         "elasticlm.benchmarks.simulate with --arrivals and --load; one worker, batch size 1")  # fmt: skip
+                         "`elasticlm simulate` with --arrivals and --load; one worker, batch size 1")  # fmt: skip
     options.add_argument("--tokens", type=int, default=128, help="length of the requests in tokens")
     options.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file to write")
     options.add_argument("--overwrite", action="store_true", help="replace the output file")

@@ -1,4 +1,4 @@
-"""elasticlm.benchmarks.engines: gates and ratios as tables, README's block, the peers' numbers, a short run of the command."""
+"""elasticlm.benchmarks.engines: gates and ratios as tables, README tables, static engines, a short run."""
 
 import json
 import shutil
@@ -100,13 +100,15 @@ def test_switching_is_told_from_staying(monkeypatch):
         ("1x16", {OURS8: 6.6, STOCK: 10.0}, [("level 50: onnx int8 / whole teacher", 0.66, 0.75, True)]),
         ("1x16", {OURS8: 6.0, STOCK: 10.0, UNFUSED: 8.0}, [  # the faster of the teacher's graphs has the limit
             ("teacher, onnxruntime-plain int8", 0.75, 0.75, True),
-            ("teacher, onnxruntime int8 (told only)", 0.6, None, True)]),
+            ("teacher, onnxruntime int8 (reported, no limit)", 0.6, None, True)]),
         ("8x16", {OURS8: 20.0, STOCK: 10.0}, []),  # a shape without gates
         ("1x16", {FP32: 3.0, OPENVINO: 2.0}, [("onnx fp32 / OpenVINO fp32", 1.5, 1.0, False)]),
-        ("1x16", {FP32: 3.0, OURS8: 1.0, OPENVINO: 2.0}, [  # int8 is what we would serve; fp32 is told
-            ("onnx int8 / OpenVINO fp32", 0.5, 1.0, True), ("onnx fp32 / OpenVINO fp32 (told only)", 1.5, None, True)]),
+        ("1x16", {FP32: 3.0, OURS8: 1.0, OPENVINO: 2.0}, [  # int8 is what we would serve; fp32 has no limit
+            ("onnx int8 / OpenVINO fp32", 0.5, 1.0, True),
+            ("onnx fp32 / OpenVINO fp32 (reported, no limit)", 1.5, None, True)]),
         ("1x16", {FP32: 1.0, OURS8: 3.0, OPENVINO: 2.0}, [
-            ("onnx fp32 / OpenVINO fp32", 0.5, 1.0, True), ("onnx int8 / OpenVINO fp32 (told only)", 1.5, None, True)]),
+            ("onnx fp32 / OpenVINO fp32", 0.5, 1.0, True),
+            ("onnx int8 / OpenVINO fp32 (reported, no limit)", 1.5, None, True)]),
         ("1x16", {FP32: 3.0, Engine("50", "compile"): 2.0}, [("onnx fp32 / torch.compile fp32", 1.5, 1.0, False)]),
         ("1x16", {FP32: 3.0, Engine("30", "openvino"): 2.0}, []),  # another level
     ],
@@ -143,7 +145,7 @@ def test_the_readme_gets_the_tables_and_keeps_the_rest(tmp_path):
         assert "old" not in text
         assert text.count("| 50 | 1 (0.50) |  | 1.5 |") == 2
     for wrong in ("no markers", f"{END} {BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"):
-        with pytest.raises(InputError, match="each once"):
+        with pytest.raises(InputError, match="exactly one"):
             paste(wrong, "table")
     assert Results.read(tmp_path / "out") == found
     assert markdown(results(["50", "10"])).count("| 10 |") == 2  # a row even where nothing ran

@@ -239,7 +239,7 @@ def test_a_quiet_server_is_told_to_keep_all_levels_and_a_drowned_one_the_share_i
     drowned = json.loads(out[-1])["recommended"]["poisson:5000"]
     assert not drowned["enough_in_time"]
     assert drowned["best"]["batch size"] == 8
-    assert "nothing reached 99 %" in out[-2]
+    assert "nothing reached 99%" in out[-2]
 
 
 def broken_table(place):

@@ -92,7 +92,8 @@ def pairs():
     reranker = LatencyTable([cell(level=level, rows=rows, tokens=tokens, mean_ms=level * rows / 10)
                            for level in (50, 10) for rows in (1, 4, 8) for tokens in (16, 64)])  # fmt: skip
     measured = [(50, 50, 0.7), (50, 10, 0.6), (10, None, 0.4), (10, 50, 0.1)]
-    return PairTable([MeasuredPair(retriever=d, reranker=r, depth=4, quality=q, measure="RR@10") for d, r, q in measured],
+    pairs = [MeasuredPair(retriever=d, reranker=r, depth=4, quality=q, measure="RR@10") for d, r, q in measured]
+    return PairTable(pairs,
                      retriever, reranker, passage_tokens=40, max_tokens=64, search_ms=0.5)  # fmt: skip
 
 
