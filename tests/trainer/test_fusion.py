@@ -94,9 +94,7 @@ def test_a_broken_fusion_is_refused_with_its_field(reranker, broken):
         ElasticModel.from_pretrained(reranker)
 
 
-@pytest.mark.parametrize(
-    ("change", "says"), [(["--split", "test"], "other than test"), (["--model", "X"], "'embed'")]
-)
+@pytest.mark.parametrize(("change", "says"), [(["--split", "test"], "other than test"), (["--model", "X"], "'embed'")])
 def test_it_is_not_fitted_on_test_nor_for_an_encoder(reranker, tiny_artifact, tiny_beir, tmp_path, change, says):
     change = [str(tiny_artifact) if part == "X" else part for part in change]
     with pytest.raises(InputError, match=says):

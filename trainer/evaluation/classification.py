@@ -1,4 +1,4 @@
-"""How well every level classifies: GLUE's measures compared with a teacher and the majority, for ``elasticlm evaluate``."""
+"""How well every level classifies: GLUE's measures against a teacher and the majority, for ``elasticlm evaluate``."""
 
 import warnings
 from collections.abc import Callable, Sequence
