@@ -97,10 +97,19 @@ def test_defaults_fill_what_the_text_leaves_out():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("slak:t=1", "did you mean 'slack'"), ("slack", "budget above 0"), ("slack:t=x", "numbers"),
-     ("fixed:0", "level"), ("slack:t=5,alfa=1", "unknown option 'alfa'"), ("slack:t=5,alpha=2", "at most 1"), ("queue:t=-1", "budget above 0"),
-     ("queue:t=inf", "budget above 0"), ("fixed:", "level"), ("queue:t=5,alpha=1", "unknown option 'alpha'")],
-)  # fmt: skip
+    [
+        ("slak:t=1", "did you mean 'slack'"),
+        ("slack", "budget above 0"),
+        ("slack:t=x", "numbers"),
+        ("fixed:0", "level"),
+        ("slack:t=5,alfa=1", "unknown option 'alfa'"),
+        ("slack:t=5,alpha=2", "at most 1"),
+        ("queue:t=-1", "budget above 0"),
+        ("queue:t=inf", "budget above 0"),
+        ("fixed:", "level"),
+        ("queue:t=5,alpha=1", "unknown option 'alpha'"),
+    ],
+)
 def test_bad_policies_are_refused(text, message):
     with pytest.raises(InputError, match=message):
         parse_policy(text)
