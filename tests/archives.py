@@ -9,7 +9,7 @@ import yaml
 
 from elasticlm.handlers.packing import TEMPLATE, pack
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_teacher
+from elasticlm.model.teacher import load_model
 from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.schedule.cascade import MeasuredPair, write_pairs
 from elasticlm.schedule.latency import LatencyTable
@@ -36,7 +36,7 @@ def servable(artifact: Path, folder: Path, means_ms: dict, *, passages: str = "t
 
 def index_of(teacher: Path) -> PassageIndex:
     """The index of PASSAGES by a teacher."""
-    encoder = load_teacher(str(teacher))
+    encoder = load_model(str(teacher))
     vectors = encoder.embed(list(PASSAGES.values()), kind="passage").numpy()
     return PassageIndex.build(
         np.ascontiguousarray(vectors), list(PASSAGES), fingerprint=encoder.fingerprint(), corpus_sha256=None

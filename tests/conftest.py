@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from elasticlm.model.structure import ElasticStructure
-from elasticlm.model.teacher import load_teacher
+from elasticlm.model.teacher import load_model
 
 WORDS = """
 the a of in to and is how what why glacier ice river rain snow cave form melt water mountain cold warm sun moon sea tide
@@ -63,7 +63,7 @@ def random_scores(tiny_bert):
 @pytest.fixture(scope="session")
 def tiny_artifact(tiny_bert, random_scores, tmp_path_factory):
     """Folder with the tiny BERT pruned to levels 100, 50, 10; level 10 keeps no head in two layers."""
-    teacher = load_teacher(str(tiny_bert))
+    teacher = load_model(str(tiny_bert))
     structures, head_order, neuron_order = ElasticStructure.from_scores(*random_scores, [100, 50, 10])
     folder = tmp_path_factory.mktemp("artifact") / "tiny"
     teacher.cut(structures, head_order, neuron_order).save_pretrained(folder)

@@ -17,7 +17,7 @@ from elasticlm.model.configuration import Passages
 from elasticlm.model.download import resolve_model
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import ElasticStructure, Level, level_name
-from elasticlm.model.teacher import WHOLE, load_teacher
+from elasticlm.model.teacher import WHOLE, load_model
 from elasticlm.trainer import mixture
 from elasticlm.trainer.mixture import Exclusion
 from elasticlm.trainer.negatives import OF_RERANKERS, with_negatives
@@ -37,7 +37,7 @@ def prune(args: argparse.Namespace, levels: tuple[Level, ...]) -> None:
     """Write the artifact that the options describe, and print what each level keeps."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
     start = time.monotonic()
-    teacher = load_teacher(args.teacher)
+    teacher = load_model(args.teacher)
     if tuple(teacher.levels) != (WHOLE,):
         raise InputError(f"--teacher {args.teacher} is an elastic model; prune starts from a whole encoder")
     structures, head_order, neuron_order = ElasticStructure.from_scores(*_scores(args, teacher, levels), levels)

@@ -20,16 +20,11 @@ WHOLE = 100
 
 
 def load_model(name: str | Path) -> ElasticModel:
-    """Load an artifact or a teacher, whichever the folder or hub name holds."""
-    folder = resolve_model(str(name))
-    return ElasticModel.from_pretrained(folder) if _is_artifact(folder) else load_teacher(name)
+    """Load an artifact or a teacher, whichever the folder or hub name holds.
 
-
-def load_teacher(name: str | Path) -> ElasticModel:
-    """Load an encoder as it is: an ElasticModel whose only level is 100, weights and settings the teacher's.
-
-    Pooling, normalisation, prompts and length come from sentence-transformers' files where there are any, else cls,
-    no normalisation, no prompts, and the tokenizer's limit. An artifact can be a teacher too, with its largest level.
+    A teacher becomes an ElasticModel whose only level is 100, with the teacher's weights and settings. Pooling,
+    normalisation, prompts and length come from sentence-transformers' files where there are any, else cls, no
+    normalisation, no prompts, and the tokenizer's limit. An artifact can be a teacher too, with its largest level.
 
     Raises InputError where the encoder's family is not supported or its files are incomplete.
     """
@@ -78,7 +73,7 @@ def passage_encoder(model: ElasticModel, teacher: str | Path | None = None) -> E
     name = teacher or model.config.teacher.name
     if not name:
         raise InputError("this model's passages are encoded by its teacher: say where it is with --teacher")
-    encoder = load_teacher(name)
+    encoder = load_model(name)
     if not encoder.has_fingerprint(passages.fingerprint):
         raise InputError(f"{name} is not the teacher that this model was made from (another fingerprint)")
     return encoder

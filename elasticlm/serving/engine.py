@@ -64,7 +64,7 @@ class Answerer:
     def __init__(self, folder: Path, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
         bundle = Bundle(folder)
-        self.model, self.table = load_model(bundle.artifact, settings)
+        self.model, self.table = load_with_latency(bundle.artifact, settings)
         self.adopt(settings)
         self.index = load_index(bundle.index, self.model, settings.threads)
         self.service = Service(
@@ -212,7 +212,7 @@ def _pairs(request: Request) -> list[tuple[str, str | None]]:
             raise TypeError(f"{type(request).__name__} is no pair")
 
 
-def load_model(artifact: Path, settings: Settings) -> tuple[ElasticModel, LatencyTable]:
+def load_with_latency(artifact: Path, settings: Settings) -> tuple[ElasticModel, LatencyTable]:
     """Load an artifact and the latency table that the policy uses. Raises InputError if they do not fit together."""
     table, setup = choose_setup(
         artifact, threads=settings.threads, backend=settings.backend, precision=settings.precision

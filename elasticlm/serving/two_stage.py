@@ -19,7 +19,7 @@ from elasticlm.schedule.load import Load
 from elasticlm.schedule.policies import Policy
 from elasticlm.serving.bundle import Bundle
 from elasticlm.serving.cascade_times import pair_table
-from elasticlm.serving.engine import Answer, Answerer, load_index, load_model, warmed_up
+from elasticlm.serving.engine import Answer, Answerer, load_index, load_with_latency, warmed_up
 from elasticlm.serving.requests import Search, Service
 from elasticlm.serving.settings import Settings
 from elasticlm.serving.stages import Stages
@@ -51,8 +51,8 @@ class TwoStageAnswerer:
     def __init__(self, folder: Path, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
         bundle = Bundle(folder)
-        self.retriever, retriever_table = load_model(bundle.artifact, settings)
-        self.reranker, reranker_table = load_model(bundle.reranker, settings)
+        self.retriever, retriever_table = load_with_latency(bundle.artifact, settings)
+        self.reranker, reranker_table = load_with_latency(bundle.reranker, settings)
         self.index = load_index(bundle.index, self.retriever, settings.threads)
         self.passages = PassageTexts(bundle.passages)
         pairs = bundle.read_pairs()

@@ -19,7 +19,7 @@ from elasticlm.benchmarks.simulate import main
 from elasticlm.benchmarks.summary import COLUMNS, summarise
 from elasticlm.errors import InputError
 from elasticlm.handlers import archive as packing
-from elasticlm.model.teacher import load_teacher
+from elasticlm.model.teacher import load_model
 from elasticlm.retrieval.data_specs import load_corpus
 from elasticlm.retrieval.passage_index import PassageIndex
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def index(tiny_bert, tiny_beir):
-    corpus, encoder = load_corpus(f"beir:{tiny_beir}"), load_teacher(str(tiny_bert))
+    corpus, encoder = load_corpus(f"beir:{tiny_beir}"), load_model(str(tiny_bert))
     vectors = encoder.embed(corpus.passages, kind="passage").numpy()
     return PassageIndex.build(vectors, corpus.ids, fingerprint=encoder.fingerprint(), corpus_sha256=corpus.sha256)
 

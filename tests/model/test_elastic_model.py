@@ -6,7 +6,7 @@ import torch
 
 from elasticlm import ElasticModel, ElasticStructure, InputError
 from elasticlm.model.configuration import MaxTokens, Prompts
-from elasticlm.model.teacher import load_encoder, load_model, load_teacher, passage_encoder
+from elasticlm.model.teacher import load_encoder, load_model, passage_encoder
 
 TEXTS = ["how does ice form", "the river", "why is the mountain cold and the cave warm in a storm", "glacier"]
 EVERY_LEVEL = pytest.mark.parametrize("level", [100, 50, 10])
@@ -72,13 +72,13 @@ def test_smaller_levels_are_views_of_the_largest(model):
 
 
 def test_level_100_is_the_teacher(model, tiny_bert):
-    assert (model.embed(TEXTS) - load_teacher(tiny_bert).embed(TEXTS)).abs().max() < 1e-5
+    assert (model.embed(TEXTS) - load_model(tiny_bert).embed(TEXTS)).abs().max() < 1e-5
 
 
 def test_the_teacher_embeds_as_sentence_transformers_does(tiny_bert):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     theirs = torch.tensor(sentence_transformers.SentenceTransformer(str(tiny_bert), device="cpu").encode(TEXTS))
-    assert (load_teacher(tiny_bert).embed(TEXTS) - theirs).abs().max() < 1e-5
+    assert (load_model(tiny_bert).embed(TEXTS) - theirs).abs().max() < 1e-5
 
 
 def test_embeddings_keep_the_order_of_the_texts(model):
@@ -200,7 +200,7 @@ def test_weights_of_another_structure_are_refused(tiny_artifact, tmp_path):
 def test_teachers_that_are_no_bert_are_refused_by_name(tiny_bert, tmp_path):
     folder = edited_config(tiny_bert, tmp_path / "roberta", model_type="roberta")
     with pytest.raises(InputError, match="model_type is 'roberta'"):
-        load_teacher(folder)
+        load_model(folder)
 
 
 def test_names_that_are_nowhere_are_refused():

@@ -11,7 +11,7 @@ from elasticlm.errors import InputError
 from elasticlm.model.configuration import Calibration, Fusion, Passages
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import ElasticStructure
-from elasticlm.model.teacher import load_teacher, passage_encoder
+from elasticlm.model.teacher import load_model, passage_encoder
 from elasticlm.retrieval.passage_index import PassageIndex
 
 OLD = Path(__file__).parents[1] / "data" / "format1"
@@ -41,7 +41,7 @@ def test_an_artifact_gives_the_same_vectors_at_every_level(artifact, expected):
 
 
 def test_a_teacher_gives_the_same_vectors(expected):
-    vectors = load_teacher(OLD / "teacher").embed(FACTS["texts"], kind="passage")
+    vectors = load_model(OLD / "teacher").embed(FACTS["texts"], kind="passage")
     assert max_diff(vectors, expected["passage"]) < 1e-6
 
 
@@ -67,7 +67,7 @@ def test_saved_again_it_is_format_2_and_the_same_model(artifact, expected, tmp_p
 
 
 def test_old_fingerprints_are_checked_by_the_old_rule(artifact):
-    teacher = load_teacher(OLD / "teacher")
+    teacher = load_model(OLD / "teacher")
     assert artifact.has_fingerprint(FACTS["fingerprints"]["artifact"])
     assert teacher.has_fingerprint(FACTS["fingerprints"]["teacher"])
     assert not teacher.has_fingerprint(FACTS["fingerprints"]["artifact"])
@@ -75,7 +75,7 @@ def test_old_fingerprints_are_checked_by_the_old_rule(artifact):
 
 
 def test_an_old_index_fits_the_old_artifact_and_its_teacher(artifact):
-    teacher = load_teacher(OLD / "teacher")
+    teacher = load_model(OLD / "teacher")
     PassageIndex.load(OLD / "index").check(artifact)
     index = PassageIndex.load(OLD / "index")
     index.check(teacher, lambda: teacher)
@@ -83,7 +83,7 @@ def test_an_old_index_fits_the_old_artifact_and_its_teacher(artifact):
 
 
 def test_an_old_index_fits_a_new_artifact_of_its_teacher(tmp_path):
-    teacher = load_teacher(OLD / "teacher")
+    teacher = load_model(OLD / "teacher")
     whole = teacher.structures[teacher.structures.largest]
     scores = [np.random.default_rng(0).random((whole.layers, units[0])) for units in (whole.heads, whole.neurons)]
     pruned = teacher.cut(*ElasticStructure.from_scores(*scores, [50, 10]))
@@ -104,6 +104,6 @@ def test_an_old_index_of_another_model_is_refused(artifact, tmp_path):
     shutil.copytree(OLD / "index", tmp_path / "index")
     facts = json.loads((tmp_path / "index/index.json").read_text())
     (tmp_path / "index/index.json").write_text(json.dumps(facts | {"fingerprint": "0" * 64}))
-    teacher = load_teacher(OLD / "teacher")
+    teacher = load_model(OLD / "teacher")
     with pytest.raises(InputError, match="encoded by another model"):
         PassageIndex.load(tmp_path / "index").check(teacher, lambda: teacher)

@@ -8,7 +8,7 @@ import pytest
 
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_teacher
+from elasticlm.model.teacher import load_model
 from elasticlm.retrieval.passage_index import PassageIndex
 
 IDS = [f"p{i}" for i in range(40)]
@@ -99,7 +99,7 @@ def test_an_index_of_another_model_is_refused(index, vectors, tiny_artifact):
 
 
 def test_an_index_made_elsewhere_is_checked_on_a_sample(tiny_bert):
-    teacher = load_teacher(str(tiny_bert))
+    teacher = load_model(str(tiny_bert))
     passages = {f"p{i}": f"the {word} melts in the cave" for i, word in enumerate(["ice", "snow", "gold", "rain"] * 10)}
     vectors = teacher.embed(list(passages.values()), kind="passage").numpy()
     asked = []

@@ -10,7 +10,7 @@ from sets import PASSAGES, QUERIES, write_beir
 from elasticlm.errors import InputError
 from elasticlm.model.configuration import Passages
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_teacher
+from elasticlm.model.teacher import load_model
 from elasticlm.retrieval.data_specs import load_retrieval
 from elasticlm.trainer import evaluate, index
 from elasticlm.trainer.evaluation import retrieving
@@ -61,7 +61,7 @@ def test_the_file_holds_every_level_beside_the_teacher(evaluated, tiny_beir, tin
 
 def test_the_teachers_figures_are_those_of_exhaustive_search(evaluated, tiny_bert, tiny_beir):
     result, _ = evaluated()
-    teacher, data = load_teacher(tiny_bert), load_retrieval(f"beir:{tiny_beir}", "test")
+    teacher, data = load_model(tiny_bert), load_retrieval(f"beir:{tiny_beir}", "test")
     scores = teacher.embed(data.queries).numpy() @ teacher.embed(data.passages, kind="passage").numpy().T
     run = {qid: dict(zip(data.passage_ids, row.tolist(), strict=True)) for qid, row in
            zip(data.query_ids, scores, strict=True)}  # fmt: skip
@@ -98,7 +98,7 @@ def test_an_index_gives_the_same_figures(evaluated, command, tiny_bert, tiny_bei
 
 def test_an_index_made_elsewhere_is_checked_on_a_sample(evaluated, tiny_bert, tiny_beir, tmp_path):
     data = load_retrieval(f"beir:{tiny_beir}", "test")
-    vectors = load_teacher(tiny_bert).embed(data.passages, kind="passage").numpy()
+    vectors = load_model(tiny_bert).embed(data.passages, kind="passage").numpy()
     (tmp_path / "ids.txt").write_text("\n".join(data.passage_ids))
     for name, rows in (("good", vectors), ("bad", vectors[::-1].copy())):
         made = faiss.IndexFlatIP(32)
@@ -124,7 +124,7 @@ def test_where_the_artifact_encodes_its_own_passages_both_sides_have_their_own(
                    "--output", str(tmp_path / "r.json")])  # fmt: skip
     result = json.loads((tmp_path / "r.json").read_text())
     data = load_retrieval(f"beir:{tiny_beir}", "test")
-    for row, encoder in (("teacher", load_teacher(tiny_bert)), ("100", model)):
+    for row, encoder in (("teacher", load_model(tiny_bert)), ("100", model)):
         scores = encoder.embed(data.queries).numpy() @ encoder.embed(data.passages, kind="passage").numpy().T
         ranks = [(-row).argsort().tolist().index(data.passage_ids.index(next(iter(data.qrels[qid]))))
                  for qid, row in zip(data.query_ids, scores, strict=True)]  # fmt: skip
@@ -138,7 +138,7 @@ def test_candidates_are_reranked(tiny_artifact, tiny_bert, tmp_path):
     evaluate.main(["--model", str(tiny_artifact), "--data", f"beir:{folder}", "--teacher", str(tiny_bert),
                    "--output", str(tmp_path / "r.json")])  # fmt: skip
     result = json.loads((tmp_path / "r.json").read_text())
-    teacher = load_teacher(tiny_bert)
+    teacher = load_model(tiny_bert)
     texts = {pid: f"{title} {text}".strip() for pid, title, text in PASSAGES}
     candidates = {"q1": (["p1", "p2", "p4"], "p2"), "q2": (["p5", "p4"], "p5"), "q3": (["p6"], "p6")}
     for qid, (pids, right) in candidates.items():

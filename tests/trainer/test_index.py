@@ -6,7 +6,7 @@ from sets import PASSAGES, write_beir
 
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_teacher
+from elasticlm.model.teacher import load_model
 from elasticlm.retrieval.data_specs import load_corpus
 from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.trainer.index import main
@@ -18,7 +18,7 @@ def test_the_passages_of_an_artifact_are_encoded_by_its_teacher(tiny_artifact, t
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     index, teacher, corpus = (
         PassageIndex.load(tmp_path / "index"),
-        load_teacher(tiny_bert),
+        load_model(tiny_bert),
         load_corpus(f"beir:{folder}"),
     )
     assert index.ids == [pid for pid, _, _ in PASSAGES]

@@ -9,7 +9,7 @@ from random_texts import make_texts
 
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_teacher
+from elasticlm.model.teacher import load_model
 from elasticlm.trainer.checkpoints import Checkpoints, TrainingLog
 from elasticlm.trainer.loop import (
     accumulate_gradients,
@@ -31,7 +31,7 @@ LEVELS = (100, 50, 30, 20, 10, 5)
 @pytest.fixture
 def make_objective(tiny_artifact, tiny_bert, processes):
     def make():
-        model, teacher = ElasticModel.from_pretrained(tiny_artifact), load_teacher(str(tiny_bert))
+        model, teacher = ElasticModel.from_pretrained(tiny_artifact), load_model(str(tiny_bert))
         return Align(model, TokenizedTexts.of(model, TEXTS, "query"), teacher.embed(TEXTS), teacher.embed(TEXTS[:20]),
                      temperature=0.05, passages_per_step=20, processes=processes, chunk_size=16, seed=0)  # fmt: skip
 

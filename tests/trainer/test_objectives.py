@@ -11,7 +11,7 @@ from random_texts import make_texts
 from torch.nn import functional as F
 
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_teacher
+from elasticlm.model.teacher import load_model
 from elasticlm.trainer.loop import accumulate_gradients
 from elasticlm.trainer.objectives.align import Align, align_losses
 from elasticlm.trainer.objectives.base import reciprocal_ranks
@@ -35,14 +35,14 @@ def make_retriever(folder, processes, *, chunk_size):
 
 
 def make_align(folder, teacher_folder, processes, *, chunk_size):
-    model, teacher = ElasticModel.from_pretrained(folder), load_teacher(str(teacher_folder))
+    model, teacher = ElasticModel.from_pretrained(folder), load_model(str(teacher_folder))
     passages = teacher.embed(PASSAGES, kind="passage")
     return Align(model, TokenizedTexts.of(model, TEXTS, "query"), teacher.embed(TEXTS), passages, temperature=0.05,
                  passages_per_step=30, processes=processes, chunk_size=chunk_size, seed=0)  # fmt: skip
 
 
 def make_relations(folder, teacher_folder, processes, *, chunk_size):
-    model, teacher = ElasticModel.from_pretrained(folder), load_teacher(str(teacher_folder))
+    model, teacher = ElasticModel.from_pretrained(folder), load_model(str(teacher_folder))
     return Relations(model, teacher, TokenizedTexts.of(model, TEXTS, "query"), relation_heads=8, scale="sqrt",
                      processes=processes, chunk_size=chunk_size)  # fmt: skip
 
@@ -179,7 +179,7 @@ def test_relation_loss_and_its_gradient_ignore_padding(tiny_artifact, tiny_bert,
 
 def test_relations_start_from_the_teachers_last_projections(tiny_artifact, tiny_bert, processes):
     objective = make_relations(tiny_artifact, tiny_bert, processes, chunk_size=1000)
-    last = load_teacher(str(tiny_bert)).encoder.layers[-1].attention
+    last = load_model(str(tiny_bert)).encoder.layers[-1].attention
     assert torch.equal(objective.extra["query"].weight, last.query.weight)
     assert torch.equal(objective.extra["value"].bias, last.value.bias)
     (batch,) = objective.batches(np.arange(3), 0)
@@ -191,7 +191,7 @@ def test_relations_start_from_the_teachers_last_projections(tiny_artifact, tiny_
 
 def test_align_compares_with_the_teachers_best_passages_and_others(tiny_artifact, tiny_bert, processes):
     objective = make_align(tiny_artifact, tiny_bert, processes, chunk_size=1000)
-    teacher = load_teacher(str(tiny_bert)).embed(TEXTS[:2])
+    teacher = load_model(str(tiny_bert)).embed(TEXTS[:2])
     (batch,), (later,) = objective.batches(np.arange(2), 0), objective.batches(np.arange(2), 1)
     assert torch.equal(batch.teacher, objective.targets[:2])
     assert len(batch.passages) == 30

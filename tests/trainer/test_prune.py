@@ -12,7 +12,7 @@ from random_texts import make_texts
 from elasticlm.errors import InputError
 from elasticlm.model.configuration import Passages
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_teacher
+from elasticlm.model.teacher import load_model
 from elasticlm.trainer import prune, pruning
 
 
@@ -24,7 +24,7 @@ def arguments(tiny_bert, beir, tmp_path):
 
 def test_level_100_straight_after_prune_is_the_teacher(arguments, tiny_bert, tmp_path, capsys):
     prune.main(arguments)
-    model, teacher = ElasticModel.from_pretrained(tmp_path / "pruned"), load_teacher(str(tiny_bert))
+    model, teacher = ElasticModel.from_pretrained(tmp_path / "pruned"), load_model(str(tiny_bert))
     texts = make_texts(9, seed=8)
     assert (model.embed(texts, level=100) - teacher.embed(texts)).abs().max() < 1e-5
     assert (model.embed(texts, level=50) - teacher.embed(texts)).abs().max() > 1e-2
@@ -37,7 +37,7 @@ def test_level_100_straight_after_prune_is_the_teacher(arguments, tiny_bert, tmp
 @pytest.mark.parametrize("loss", ["contrastive", "mlm"])
 def test_units_stand_in_the_order_of_their_scores(arguments, tiny_bert, tmp_path, loss):
     args = prune.parse_args([*arguments, "--score-loss", loss])
-    teacher = load_teacher(str(tiny_bert))
+    teacher = load_model(str(tiny_bert))
     scores = getattr(pruning, f"{loss}_scores")(args, teacher)
     assert (scores.heads > 0).all()
     prune.main([*arguments, "--score-loss", loss])
@@ -75,7 +75,7 @@ def test_units_and_weights_at_random_are_baselines(arguments, tiny_bert, tmp_pat
     prune.main([*arguments, "--score-loss", "random"])
     shuffled = ElasticModel.from_pretrained(tmp_path / "pruned")
     texts = ["how is a glacier cave formed"]
-    teacher = load_teacher(str(tiny_bert))
+    teacher = load_model(str(tiny_bert))
     assert (shuffled.embed(texts, level=100) - teacher.embed(texts)).abs().max() < 1e-5
     prune.main([*arguments[:-1], str(tmp_path / "fresh"), "--fresh-weights"])
     fresh = ElasticModel.from_pretrained(tmp_path / "fresh")

@@ -7,7 +7,7 @@ from random_texts import make_texts
 from torch.nn import functional as F
 
 from elasticlm.model.families import family_of
-from elasticlm.model.teacher import load_encoder, load_teacher
+from elasticlm.model.teacher import load_encoder, load_model
 from elasticlm.trainer.objectives.retrieve import contrastive_losses
 from elasticlm.trainer.scores import Gates, Scores, expressive_scores, gated
 from elasticlm.trainer.training_texts import TokenizedTexts
@@ -16,7 +16,7 @@ from elasticlm.trainer.training_texts import TokenizedTexts
 @pytest.fixture(scope="module")
 def setting(tiny_bert):
     """The tiny BERT in double precision, and the contrastive loss of 6 queries as a function of rows."""
-    teacher = load_teacher(str(tiny_bert))
+    teacher = load_model(str(tiny_bert))
     bert = load_encoder(tiny_bert).double()
     texts = TokenizedTexts.of(teacher, make_texts(6, seed=3), "query")
     passages = F.normalize(torch.randn(6, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1)

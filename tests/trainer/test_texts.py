@@ -3,14 +3,14 @@
 import numpy as np
 from random_texts import make_texts
 
-from elasticlm.model.teacher import load_teacher
+from elasticlm.model.teacher import load_model
 from elasticlm.trainer.training_texts import BatchOrder, TokenizedTexts, encode
 
 TEXTS = make_texts(50, seed=6, shortest=2, longest=30)
 
 
 def test_inputs_are_those_of_the_models_tokenizer(tiny_bert):
-    teacher = load_teacher(str(tiny_bert))
+    teacher = load_model(str(tiny_bert))
     rows = np.array([3, 40, 7])
     found = TokenizedTexts.of(teacher, TEXTS, "query").inputs(rows)
     expected = teacher.tokenize([TEXTS[row] for row in rows])
@@ -19,7 +19,7 @@ def test_inputs_are_those_of_the_models_tokenizer(tiny_bert):
 
 
 def test_texts_are_cut_to_a_limit_and_keep_their_separator(tiny_bert):
-    teacher = load_teacher(str(tiny_bert))
+    teacher = load_model(str(tiny_bert))
     texts = TokenizedTexts.of(teacher, TEXTS, "passage", max_tokens=6)
     assert texts.lengths.max() == 6
     longest = int(np.argmax([len(text) for text in TEXTS]))
@@ -33,7 +33,7 @@ def _rows(texts):
 
 
 def test_encode_keeps_the_order_of_the_texts(tiny_bert, processes):
-    teacher = load_teacher(str(tiny_bert))
+    teacher = load_model(str(tiny_bert))
     found = encode(teacher, TokenizedTexts.of(teacher, TEXTS, "passage"), processes, batch_tokens=64)
     assert (found - teacher.embed(TEXTS, kind="passage")).abs().max() < 1e-5
 

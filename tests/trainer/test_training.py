@@ -16,7 +16,7 @@ from elasticlm.errors import InputError
 from elasticlm.model.artifact import fingerprint
 from elasticlm.model.configuration import Passages
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_teacher
+from elasticlm.model.teacher import load_model
 from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.trainer import distil, finetune
 
@@ -43,7 +43,7 @@ def test_align_lowers_the_loss_of_smaller_levels_and_keeps_the_teachers_passages
     for level in ("50", "10"):
         assert report["dev_loss_after"][level] < 0.95 * report["dev_loss_before"][level]
     model = ElasticModel.from_pretrained(tmp_path / "out")
-    assert model.config.passages == Passages("teacher", load_teacher(str(tiny_bert)).fingerprint())
+    assert model.config.passages == Passages("teacher", load_model(str(tiny_bert)).fingerprint())
     log = (tmp_path / "out/loss.csv").read_text().splitlines()
     assert log[0] == "step,split,level,loss,RR@10"
     assert len(log) == 1 + 11 * 3 + 40 * 3
@@ -52,7 +52,7 @@ def test_align_lowers_the_loss_of_smaller_levels_and_keeps_the_teachers_passages
 
 
 def test_align_takes_an_index_of_the_teacher_and_no_other(align, tiny_bert, beir, tmp_path, capsys):
-    teacher = load_teacher(str(tiny_bert))
+    teacher = load_model(str(tiny_bert))
     rows = [json.loads(line) for line in (beir / "corpus.jsonl").read_text().splitlines()]
     vectors = teacher.embed([row["text"] for row in rows], kind="passage").numpy()
     ids = [row["_id"] for row in rows]

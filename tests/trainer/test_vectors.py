@@ -5,7 +5,7 @@ import pytest
 from random_texts import make_texts
 
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_teacher
+from elasticlm.model.teacher import load_model
 from elasticlm.trainer import stored_vectors as vectors
 from elasticlm.trainer.stored_vectors import stored_vectors
 from elasticlm.trainer.training_texts import TokenizedTexts
@@ -16,7 +16,7 @@ TEXTS = make_texts(50, seed=8, shortest=2, longest=30)
 @pytest.fixture
 def make(tiny_bert, processes, tmp_path, monkeypatch):
     monkeypatch.setattr(vectors, "BLOCK", 16)
-    model = load_teacher(str(tiny_bert))
+    model = load_model(str(tiny_bert))
 
     def stored(texts=TEXTS, model=model):
         return stored_vectors(
