@@ -72,6 +72,18 @@ class Objective(ABC):
             return model(**inputs, level=level).float()
 
 
+def draw_negatives(negatives: np.ndarray, count: int, seed: int, step: int) -> np.ndarray:
+    """Draw a step's hard negatives of each query, without replacement.
+
+    Args:
+        negatives: IntArray [queries, candidates].
+
+    Returns:
+        IntArray [queries, count], or all candidates in random order if there are fewer.
+    """
+    return np.random.default_rng([seed, 2, step]).permuted(negatives, axis=1)[:, :count]
+
+
 def reciprocal_ranks(scores: Tensor, labels: Tensor) -> Tensor:
     """1 / rank of each row's label by score, 0 beyond rank 10.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level
-from elasticlm.trainer.objectives.base import reciprocal_ranks
+from elasticlm.trainer.objectives.base import draw_negatives, reciprocal_ranks
 from elasticlm.trainer.objectives.classify import classify_losses
 from elasticlm.trainer.objectives.fine_tuning import STATE_WEIGHT, FineTuning, TeacherOutputs, state_losses
 from elasticlm.trainer.processes import Processes
@@ -59,8 +59,7 @@ class Rerank(FineTuning):
         self._seed = seed
 
     def batches(self, rows: np.ndarray, step: int) -> Iterator[RerankBatch]:
-        random = np.random.default_rng([self._seed, 2, step])
-        drawn = random.permuted(self.negatives[rows], axis=1)[:, : self.negatives_per_query]
+        drawn = draw_negatives(self.negatives[rows], self.negatives_per_query, self._seed, step)
         lists = dict(zip(rows.tolist(), np.column_stack([self.first[rows], drawn]), strict=True))
         for chunk in self._chunks(rows):
             passages = np.stack([lists[row] for row in chunk.tolist()])

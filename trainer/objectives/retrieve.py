@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level
-from elasticlm.trainer.objectives.base import Objective, reciprocal_ranks
+from elasticlm.trainer.objectives.base import Objective, draw_negatives, reciprocal_ranks
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.representations import Representations
 from elasticlm.trainer.training_texts import TokenizedTexts
@@ -65,8 +65,7 @@ class Retrieve(Objective):
 
     def batches(self, rows: np.ndarray, step: int) -> list[RetrieveBatch]:
         """One batch: every query's loss depends on all passages."""
-        random = np.random.default_rng([self._seed, 2, step])
-        negatives = random.permuted(self.negatives[rows], axis=1)[:, : self.negatives_per_query]
+        negatives = draw_negatives(self.negatives[rows], self.negatives_per_query, self._seed, step)
         passage_rows, labels, excluded = in_batch([self.positives[row] for row in rows], negatives.ravel().tolist())
         encode = self._encoder(self.passages, self.model.structures.largest)
         passages = Representations(encode, passage_rows, self.chunk_size, self.processes)
