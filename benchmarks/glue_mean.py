@@ -10,9 +10,9 @@ Spearman's correlation of a regression, else accuracy. Sets are independent: the
 """
 
 from elasticlm import command
-from elasticlm.benchmarks.labelled_files import labelled_files
+from elasticlm.benchmarks.labelled_files import require_labelled_files
 from elasticlm.command import run_in_checkout
-from elasticlm.files import refuse_existing, require_file
+from elasticlm.files import refuse_existing
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,9 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     args = parser.parse_args(argv)
     refuse_existing(args.output, overwrite=args.overwrite)
-    for training in args.trainings:
-        for file in labelled_files(training)[1]:
-            require_file(file)
+    require_labelled_files(args.trainings)
     from elasticlm.benchmarks.glue_average import average_glue
 
     average_glue(args)

@@ -10,9 +10,10 @@ from the first label with its interval and p) and retention.png, with the shares
 """
 
 from elasticlm import command
-from elasticlm.benchmarks.labelled_files import labelled_files
+from elasticlm.arguments import non_negative_int
+from elasticlm.benchmarks.labelled_files import require_labelled_files
 from elasticlm.command import run_in_checkout
-from elasticlm.files import refuse_existing, require_file
+from elasticlm.files import refuse_existing
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,12 +24,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--title", default="", help="of the picture")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for retention.csv and retention.png")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the bootstrap")
     args = parser.parse_args(argv)
     refuse_existing(args.output, overwrite=args.overwrite)
-    for training in args.trainings:
-        for file in labelled_files(training)[1]:
-            require_file(file)
+    require_labelled_files(args.trainings)
     from elasticlm.benchmarks.retention_curves import draw_retention
 
     draw_retention(args)
