@@ -33,7 +33,7 @@ import traceback
 from pathlib import Path
 
 from elasticlm import command
-from elasticlm.arguments import positive_int
+from elasticlm.arguments import positive_float, positive_int
 from elasticlm.benchmarks.engine_names import NAMES, QUICK_LEVELS, QUICK_SHAPES, SHAPES
 from elasticlm.command import run_in_checkout
 from elasticlm.errors import InputError
@@ -70,7 +70,7 @@ def _options() -> argparse.ArgumentParser:
                          help="folder or hub name of the whole encoder")  # fmt: skip
     options.add_argument("--quality", nargs="+", default=[], metavar="PRECISION=FILE.json", help="evaluations by "
                          "`elasticlm evaluate`, under fp32 and int8; else the artifact's quality.json")  # fmt: skip
-    options.add_argument("--teacher-int8-retention", type=float, metavar="SHARE",
+    options.add_argument("--teacher-int8-retention", type=positive_float, metavar="SHARE",
                          help="of the teacher's RR@10 that its stock int8 graph keeps, for the picture")  # fmt: skip
     options.add_argument(
         "--threads", type=positive_int, default=1, metavar="N", help="number of threads for every engine"

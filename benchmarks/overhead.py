@@ -17,7 +17,7 @@ compared with staying on each: a budget in the request's own header decides, by 
 import argparse
 from pathlib import Path
 
-from elasticlm.arguments import positive_float
+from elasticlm.arguments import positive_float, positive_int
 from elasticlm.command import parser, run_in_checkout
 from elasticlm.files import refuse_existing, require_file
 
@@ -36,8 +36,8 @@ def _options() -> argparse.ArgumentParser:
     options = parser("elasticlm overhead", "Time whole requests compared with the bare forward pass.")
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="an encoder or a reranker")
     options.add_argument("--level", metavar="K", help="the level that answers (default: the largest)")
-    options.add_argument("--requests", type=int, default=200, help="requests that are timed, with --switching of each "
-                         "kind and level")  # fmt: skip
+    options.add_argument("--requests", type=positive_int, default=200, help="requests that are timed, "
+                         "with --switching of each kind and level")  # fmt: skip
     options.add_argument("--switching", action="store_true", help="what it costs to change the level at every request")
     options.add_argument("--most", type=positive_float, metavar="RATIO", help="fail above this ratio "
                          "of request to bare pass, "

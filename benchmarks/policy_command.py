@@ -25,7 +25,7 @@ summary.json and policies.png.
 import argparse
 from pathlib import Path
 
-from elasticlm.arguments import non_negative_float, positive_float, positive_int
+from elasticlm.arguments import non_negative_float, non_negative_int, positive_float, positive_int
 from elasticlm.benchmarks.arrivals import parse_arrivals
 from elasticlm.command import parser, run_in_checkout
 from elasticlm.errors import InputError
@@ -99,7 +99,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--grid-ms", type=positive_float, default=1.0, metavar="MS", help="grid of the bound with "
                          "hindsight in ms; a finer one makes it tighter and slower")  # fmt: skip
     options.add_argument("--recommend", action="store_true", help="recommend alpha, batch size and levels of slack")
-    options.add_argument("--seed", type=int, default=0, help="of arrivals, pauses and service times")
+    options.add_argument("--seed", type=non_negative_int, default=0, help="of arrivals, pauses and service times")
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for trace, summary, picture")
     options.add_argument("--overwrite", action="store_true", help="replace the output folder")
     return options

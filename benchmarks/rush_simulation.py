@@ -54,8 +54,6 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run every arm and write the report; returns the summary. `folder` is for temporary files."""
     archive = Archive.unpack(options.archive, folder / "archive")
     names = options.arms or ["slack", "queue", *(f"fixed:{level_name(archive.levels[end])}" for end in (0, -1))]
-    if options.repeats < 1 or options.requests < 2:
-        raise InputError("--repeats: expected 1 or more; --requests: expected 2 or more")
     if options.load and not options.arrivals:
         raise InputError("--load goes with --arrivals; the load of a closed loop is its --users")
     arrivals = parse_arrivals(options.arrivals) if options.arrivals else None

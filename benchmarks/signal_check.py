@@ -13,6 +13,7 @@ Writes signal.csv, one row per setting, and breakdown.csv: where the time of a s
 import argparse
 from pathlib import Path
 
+from elasticlm.arguments import non_negative_int, positive_float
 from elasticlm.command import parser, run_in_checkout
 from elasticlm.files import refuse_existing, require_file
 
@@ -30,8 +31,8 @@ def main(argv: list[str] | None = None) -> None:
 def _options() -> argparse.ArgumentParser:
     options = parser("elasticlm signal", "Measure what the handler knows of its queue, and the cost.")
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="an embedding model")
-    options.add_argument("--duration", type=float, default=20.0, metavar="S", help="seconds per setting")
-    options.add_argument("--seed", type=int, default=0, help="of arrivals and queries")
+    options.add_argument("--duration", type=positive_float, default=20.0, metavar="S", help="seconds per setting")
+    options.add_argument("--seed", type=non_negative_int, default=0, help="of arrivals and queries")
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     options.add_argument("--overwrite", action="store_true", help="replace an existing output")
     return options

@@ -15,7 +15,7 @@ The result is a folder: trace.csv (one row per request), summary.json, rush.png 
 import argparse
 from pathlib import Path
 
-from elasticlm.arguments import or_auto, positive_float, positive_int
+from elasticlm.arguments import at_least, non_negative_int, or_auto, positive_float, positive_int
 from elasticlm.benchmarks.arrivals import parse_arrivals
 from elasticlm.command import parser, run_in_checkout
 from elasticlm.files import refuse_existing, require_file
@@ -62,15 +62,15 @@ def _options() -> argparse.ArgumentParser:
                          "poisson:RATE or gamma:RATE,CV; RATE in requests per second")  # fmt: skip
     options.add_argument("--load", type=positive_float, metavar="SHARE", help="with --arrivals: stretch time to "
                          "offer this share of what the largest level carries")  # fmt: skip
-    options.add_argument("--requests", type=int, default=3000, metavar="N", help="with --load: so many arrivals, of a "
-                         "trace its busiest window")  # fmt: skip
-    options.add_argument("--repeats", type=int, default=1, metavar="N", help="rounds of all arms, each with traffic of "
-                         "its own")  # fmt: skip
+    options.add_argument("--requests", type=at_least(2), default=3000, metavar="N", help="with --load: so many "
+                         "arrivals, of a trace its busiest window")  # fmt: skip
+    options.add_argument("--repeats", type=positive_int, default=1, metavar="N", help="rounds of all arms, each "
+                         "with traffic of its own")  # fmt: skip
     options.add_argument("--no-request-start", action="store_true", help="do not send the header X-Request-Start")
     options.add_argument("--index", metavar="DIR_OR_FAISS", help="ask for embeddings and judge them against this index")
     options.add_argument("--ids", metavar="FILE", help="passage ids of a FAISS file, one per line in row order")
     options.add_argument("--teacher", metavar="T", help="where the artifact's teacher is, if passages must be encoded")
-    options.add_argument("--seed", type=int, default=0, help="of queries, pauses and arrivals")
+    options.add_argument("--seed", type=non_negative_int, default=0, help="of queries, pauses and arrivals")
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for trace, summary and page")
     options.add_argument("--overwrite", action="store_true", help="replace the output folder")
     return options

@@ -11,6 +11,7 @@ latency table (the texts are shorter or longer than the table's). Everything els
 import argparse
 from pathlib import Path
 
+from elasticlm.arguments import positive_int
 from elasticlm.command import parser, run_in_checkout
 from elasticlm.files import refuse_existing, require_file
 from elasticlm.model.folder import LATENCY_FILE
@@ -29,12 +30,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _options() -> argparse.ArgumentParser:
-    options = parser("elasticlm validate", "Hold the policy simulator against runs of the real server.")
+    options = parser("elasticlm validate", "Compare the policy simulator with runs of the real server.")
     options.add_argument("--model", type=Path, required=True, metavar="DIR", help="artifact that was served: its "
                          "latency.csv")  # fmt: skip
     options.add_argument("--runs", type=Path, nargs="+", required=True, metavar="DIR", help="outputs of "
                          "`elasticlm simulate` with --arrivals and --load; one worker, batch size 1")  # fmt: skip
-    options.add_argument("--tokens", type=int, default=128, help="length of the requests in tokens")
+    options.add_argument("--tokens", type=positive_int, default=128, help="length of the requests in tokens")
     options.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file to write")
     options.add_argument("--overwrite", action="store_true", help="replace the output file")
     return options

@@ -2,7 +2,7 @@
 
     elasticlm archive --model out/aligned --name mini --output model_store/
 
-The archive holds elastic_handler.py, the packages `elasticlm` and `handlers`, `artifact/`, `index/` and
+The archive holds elastic_handler.py, the package `elasticlm` with its handlers, `artifact/`, `index/` and
 model-config.yaml, so that it can be served without a checkout. Parts that could not be served are rejected here.
 
 With a reranker, the hits of searches are reranked. The archive then also holds `reranker/`, `passages/` and pairs.json:

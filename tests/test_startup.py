@@ -77,6 +77,28 @@ def test_bad_input_is_refused_in_one_line_without_heavy_imports(words, tiny_arti
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("compare a.json b.json --seed -1", "argument --seed: -1: expected a whole number of 0 or more"),
+        ("retention x=a.json --output out --seed 1.5", "argument --seed: 1.5: expected a whole number of 0 or more"),
+        ("prune --teacher t --data d --output out --batch-size 1", "expected a whole number of 2 or more"),
+        ("distil --model m --teacher t --data d --output out --max-tokens 2", "expected a whole number of 3 or more"),
+        ("profile --model m --seconds nan", "argument --seconds: nan: expected a number of 0 or more"),
+        (
+            "simulate --archive a --output out --repeats 0",
+            "argument --repeats: 0: expected a whole number of 1 or more",
+        ),
+        ("signal --archive a --output out --duration 0", "argument --duration: 0: expected a number above 0"),
+        ("soak --archive a --output out --users -3", "argument --users: -3: expected a whole number of 1 or more"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_its_option(words, expected, tmp_path):
+    code, _, errors, heavy = run(*words.split(), cwd=tmp_path)
+    assert (code, heavy) == (2, [])
+    assert expected in errors[0]
+
+
 def test_an_unknown_command_is_refused_with_the_near_match():
     _, _, errors, _ = run("evalute")
     assert "did you mean 'evaluate'?" in errors[0]

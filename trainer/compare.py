@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from elasticlm import command
+from elasticlm.arguments import non_negative_int
 from elasticlm.errors import InputError
 from elasticlm.files import require_file
 
@@ -17,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("first", metavar="A.json", help="what evaluate wrote")
     parser.add_argument("second", metavar="B.json", help="what evaluate wrote, on the same split")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the bootstrap")
     args = parser.parse_args(argv)
 
     for file in (args.first, args.second):

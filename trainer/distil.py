@@ -3,12 +3,12 @@
 import argparse
 
 from elasticlm import command
+from elasticlm.arguments import at_least, positive_int
 from elasticlm.trainer.inputs import check_data, check_model
 from elasticlm.trainer.loop_options import (
     LoopOptions,
     add_data_options,
     add_options,
-    at_least,
     check_output,
     options_of,
 )
@@ -26,15 +26,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_data_options(
         parser, "text:FILE (one paragraph per line), or the passages of beir:DIR, hf:NAME[/CONFIG] or pydoc"
     )
-    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="length limit of a text, in tokens")
-    parser.add_argument("--relation-heads", type=int, default=32, metavar="R", help="heads that queries, keys and "
-                        "values are split into anew; must divide the hidden size")  # fmt: skip
+    parser.add_argument(
+        "--max-tokens", type=at_least(3), default=128, metavar="N", help="length limit of a text, in tokens"
+    )
+    parser.add_argument("--relation-heads", type=positive_int, default=32, metavar="R", help="heads that queries, "
+                        "keys and values are split into anew; must divide the hidden size")  # fmt: skip
     parser.add_argument("--relation-scale", default="sqrt", choices=SCALES, help="relations are divided by the width "
                         "of a relation head (plain) or its root (sqrt)")  # fmt: skip
     add_options(parser, DEFAULTS)
-    args = parser.parse_args(argv)
-    at_least(args, 3, "max_tokens")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:

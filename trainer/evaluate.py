@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from elasticlm import command
-from elasticlm.arguments import positive_int
+from elasticlm.arguments import non_negative_int, positive_int
 from elasticlm.backend import BACKENDS, PRECISIONS
 from elasticlm.errors import InputError
 from elasticlm.files import refuse_existing
@@ -65,7 +65,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", default="torch", choices=BACKENDS, help="backend that runs the levels; passages "
                         "are always encoded in fp32")  # fmt: skip
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS["onnx"], help="precision of the ONNX graphs")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the bootstrap")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
     args = parser.parse_args(argv)
     fitting = [f"--{option}" for option in ("calibrate", "fuse") if getattr(args, option)]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from elasticlm import command
+from elasticlm.arguments import non_negative_int
 from elasticlm.trainer.inputs import check_data, check_model
 from elasticlm.trainer.loop_options import check_output
 
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="index folder to write")
     parser.add_argument("--teacher", help="where the artifact's teacher is, if not under the name in the artifact")
     parser.add_argument("--kind", default="Flat", help="FAISS factory string, for example Flat or IVF64,Flat")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the kinds that are trained")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the kinds that are trained")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     args = parser.parse_args(argv)
 

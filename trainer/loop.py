@@ -32,7 +32,7 @@ DEV_SHARE = 0.1  # maximum share of the examples that is held out for the dev lo
 DEV_STEP = 2**31  # step number that seeds dev batches; larger than any training step
 WEIGHT_DECAY = 0.01
 ESTIMATE_AFTER = 5  # steps before the remaining time is reported
-FALLING = 0.4  # share of the steps in which the learning rate falls, with --decay trapezoid
+DECAY_SHARE = 0.4  # share of the steps in which the learning rate falls, with --decay trapezoid
 
 
 def train(
@@ -257,7 +257,7 @@ def learning_rate_factor(step: int, max_steps: int, warmup: float, decay: str) -
     if step < rising:
         return (step + 1) / rising
     if decay == "trapezoid":
-        return min(1.0, (max_steps - step) / (FALLING * max_steps))
+        return min(1.0, (max_steps - step) / (DECAY_SHARE * max_steps))
     left = (max_steps - step) / (max_steps - rising + 1)
     return left if decay == "linear" else 0.5 * (1 - math.cos(math.pi * left))
 

@@ -120,20 +120,6 @@ def options_of(args: argparse.Namespace, defaults: LoopOptions) -> LoopOptions:
     return LoopOptions(**(asdict(defaults) | {name: value for name, value in given.items() if value is not None}))
 
 
-def at_least(args: argparse.Namespace, minimum: int, *names: str) -> None:
-    """Raise InputError for the first of these options that is given and below the minimum."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value < minimum:
-            raise InputError(f"{flag(name)}: expected {minimum} or more, not {value}")
-
-
-def check_temperature(args: argparse.Namespace) -> None:
-    """Raise InputError unless the temperature is above 0 or not given."""
-    if args.temperature is not None and not args.temperature > 0:
-        raise InputError(f"--temperature: expected more than 0, not {args.temperature}")
-
-
 def flag(name: str) -> str:
     """Return the option of a setting: ``max_steps`` -> ``--max-steps``."""
     return "--" + name.replace("_", "-")

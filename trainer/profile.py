@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from elasticlm import command
+from elasticlm.arguments import non_negative_float, positive_int
 from elasticlm.backend import BACKENDS, PRECISIONS
 from elasticlm.command import progress
 from elasticlm.errors import InputError
@@ -21,16 +22,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--levels", help="levels to measure (default: all)")
     parser.add_argument("--rows", default=_listed(latency.ROWS), help="sequences per batch")
     parser.add_argument("--tokens", default=_listed(latency.TOKENS), help="padded lengths in tokens")
-    parser.add_argument("--threads", type=int, default=1, help="threads of a server's worker")
+    parser.add_argument("--threads", type=positive_int, default=1, help="threads of a server's worker")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="backend to measure; auto: "
                         "PyTorch, and ONNX Runtime in fp32 and in whatever else was exported")  # fmt: skip
     parser.add_argument("--precision", choices=PRECISIONS["onnx"], help="of ONNX graphs (default: every exported one)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time spent on a cell, in s")
-    parser.add_argument("--min-runs", type=int, default=20, help="minimum number of runs per cell")
+    parser.add_argument("--seconds", type=non_negative_float, default=2.0, help="time spent on a cell, in s")
+    parser.add_argument("--min-runs", type=positive_int, default=20, help="minimum number of runs per cell")
     args = parser.parse_args(argv)
     args.rows, args.tokens = _numbers("--rows", args.rows), _numbers("--tokens", args.tokens)
-    if args.threads < 1 or args.min_runs < 1 or args.seconds < 0:
-        raise InputError("--threads and --min-runs: expected 1 or more; --seconds: 0 or more")
     return args
 
 

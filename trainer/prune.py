@@ -3,9 +3,10 @@
 import argparse
 
 from elasticlm import command
+from elasticlm.arguments import at_least, non_negative_int, positive_float, positive_int
 from elasticlm.model.structure import parse_levels
 from elasticlm.trainer.inputs import check_data, check_model
-from elasticlm.trainer.loop_options import add_data_options, at_least, check_output, check_temperature
+from elasticlm.trainer.loop_options import add_data_options, check_output
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -25,27 +26,26 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fresh-weights", action="store_true", help="initialise the layers with random weights and "
                         "keep only the teacher's embeddings, as a baseline")  # fmt: skip
     parser.add_argument(
-        "--max-examples", type=int, default=2048, metavar="N", help="number of random examples to score"
+        "--max-examples", type=positive_int, default=2048, metavar="N", help="number of random examples to score"
     )
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="examples per batch")
+    parser.add_argument("--batch-size", type=at_least(2), default=64, metavar="N", help="examples per batch")
     parser.add_argument(
-        "--max-tokens", type=int, default=256, metavar="N", help="length limit of a scored passage or text, in tokens"
+        "--max-tokens",
+        type=at_least(3),
+        default=256,
+        metavar="N",
+        help="length limit of a scored passage or text, in tokens",
     )
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=positive_float,
         help="temperature of the contrastive loss (default: 0.05 if vectors have length 1, else 1)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed for sampling examples and masks")
-    parser.add_argument("--threads", type=int, default=0, help="threads for PyTorch; 0: PyTorch's default")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="seed for sampling examples and masks")
+    parser.add_argument("--threads", type=non_negative_int, default=0, help="threads for PyTorch; 0: PyTorch's default")
     parser.add_argument("--output", required=True, metavar="DIR", help="artifact folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
-    args = parser.parse_args(argv)
-    at_least(args, 1, "max_examples")
-    at_least(args, 2, "batch_size")
-    at_least(args, 3, "max_tokens")
-    check_temperature(args)
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
