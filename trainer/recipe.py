@@ -2,8 +2,8 @@
 
 A recipe holds ``description``, ``minutes`` (on an idle machine with 2 cores), ``settings``, ``exclude`` and ``stages``.
 A stage is one command with its options; ``{key}`` in an option, or in a setting below it, stands for that setting (a
-list for all its values), ``{output}`` for the recipe's output. ``exclude`` names sets that no stage may train on: texts
-that share ten words in a row with them are dropped::
+list for all its values), ``{output}`` for the recipe's output. A setting without a value must be given with ``--set``.
+``exclude`` names sets that no stage may train on: texts that share ten words in a row with them are dropped::
 
     settings: {teacher: bert-base-uncased, data: pydoc}
     exclude: ["beir:my_test_set"]
@@ -126,8 +126,14 @@ class Recipe:
         return replace(self, settings=changed)
 
     def commands(self, output: Path) -> tuple[dict[str, Any], list[tuple[str, list[str]]]]:
-        """The settings, filled in, and every stage's command with its options."""
+        """The settings, filled in, and every stage's command with its options.
+
+        Raises InputError if a setting has no value.
+        """
         settings: dict[str, Any] = {"output": str(output)}
+        if missing := [key for key, value in self.settings.items() if value is None]:
+            values = " ".join(f"{key}=..." for key in missing)
+            raise InputError(f"recipe {self.name} needs a value for {', '.join(missing)}: --set {values}")
         for key, value in self.settings.items():
             values = _filled_in(value, settings)
             settings[key] = values if isinstance(value, list) else values[0]

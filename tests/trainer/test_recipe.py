@@ -99,6 +99,13 @@ def test_recipes_share_a_model_that_lies_outside_their_outputs(recipe_file, tmp_
     assert ran[2:] == ["prune", "finetune", "profile"]
 
 
+def test_a_setting_without_a_value_must_be_given(recipe_file, tmp_path):
+    name = rewritten(recipe_file, lambda content: content["settings"].update(data=None))
+    with pytest.raises(InputError, match=r"recipe tiny needs a value for data: --set data=\.\.\."):
+        recipe.main([name, "--output", str(tmp_path / "out")])
+    assert Recipe.read(name).with_settings(["data=pydoc"]).commands(tmp_path)[0]["data"] == "pydoc"
+
+
 def test_unknown_settings_are_refused_with_the_near_match(recipe_file):
     found = Recipe.read(str(recipe_file))
     assert found.with_settings(["max_steps=9"]).settings["max_steps"] == "9"
@@ -162,7 +169,9 @@ def test_the_projects_recipes_are_whole(name, tmp_path):
     content = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
     assert content["minutes"] > 0
     assert content["description"]
-    settings, commands = Recipe.read(name).commands(tmp_path)
+    required = {"data": "beir:nowhere", "folder": "nowhere"}
+    given = [f"{key}={required[key]}" for key, value in Recipe.read(name).settings.items() if value is None]
+    settings, commands = Recipe.read(name).with_settings(given).commands(tmp_path)
     assert parse_levels(str(settings.get("levels", 50)))
     for command, options in commands:
         if command in ("prune", "distil", "finetune"):
