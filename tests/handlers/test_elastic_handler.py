@@ -16,7 +16,7 @@ from elasticlm.model.structure import Level
 from elasticlm.serving.engine import Answer
 from elasticlm.serving.requests import Service
 from elasticlm.serving.settings import Settings
-from elasticlm.serving.signals import QueueSignal
+from elasticlm.serving.signals import QueueSignal, QueueStatus
 from elasticlm.serving.telemetry import Demand
 
 
@@ -124,3 +124,49 @@ def test_a_batch_is_counted_by_level_error_and_deadline():
     made, _ = handler(late="reject")
     _, context = handle(made, [b'{"text": "a"}'], [old])
     assert context.metrics.seen["elastic_deadline_misses_total"] == 1
+
+
+@pytest.mark.xfail(strict=True, reason="tokenising counts as turnaround too")
+def test_the_turnaround_leaves_out_what_the_latency_table_has_counted():
+    made, loads = handler()
+    made.queue = QueueSignal(lambda: QueueStatus(9, 1), batch_size=1)
+
+    def answer(requests, load, stages):
+        loads.append(load)
+        time.sleep(0.03)
+        stages.done("tokenize")
+        time.sleep(0.03)
+        stages.done("forward")
+        time.sleep(0.03)
+        stages.done("convert")
+        return [Answer({"embedding": "x", "level": 50}, 50, 30.0) for _ in requests]
+
+    made.answerer.answer = answer
+    for _ in range(3):
+        handle(made, [b'{"text": "a"}'])
+    assert loads[-1].turnaround_ms < 20
+
+
+@pytest.mark.xfail(strict=True, reason="one exception fails the whole batch")
+def test_an_exception_while_answering_fails_only_the_request_that_causes_it():
+    made, _ = handler()
+
+    def answer(requests, load, stages):
+        if any(request.text == "bomb" for request in requests):
+            raise RuntimeError("the model failed")
+        return [Answer({"embedding": request.text, "level": 50}, 50, 30.0) for request in requests]
+
+    made.answerer.answer = answer
+    answers, context = handle(made, [b'{"text": "a"}', b'{"text": "bomb"}', b'{"text": "c"}'])
+    assert [context.get_response_status(i)[0] for i in range(3)] == [200, 500, 200]
+    assert [answer.get("embedding") for answer in answers] == ["a", None, "c"]
+    assert answers[1]["error"]["code"] == "internal"
+
+
+@pytest.mark.xfail(strict=True, reason="demand is a gauge that freezes, and refused work is not counted")
+def test_work_is_a_counter_that_includes_refused_requests():
+    made, _ = handler(late="reject")
+    old = {"X-Request-Start": f"{time.time() - 1:.6f}"}
+    _, context = handle(made, [b'{"text": "a"}', b'{"text": "b"}'], [old, {}])
+    assert context.metrics.seen["elastic_work_seconds_total"] == pytest.approx(0.060)
+    assert "elastic_demand" not in context.metrics.seen

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from elasticlm.errors import InputError
@@ -154,3 +155,15 @@ def test_a_broken_file_is_refused_with_its_name(tmp_path, content, says):
     file.write_text(json.dumps(content))
     with pytest.raises(InputError, match=rf"pairs.json: .*{says}"):
         read_pairs(file)
+
+
+@pytest.mark.xfail(strict=True, reason="the stages' percentiles are summed")
+def test_the_p95_of_a_pipeline_is_that_of_the_sum_of_both_stages_drawn_independently():
+    def skewed(level):
+        return Cell(level=level, rows=1, tokens=16, mean_ms=11, p50_ms=10, p95_ms=20, p99_ms=25, runs=1)
+
+    stage = LatencyTable([skewed(50)])
+    pairs = PairTable([measured(50, 50, 0.5, depth=1)], stage, stage, passage_tokens=1, max_tokens=16, search_ms=1)
+    draws = np.interp(np.random.default_rng(0).random((2, 200_000)), [0, 0.5, 0.95, 0.99, 1], [5, 10, 20, 25, 30])
+    draws *= 11 / draws.mean()
+    assert pairs.p95_ms(Pair(50, 50)) == pytest.approx(1 + np.percentile(draws.sum(0), 95), rel=0.01)

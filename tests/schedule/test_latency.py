@@ -137,3 +137,34 @@ def test_a_table_says_which_instruction_sets_it_was_measured_with(tiny_artifact,
     measured = measure(model, levels=[10], rows=[1], tokens=[8], seconds=0, min_runs=1)
     measured.write(tmp_path / "latency.csv")
     assert LatencyTable.read(tmp_path / "latency.csv").instruction_sets == tuple(machine(())["instruction_sets"])
+
+
+@pytest.mark.xfail(strict=True, reason="write replaces the notes of all setups")
+def test_measuring_one_setup_again_keeps_the_notes_of_the_others(table, tmp_path):
+    file = tmp_path / "latency.csv"
+    int8 = LatencyTable(
+        table.cells, Setup(backend="onnx", precision="int8"), ["machine: A, 8 cores", "date: 2026-01-01"]
+    )
+    int8.write(file)
+    bare = LatencyTable(table.cells, Setup(backend="onnx"))
+    bare.write(file)
+    LatencyTable(table.cells, Setup(), ["machine: B, 2 cores"]).write(file)
+    by_setup = {found.setup: found for found in read_tables(file)}
+    assert by_setup[int8.setup].notes == int8.notes
+    assert by_setup[bare.setup].notes == ()
+    assert by_setup[Setup()].cpu == "B"
+
+
+@pytest.mark.xfail(strict=True, reason="classifiers are profiled as queries, and the pair limit is not measured")
+@pytest.mark.parametrize("task", ["classify", "score"])
+def test_pairs_are_measured_by_the_path_that_serves_them_up_to_their_own_limit(tiny_artifact, task):
+    model = ElasticModel.from_pretrained(tiny_artifact).with_head(
+        task, labels=["a", "b"] if task == "classify" else None
+    )
+    model.config.max_tokens = dataclasses.replace(model.config.max_tokens, query=12, pair=40)
+    calls = []
+    tokenise = model.tokenize_pairs
+    model.tokenize_pairs = lambda *pairs: calls.append(pairs) or tokenise(*pairs)
+    found = measure(model, levels=[10], rows=[1], seconds=0, min_runs=1)
+    assert calls
+    assert found.tokens[-1] == 40

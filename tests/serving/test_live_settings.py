@@ -86,3 +86,28 @@ def test_a_file_taken_away_restores_what_was_packed(live):
     live.file.unlink()
     live.clock.now += 2
     assert live().latency_budget_ms == 250
+
+
+@pytest.mark.xfail(strict=True, reason="the t of the packed policy wins silently")
+@pytest.mark.parametrize("packed", ["slack:t=300,alpha=0.7", "queue:t=300"])
+def test_a_live_budget_takes_precedence_over_the_t_of_the_packed_policy(tmp_path, packed):
+    file = tmp_path / "live.yaml"
+    file.write_text("latency_budget_ms: 100")
+    settings = LiveSettings(Settings(policy=packed, live_file=str(file)), lambda settings: None)()
+    assert settings.budget_ms == settings.parsed_policy().budget_ms == 100
+
+
+@pytest.mark.xfail(strict=True, reason="settings without an effect are accepted")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("policy: slack:t=100\nlatency_budget_ms: 200", "latency_budget_ms is 200, but the policy has t=100"),
+        ("policy: slack:t=100,alpha=.5\nalpha: .6", "alpha is 0.6, but the policy has alpha=0.5"),
+        ("policy: queue\nalpha: .6", "alpha has no effect"),
+        ("policy: fixed:50\nalpha: .6", "alpha has no effect"),
+    ],
+)
+def test_a_live_setting_without_an_effect_is_refused(live, caplog, text, message):
+    live.write(text)
+    assert message in caplog.text
+    assert not live.adopted

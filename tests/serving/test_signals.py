@@ -192,6 +192,7 @@ def management():
             refused = state["key"] and self.headers.get("Authorization") != f"Bearer {state['key']}"
             model = {"workers": WORKERS, "jobQueueStatus": {"pendingRequests": state["pending"]}}
             body = b"{}" if refused else json.dumps([model]).encode()
+            body = state.get("body", body)
             self.send_response(400 if refused else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -263,3 +264,20 @@ def test_another_servers_management_port_is_not_believed(management, caplog):
     probe, _ = make_probe(management, worker_pid=1234)
     assert probe() is None
     assert "does not list this worker" in caplog.text
+
+
+FOREIGN = [b"<html>hello</html>", b"{}", b"[]", b"null", b"[1]", b'[{"workers": []}]', b"", b"\xff\xfe", b"[" * 5000,
+           b'[{"workers": [{"pid": 77, "status": "READY"}], "jobQueueStatus": {"pendingRequests": "many"}}]',
+           b'[{"workers": [{"pid": 77, "status": "READY"}], "jobQueueStatus": {"pendingRequests": -1}}]',
+           b'[{"workers": [{"pid": [], "status": "READY"}], "jobQueueStatus": {"pendingRequests": 1}}]']  # fmt: skip
+
+
+@pytest.mark.xfail(strict=True, reason="read_status raises")
+@pytest.mark.parametrize("body", FOREIGN)
+def test_a_management_port_that_something_else_answers_is_no_reason_to_fail(management, caplog, body):
+    management["body"] = body
+    probe, clock = make_probe(management)
+    for now in range(3):
+        clock.now = 2.0 * now
+        assert probe() is None
+    assert len([r for r in caplog.records if "not TorchServe" in r.message]) == 1
