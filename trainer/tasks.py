@@ -55,7 +55,7 @@ class AlignConfig(TaskConfig):
     least: ClassVar[Mapping[str, int]] = {
         "queries": 1,
         "passages": 1,
-        "passages_per_step": 1,
+        "passages_per_step": 2,
         "query_tokens": 3,
         "passage_tokens": 3,
     }

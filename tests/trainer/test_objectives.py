@@ -216,14 +216,12 @@ def test_reciprocal_ranks_end_at_ten():
     assert reciprocal_ranks(scores, torch.tensor([0, 9, 10])).tolist() == pytest.approx([1, 0.1, 0])
 
 
-@pytest.mark.xfail(strict=True, reason="ties count for the label")
 def test_ties_and_missing_numbers_count_against_the_label():
     scores = torch.tensor([[1.0, 1.0, 1.0], [2.0, 1.0, 2.0], [3.0, 1.0, 2.0], [float("nan"), 1.0, 2.0]])
     found = reciprocal_ranks(scores, torch.tensor([0, 0, 0, 0]))
     assert found.tolist() == pytest.approx([1 / 3, 1 / 2, 1, 1 / 3])
 
 
-@pytest.mark.xfail(strict=True, reason="topk(8) of fewer passages")
 @pytest.mark.parametrize(("passages", "passages_per_step"), [(5, 4), (5, 2), (40, 2), (40, 9)])
 def test_few_passages_per_step_are_no_more_than_were_asked_for(tiny_artifact, tiny_bert, passages, passages_per_step):
     objective = make_align(tiny_artifact, tiny_bert, Processes(), chunk_size=8)

@@ -3,6 +3,7 @@
 This objective is not the paper's; it needs no labels.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,8 +46,8 @@ class Align(Objective):
         queries: training queries.
         targets: the teacher's vectors of the queries, FloatTensor [rows, dim] by rows; it encoded the passages too.
         passages: FloatTensor [passages, dim], vectors of the index.
-        passages_per_step: how many of them a step compares with: for each query the 8 that the teacher ranks first
-            (where ranks are decided), and others drawn anew each step.
+        passages_per_step: number of passages that a step compares with: for each query the 8 that the teacher ranks
+            first (where ranks are decided), as far as there is room, and others drawn anew each step.
     """
 
     def __init__(
@@ -73,12 +74,18 @@ class Align(Objective):
             yield AlignBatch(self._inputs(self.queries, chunk), self.targets[chunk].to(device), passages)
 
     def _passages(self, teacher: Tensor, step: int) -> Tensor:
-        """The step's passages: those that the teacher ranks first for its queries, filled up at random."""
-        if len(self.passages) <= self.passages_per_step:
+        """Return the step's passages: those that the teacher ranks first for its queries, filled up at random.
+
+        If there is no room for the best of all queries, each query's first comes before any query's second.
+        """
+        count = self.passages_per_step
+        if len(self.passages) <= count:
             return self.passages
-        best = (teacher @ self.passages.T).topk(BEST_PASSAGES).indices.unique().cpu().numpy()
+        ranked = (teacher @ self.passages.T).topk(min(BEST_PASSAGES, count)).indices
+        by_rank = dict.fromkeys(ranked.T.flatten().tolist())
+        best = np.sort(list(itertools.islice(by_rank, count)))
         drawn = np.random.default_rng([self._seed, 1, step]).permutation(len(self.passages))
-        others = drawn[~np.isin(drawn, best)][: max(0, self.passages_per_step - len(best))]
+        others = drawn[~np.isin(drawn, best)][: count - len(best)]
         return self.passages[torch.from_numpy(np.concatenate([best, others])).to(self.passages.device)]
 
     def losses(self, batch: AlignBatch, level: Level) -> Tensor:

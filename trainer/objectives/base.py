@@ -85,7 +85,9 @@ def draw_negatives(negatives: np.ndarray, count: int, seed: int, step: int) -> n
 
 
 def reciprocal_ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """1 / rank of each row's label by score, 0 beyond rank 10.
+    """Return 1 / rank of each row's label by score, 0 beyond rank 10.
+
+    Ties and scores that are not numbers count against the label, so that a collapsed model does not look perfect.
 
     Args:
         scores: FloatTensor [queries, passages].
@@ -94,5 +96,5 @@ def reciprocal_ranks(scores: Tensor, labels: Tensor) -> Tensor:
     Returns:
         FloatTensor [queries].
     """
-    ranks = 1 + (scores > scores.gather(1, labels[:, None])).sum(-1)
+    ranks = (~(scores < scores.gather(1, labels[:, None]))).sum(-1)  # the label itself is one of them
     return torch.where(ranks <= RANKS, 1 / ranks, 0.0)
