@@ -6,7 +6,8 @@ import numpy as np
 
 from elasticlm.benchmarks.queue_server import Server
 from elasticlm.benchmarks.queue_traffic import OpenLoop
-from elasticlm.benchmarks.service_times import SHARES, Times
+from elasticlm.benchmarks.service_times import Times
+from elasticlm.schedule.quantiles import SHARES
 
 
 def all_service_ms(table: Times, server: Server, traffic: OpenLoop) -> np.ndarray:

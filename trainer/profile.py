@@ -21,7 +21,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, metavar="DIR", help=f"elastic model; its {LATENCY_FILE} is written")
     parser.add_argument("--levels", help="levels to measure (default: all)")
     parser.add_argument("--rows", default=_listed(latency.ROWS), help="sequences per batch")
-    parser.add_argument("--tokens", default=_listed(latency.TOKENS), help="padded lengths in tokens")
+    parser.add_argument("--tokens", help="padded lengths in tokens "
+                        f"(default: {_listed(latency.TOKENS)} up to the model's limit, and the limit)")  # fmt: skip
     parser.add_argument("--threads", type=positive_int, default=1, help="threads of a server's worker")
     parser.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="backend to measure; auto: "
                         "PyTorch, and ONNX Runtime in fp32 and in whatever else was exported")  # fmt: skip
@@ -29,7 +30,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=non_negative_float, default=2.0, help="time spent on a cell, in s")
     parser.add_argument("--min-runs", type=positive_int, default=20, help="minimum number of runs per cell")
     args = parser.parse_args(argv)
-    args.rows, args.tokens = _numbers("--rows", args.rows), _numbers("--tokens", args.tokens)
+    args.rows = _numbers("--rows", args.rows)
+    args.tokens = _numbers("--tokens", args.tokens) if args.tokens else None
     return args
 
 
@@ -44,7 +46,7 @@ def profile(args: argparse.Namespace) -> None:
     """Measure what the options name, write the table and print it; heavy imports begin here."""
     from elasticlm.backend.onnx_export import can_export
     from elasticlm.model.elastic_model import ElasticModel
-    from elasticlm.schedule.profiling import measure
+    from elasticlm.schedule.profiling import default_lengths, measure
 
     if args.backend != "torch" and args.precision != "int8" and can_export():
         try_to_export(args.model)
@@ -55,10 +57,11 @@ def profile(args: argparse.Namespace) -> None:
     for level in levels:
         models[0].structures[level]  # raises InputError for a level that the model does not have
     file, result, rows = Path(args.model) / LATENCY_FILE, [], []
-    cells = len(models) * len(levels) * len(args.rows) * len(args.tokens)
+    tokens = args.tokens or default_lengths(models[0])
+    cells = len(models) * len(levels) * len(args.rows) * len(tokens)
     with progress(total=cells, desc="profile", unit="cell") as bar:
         for model in models:
-            table = measure(model, levels=levels, rows=args.rows, tokens=args.tokens, threads=args.threads,
+            table = measure(model, levels=levels, rows=args.rows, tokens=tokens, threads=args.threads,
                                     seconds=args.seconds, min_runs=args.min_runs, on_cell=bar.update)  # fmt: skip
             table.write(file)
             setup = {"backend": table.setup.backend, "precision": table.setup.precision}

@@ -132,8 +132,8 @@ class Recipe:
         """
         settings: dict[str, Any] = {"output": str(output)}
         if missing := [key for key, value in self.settings.items() if value is None]:
-            values = " ".join(f"{key}=..." for key in missing)
-            raise InputError(f"recipe {self.name} needs a value for {', '.join(missing)}: --set {values}")
+            assignments = " ".join(f"{key}=..." for key in missing)
+            raise InputError(f"recipe {self.name} needs a value for {', '.join(missing)}: --set {assignments}")
         for key, value in self.settings.items():
             values = _filled_in(value, settings)
             settings[key] = values if isinstance(value, list) else values[0]

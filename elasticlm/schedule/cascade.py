@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
 from elasticlm.model.structure import Choice, Level, Pair, level_name, parse_level
+from elasticlm.schedule.quantiles import SHARES, sum_of_independent
 
 PAIRS_FILE = "pairs.json"
 OLD_NAMES = {"denser": "retriever", "ranker": "reranker"}  # of the fields in files of format 1
@@ -91,6 +92,8 @@ class StageTimes(Protocol):
 
     def p95_ms(self, level: Level, rows: float = ..., tokens: float | None = ...) -> float: ...
 
+    def quantiles_ms(self, level: Level, rows: float = ..., tokens: float | None = ...) -> list[float]: ...
+
 
 class PairTable:
     """Service times of a two-stage pipeline; policies use it like a LatencyTable.
@@ -126,6 +129,7 @@ class PairTable:
         self.pairs = {pair.levels: pair for pair in pairs}
         self.retriever, self.reranker, self.search_ms = retriever, reranker, search_ms
         self.passage_tokens, self.max_tokens = passage_tokens, max_tokens
+        self._quantiles: dict[tuple[Choice, float, float | None], list[float]] = {}
         self.levels: tuple[Choice, ...] = tuple(pair.levels for pair in pareto(pairs, self.mean_ms))
 
     def __getitem__(self, levels: Choice) -> MeasuredPair:
@@ -137,16 +141,34 @@ class PairTable:
 
     def mean_ms(self, level: Choice, rows: float = 1, tokens: float | None = None) -> float:
         """Return the mean service time in ms of searching and reranking for ``rows`` queries padded to ``tokens``."""
-        return self._time_ms(level, rows, tokens, lambda table, *cell: table.mean_ms(*cell))
+        first, second = self._stages(level, rows, tokens)
+        search_ms = self.retriever.mean_ms(*first) + rows * self.search_ms
+        return search_ms + (self.reranker.mean_ms(*second) if second else 0.0)
 
     def p95_ms(self, level: Choice, rows: float = 1, tokens: float | None = None) -> float:
-        """Return the sum of the 95th percentiles of both stages in ms, as an estimate of the pipeline's percentile."""
-        return self._time_ms(level, rows, tokens, lambda table, *cell: table.p95_ms(*cell))
+        """Return the 95th percentile of the service time in ms, for stages whose times are independent."""
+        first, second = self._stages(level, rows, tokens)
+        if second is None:
+            return self.retriever.p95_ms(*first) + rows * self.search_ms
+        return self.quantiles_ms(level, rows, tokens)[SHARES.index(0.95)]
 
-    def _time_ms(self, level: Choice, rows: float, tokens: float | None, of: Callable[..., Any]) -> Any:
+    def quantiles_ms(self, level: Choice, rows: float = 1, tokens: float | None = None) -> list[float]:
+        """Return the quantile function of the service time in ms (see elasticlm.schedule.quantiles)."""
+        key = (level, rows, tokens)
+        if key not in self._quantiles:
+            first, second = self._stages(level, rows, tokens)
+            searched = [ms + rows * self.search_ms for ms in self.retriever.quantiles_ms(*first)]
+            reranked = self.reranker.quantiles_ms(*second) if second else None
+            self._quantiles[key] = sum_of_independent(searched, reranked) if reranked else searched
+        return self._quantiles[key]
+
+    def _stages(
+        self, level: Choice, rows: float, tokens: float | None
+    ) -> tuple[tuple[Level, float, float | None], tuple[Level, float, float] | None]:
+        """Return the level, rows and tokens of the retriever, and of the reranker if it runs."""
         pair = self[level]
-        search_ms = of(self.retriever, pair.retriever, rows, tokens) + rows * self.search_ms
+        first = pair.retriever, rows, tokens
         if pair.reranker is None:
-            return search_ms
+            return first, None
         pair_tokens = min((tokens or self.retriever.tokens[0]) + self.passage_tokens, self.max_tokens)
-        return search_ms + of(self.reranker, pair.reranker, rows * pair.depth, pair_tokens)
+        return first, (pair.reranker, rows * pair.depth, pair_tokens)

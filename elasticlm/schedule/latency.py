@@ -1,4 +1,8 @@
-"""The latency table: the service time of each level on one machine, by rows and tokens of a batch (latency.csv)."""
+"""The latency table: the service time of each level on one machine, by rows and tokens of a batch (latency.csv).
+
+The file has one line per cell. Comment lines say on which machine and when cells were measured; they apply to the cells
+after them, up to the next comment lines, because one file may hold the tables of several setups.
+"""
 
 import csv
 import itertools
@@ -11,8 +15,10 @@ from typing import Any
 
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
+from elasticlm.machine import machine
 from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import Level, level_name, parse_level
+from elasticlm.schedule.quantiles import quantiles
 
 COLUMNS = [
     *("level", "rows", "tokens", "threads", "backend", "precision", "device"),
@@ -86,6 +92,12 @@ class LatencyTable:
         listed = self._note("instruction sets: ")
         return None if listed is None else tuple(listed.split())
 
+    @property
+    def is_from_here(self) -> bool:
+        """Whether the table was measured on a machine such as this one, as far as its notes say."""
+        here = machine(())
+        return self.cpu in (None, here["cpu"]) and self.instruction_sets in (None, tuple(here["instruction_sets"]))
+
     def _note(self, prefix: str) -> str | None:
         return next((note.removeprefix(prefix) for note in self.notes if note.startswith(prefix)), None)
 
@@ -109,6 +121,17 @@ class LatencyTable:
     def p95_ms(self, level: Level, rows: float = 1, tokens: float | None = None) -> float:
         """Return the 95th percentile of the service time in ms."""
         return self._look_up(level, "p95_ms", rows, tokens)
+
+    def quantiles_ms(self, level: Level, rows: float = 1, tokens: float | None = None) -> list[float]:
+        """Return the quantile function of the service time in ms (see elasticlm.schedule.quantiles).
+
+        It has the shape of the nearest cell and the mean of the table at (rows, tokens).
+        """
+        length = self.tokens[0] if tokens is None else tokens
+        cells = [cell for cell in self.cells if cell.level == level]
+        nearest = min(cells, key=lambda cell: (abs(cell.rows - rows), abs(cell.tokens - length)))
+        mean_ms = self.mean_ms(level, rows, tokens)
+        return quantiles(nearest.p50_ms, nearest.p95_ms, nearest.p99_ms, mean_ms=mean_ms)
 
     def _look_up(self, level: Level, name: str, rows: float, tokens: float | None) -> float:
         if level not in self._grids:
@@ -151,13 +174,18 @@ class LatencyTable:
         """Write the table into latency.csv. It replaces a table of the same setup; tables of other setups are kept."""
         others = [table for table in read_tables(file) if table.setup != self.setup] if Path(file).exists() else []
         with new_file(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
-            out.writelines(f"# {note}\n" for note in self.notes)
             writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+            out.writelines(f"# {note}\n" for note in self.notes)
             writer.writeheader()
-            for table in [self, *others]:
-                for cell in table.cells:
-                    times = {name: round(ms, 4) for name, ms in vars(cell).items() if name.endswith("_ms") and ms}
-                    writer.writerow(vars(table.setup) | vars(cell) | times | {"level": level_name(cell.level)})
+            self._write_cells(writer)
+            for table in others:
+                out.writelines(f"# {note}\n" for note in table.notes or ("",))
+                table._write_cells(writer)
+
+    def _write_cells(self, writer: "csv.DictWriter[str]") -> None:
+        for cell in self.cells:
+            times = {name: round(ms, 4) for name, ms in vars(cell).items() if name.endswith("_ms") and ms}
+            writer.writerow(vars(self.setup) | vars(cell) | times | {"level": level_name(cell.level)})
 
 
 def read_tables(file: str | Path) -> list[LatencyTable]:
@@ -166,12 +194,14 @@ def read_tables(file: str | Path) -> list[LatencyTable]:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except OSError:
         raise InputError(f"{file}: no latency table; measure one with `elasticlm profile --model DIR`") from None
-    notes = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
-    if not numbered or numbered[0][1].split(",") != COLUMNS:
+    header, *numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip() and line[0] != "#"] or [(0, "")]
+    if header[1].split(",") != COLUMNS:
         raise InputError(f"{file}: expected the columns {','.join(COLUMNS)}")
+    notes_of = _notes_by_line(lines)
     by_setup: dict[Setup, list[Cell]] = {}
-    for (number, _), row in zip(numbered[1:], csv.DictReader(line for _, line in numbered), strict=True):
+    notes: dict[Setup, tuple[str, ...]] = {}
+    rows = csv.DictReader((line for _, line in numbered), COLUMNS)
+    for (number, _), row in zip(numbered, rows, strict=True):
         try:
             setup = Setup(threads=int(row["threads"]), backend=row["backend"], precision=row["precision"],
                           device=row["device"])  # fmt: skip
@@ -182,10 +212,25 @@ def read_tables(file: str | Path) -> list[LatencyTable]:
         except (TypeError, ValueError) as error:
             raise InputError(f"{file}, line {number}: {error}") from None
         by_setup.setdefault(setup, []).append(cell)
+        notes.setdefault(setup, notes_of[number])
     try:
-        return [LatencyTable(cells, setup, notes) for setup, cells in by_setup.items()]
+        return [LatencyTable(cells, setup, notes[setup]) for setup, cells in by_setup.items()]
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+
+
+def _notes_by_line(lines: Sequence[str]) -> dict[int, tuple[str, ...]]:
+    """Return the notes that apply to each line, by line number: those of the comment lines above it."""
+    notes: tuple[str, ...] = ()
+    found, ended = {}, True
+    for number, line in enumerate(lines, 1):
+        if line.startswith("#"):
+            note = line.removeprefix("#").strip()
+            notes = (() if ended else notes) + ((note,) if note else ())
+        elif line.strip():
+            found[number] = notes
+        ended = not line.startswith("#") and line.split(",") != COLUMNS
+    return found
 
 
 def fastest(tables: Sequence[LatencyTable]) -> LatencyTable:
@@ -209,6 +254,8 @@ def select_table(
 ) -> LatencyTable | None:
     """Return the fastest table that matches the arguments and whose setup can run here; None if there is none.
 
+    Tables from another machine are considered only if none was measured on a machine such as this one.
+
     Args:
         backend, precision: a name, or "auto" for any.
         threads: None for any number.
@@ -220,6 +267,7 @@ def select_table(
         return matches and threads in (None, setup.threads) and can_run(setup)
 
     fitting = [table for table in tables if fits(table.setup)]
+    fitting = [table for table in fitting if table.is_from_here] or fitting
     return fastest(fitting) if fitting else None
 
 

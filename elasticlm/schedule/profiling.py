@@ -22,7 +22,7 @@ def measure(
     *,
     levels: Sequence[Level] | None = None,
     rows: Sequence[int] = ROWS,
-    tokens: Sequence[int] = TOKENS,
+    tokens: Sequence[int] | None = None,
     threads: int = 1,
     seconds: float = 2.0,
     min_runs: int = 20,
@@ -34,14 +34,14 @@ def measure(
 
     Args:
         levels: levels to measure; None for all.
-        rows, tokens: the grid; lengths above the model's limit are left out.
+        rows, tokens: the grid; lengths above the model's limit are left out. None: see ``default_lengths``.
         threads: size of PyTorch's intra-op pool.
         seconds, min_runs: a cell is timed until both are reached.
         on_cell: called after each cell, for progress.
     """
     levels = tuple(levels or model.levels)
-    limit = model.config.max_tokens.of("pair" if model.config.task == "score" else "query")
-    lengths = [length for length in tokens if length <= limit] or [limit]
+    limit = longest(model)
+    lengths = default_lengths(model) if tokens is None else [length for length in tokens if length <= limit] or [limit]
     cells = []
     with _threads(threads):
         for count, length in itertools.product(rows, lengths):
@@ -63,6 +63,17 @@ def measure(
     return LatencyTable(cells, setup, notes)
 
 
+def longest(model: ElasticModel) -> int:
+    """Return the longest input of the model's task in tokens: a query, or a pair of texts."""
+    return model.config.max_tokens.of("query" if model.config.task == "embed" else "pair")
+
+
+def default_lengths(model: ElasticModel) -> list[int]:
+    """Return the lengths to measure: those of TOKENS below the model's limit, and the limit itself."""
+    limit = longest(model)
+    return [*(length for length in TOKENS if length < limit), limit]
+
+
 def _answer(model: ElasticModel, texts: list[str], seconds: list[str] | None, level: Level) -> list:
     """Do the work of the server between a parsed request and the response object."""
     inputs = model.tokenize(texts) if seconds is None else model.tokenize_pairs(texts, seconds)
@@ -70,13 +81,15 @@ def _answer(model: ElasticModel, texts: list[str], seconds: list[str] | None, le
 
 
 def batch_of(model: ElasticModel, rows: int, tokens: int) -> tuple[list[str], list[str] | None]:
-    """Return texts, or for a reranker one query (an eighth of the tokens) with passages, that form rows x tokens.
+    """Return texts, or pairs of a short text (an eighth of the tokens) and a long one, that form rows x tokens.
+
+    Retrievers get texts. Rerankers and classifiers get pairs, because their requests are tokenised as pairs.
 
     If there are several rows, the last one is one token shorter, because real batches contain padding and runtimes may
     be faster without it.
     """
     padded = rows > 1
-    if model.config.task != "score":
+    if model.config.task == "embed":
         return [text_of(model, tokens)] * (rows - padded) + [text_of(model, tokens - 1)] * padded, None
     query = max(3, tokens // 8)
     longest = tokens - query + 1  # query and passage share one [CLS]

@@ -100,7 +100,7 @@ def test_the_reranker_is_asked_for_the_whole_list_at_the_length_of_a_pair(rows, 
     retriever, reranker = LatencyTable(cells(50, {16: 1.0, 64: 5.0})), LatencyTable(cells(50, {64: 2.0, 128: 12.0}))
     table = PairTable([measured(50, 50, 0.5)], retriever, reranker, passage_tokens=60, max_tokens=128, search_ms=0.5)
     assert table.mean_ms(Pair(50, 50), rows, tokens) == pytest.approx(ms)
-    assert table.p95_ms(Pair(50, 50), rows, tokens) == pytest.approx(2 * ms - 0.5 * rows)
+    assert ms < table.p95_ms(Pair(50, 50), rows, tokens) < 2 * ms - 0.5 * rows
 
 
 @pytest.mark.parametrize(("text", "levels"), [("50+10", Pair(50, 10)), ("12.5+100", Pair(12.5, 100)), ("50", 50)])
@@ -157,7 +157,6 @@ def test_a_broken_file_is_refused_with_its_name(tmp_path, content, says):
         read_pairs(file)
 
 
-@pytest.mark.xfail(strict=True, reason="the stages' percentiles are summed")
 def test_the_p95_of_a_pipeline_is_that_of_the_sum_of_both_stages_drawn_independently():
     def skewed(level):
         return Cell(level=level, rows=1, tokens=16, mean_ms=11, p50_ms=10, p95_ms=20, p99_ms=25, runs=1)

@@ -139,7 +139,6 @@ def test_a_table_says_which_instruction_sets_it_was_measured_with(tiny_artifact,
     assert LatencyTable.read(tmp_path / "latency.csv").instruction_sets == tuple(machine(())["instruction_sets"])
 
 
-@pytest.mark.xfail(strict=True, reason="write replaces the notes of all setups")
 def test_measuring_one_setup_again_keeps_the_notes_of_the_others(table, tmp_path):
     file = tmp_path / "latency.csv"
     int8 = LatencyTable(
@@ -155,7 +154,6 @@ def test_measuring_one_setup_again_keeps_the_notes_of_the_others(table, tmp_path
     assert by_setup[Setup()].cpu == "B"
 
 
-@pytest.mark.xfail(strict=True, reason="classifiers are profiled as queries, and the pair limit is not measured")
 @pytest.mark.parametrize("task", ["classify", "score"])
 def test_pairs_are_measured_by_the_path_that_serves_them_up_to_their_own_limit(tiny_artifact, task):
     model = ElasticModel.from_pretrained(tiny_artifact).with_head(
