@@ -17,15 +17,17 @@ from elasticlm.backend import PRECISIONS, onnx_export
 from elasticlm.command import print_result, print_table, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
+from elasticlm.handlers.torchserve_settings import read_handler_section
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.folder import GRAPHS_FOLDER, LATENCY_FILE
 from elasticlm.model.structure import Choice, level_name
 from elasticlm.model.teacher import passage_encoder
 from elasticlm.retrieval.data_specs import load_corpus
 from elasticlm.retrieval.passage_index import PassageIndex
+from elasticlm.schedule.admission import queue_bound
 from elasticlm.schedule.cascade import PairTable, read_pairs
 from elasticlm.schedule.latency import LatencyTable
-from elasticlm.schedule.policies import Table, parse_policy
+from elasticlm.schedule.policies import Policy, Table, parse_policy
 from elasticlm.serving import bundle
 from elasticlm.serving.bundle import SecondStage
 from elasticlm.serving.cascade_times import pair_table
@@ -36,6 +38,8 @@ TEMPLATE = HERE / "model-config.yaml"
 SERVER_SETTINGS = HERE / "config.properties"
 BUDGET_IN_SERVICE_TIMES = 5
 """The default latency budget, in service times of the largest level."""
+TURNAROUND_MS = 2.0
+"""TorchServe's usual time from one batch to the next beyond the service time."""
 LIST_ROWS, LIST_TOKENS = 8, 128
 """List for which a reranker's default budget is computed: number of passages, and tokens per pair."""
 
@@ -58,14 +62,20 @@ def make_archive(options: argparse.Namespace, target: Path) -> None:
         second, pair_times = read_second_stage(options, model, table, index)
         times, levels = pair_times, pair_times.levels
     rows, tokens = (LIST_ROWS, LIST_TOKENS) if model.config.task == "score" else (1, table.tokens[0])
-    schedule = schedule_settings(options.policy, levels, times, options.batch_size * rows, tokens)
+    policy, default_ms = chosen_policy(options.policy, levels, times, options.batch_size * rows, tokens)
+    schedule = {"latency_budget_ms": default_ms} | policy.settings()
+    waiting = queue_bound(
+        times, policy.smallest(levels), budget_ms=policy.budget_ms or default_ms,
+        batch_size=options.batch_size, workers=options.workers, rows=rows, tokens=tokens,
+        overhead_ms=Settings.overhead_ms, turnaround_ms=TURNAROUND_MS,
+    )  # fmt: skip
     depth = {"max_k": min(pair.depth for pair in second.pairs)} if second else {}  # hits that every pair can return
     config = fill(TEMPLATE.read_text(encoding="utf-8"), {
         "minWorkers": options.workers, "maxWorkers": options.workers, "batchSize": options.batch_size,
-        "maxBatchDelay": options.max_batch_delay_ms, "threads": setup.threads, "backend": setup.backend,
-        "precision": setup.precision, **schedule, **depth,
+        "maxBatchDelay": options.max_batch_delay_ms, "jobQueueSize": waiting, "threads": setup.threads,
+        "backend": setup.backend, "precision": setup.precision, **schedule, **depth,
     })  # fmt: skip
-    Settings.from_section(yaml.safe_load(config)["handler"])
+    read_handler_section(yaml.safe_load(config)["handler"])
     with new_file(target, overwrite=options.overwrite) as temporary:
         pack(options.name, artifact, index, config, temporary, second)
 
@@ -77,7 +87,7 @@ def make_archive(options: argparse.Namespace, target: Path) -> None:
     print_table([{"level": level_name(level), "mean ms": times.mean_ms(level, rows, tokens),
                   "p95 ms": times.p95_ms(level, rows, tokens)} for level in levels])  # fmt: skip
     print_result({"archive": str(target), "name": options.name, "bytes": target.stat().st_size,
-                  "backend": setup.backend, "precision": setup.precision, **schedule,
+                  "backend": setup.backend, "precision": setup.precision, **schedule, "jobQueueSize": waiting,
                   "levels": [str(level) for level in levels] if second else list(levels),
                   "index": len(index) if index else 0})  # fmt: skip
 
@@ -151,10 +161,10 @@ def read_second_stage(
     return SecondStage(Path(options.reranker), worth_running, passages), times
 
 
-def schedule_settings(
+def chosen_policy(
     policy: str | None, levels: Sequence[Choice], table: Table, rows: int, tokens: int
-) -> dict[str, Any]:
-    """Return the settings latency_budget_ms, policy and alpha for the policy of the command line.
+) -> tuple[Policy, float]:
+    """Return the policy of the command line, and the default latency budget in ms.
 
     Args:
         policy: the option --policy; None for the default policy.
@@ -177,7 +187,7 @@ def schedule_settings(
         chosen.check(levels)
     except InputError as error:
         raise InputError(f"--policy: {error}") from None
-    return {"latency_budget_ms": budget_ms} | chosen.settings()
+    return chosen, budget_ms
 
 
 def round_up(ms: float) -> float:

@@ -10,6 +10,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from elasticlm.errors import InputError
 from elasticlm.serving.signals import QueueStatus
 
 logger = logging.getLogger(__name__)
@@ -18,10 +19,12 @@ PROBE_TIMEOUT_S = 0.005
 """Maximum time to wait for the management API."""
 FAILED_PAUSE_S, REFUSED_PAUSE_S = 0.1, 1.0
 """Pauses after a missing answer and after a refusal, so that a closed management port costs almost nothing."""
+LONGEST_REPLY = 1 << 20
+"""Bytes of an answer that are read at most."""
 
 
 class ManagementProbe:
-    """Reads the queue from TorchServe's management API. Returns None, at most after the timeout, instead of raising.
+    """Reads the queue from TorchServe's management API. Returns None instead of raising, whatever answers.
 
     Args:
         url: the management address, `http://127.0.0.1:8081`.
@@ -57,8 +60,8 @@ class ManagementProbe:
         try:
             self._connection.request("GET", self._path, headers=self._headers)
             reply = self._connection.getresponse()
-            body = reply.read()
-        except (OSError, HTTPException) as error:
+            body = reply.read(LONGEST_REPLY)
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: a key that no header can carry
             self._connection.close()  # a late answer must not be read as the next one
             if not isinstance(error, TimeoutError):
                 self._warn(f"management API at {self._url} cannot be reached ({error})")
@@ -69,7 +72,13 @@ class ManagementProbe:
             self._warn(f"management API at {self._url} refuses (HTTP {reply.status}): check management_key_file")
             self._rest(REFUSED_PAUSE_S)
             return None
-        status, pids = read_status(body)
+        try:
+            status, pids = read_status(body)
+        except InputError as error:
+            self._connection.close()  # the rest of an endless answer is not read
+            self._warn(f"management API at {self._url} is not TorchServe's ({error}): check management_url")
+            self._rest(REFUSED_PAUSE_S)
+            return None
         if self._pid not in pids:
             self._warn(f"management API at {self._url} does not list this worker: check management_url")
             self._rest(REFUSED_PAUSE_S)
@@ -87,15 +96,24 @@ class ManagementProbe:
     def _read_headers(self) -> dict[str, str]:
         try:
             key = json.loads(Path(self._key_file).read_text())["management"]["key"] if self._key_file else None
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             self._warn(f"{self._key_file}: no management key ({error})")
             key = None
         return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def read_status(body: bytes) -> tuple[QueueStatus, set[int]]:
-    """Return the queue and the workers' process ids from the body of `GET /models/NAME`."""
-    model = json.loads(body)[0]
-    workers = model["workers"]
-    ready = sum(worker["status"] == "READY" for worker in workers)
-    return QueueStatus(int(model["jobQueueStatus"]["pendingRequests"]), max(1, ready)), {w["pid"] for w in workers}
+    """Return the queue and the workers' process ids from the body of `GET /models/NAME`.
+
+    Raises InputError if the body is anything else.
+    """
+    try:
+        model = json.loads(body)[0]
+        workers = [(worker["pid"], worker["status"]) for worker in model["workers"]]
+        pending = model["jobQueueStatus"]["pendingRequests"]
+        pids = {pid for pid, _ in workers}
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise InputError("it does not answer with the status of a model") from None
+    if type(pending) is not int or pending < 0 or any(type(pid) is not int for pid in pids):
+        raise InputError("it does not answer with the status of a queue")
+    return QueueStatus(pending, max(1, sum(status == "READY" for _, status in workers))), pids

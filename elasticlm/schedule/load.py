@@ -18,7 +18,8 @@ class Load:
         batch_size: maximum number of requests that the server puts into one batch (B).
         workers: workers that share the queue (W).
         overhead_ms: time that the server adds per request (r).
-        turnaround_ms: time that a worker needs from one batch to the next beyond the service time; 0 if unknown.
+        turnaround_ms: time that a worker needs from one batch to the next beyond the service time in the latency
+            table: the server, parsing, encoding, and searching where the table does not contain it; 0 if unknown.
         ages_ms: how long each request has waited already; empty if unknown.
         budgets_ms: the budget T_i of each request, in the order of ``ages_ms``; empty if the requests have none.
     """

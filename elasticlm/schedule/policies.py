@@ -45,6 +45,9 @@ class Policy(Protocol):
     def check(self, levels: Sequence[Choice]) -> None:
         """Raise InputError unless the policy can choose among these levels."""
 
+    def smallest(self, levels: Sequence[ChoiceT]) -> ChoiceT:
+        """Return the smallest of these levels (largest first) that the policy can choose."""
+
     def settings(self) -> dict[str, str | float]:
         """Return the policy as settings of an archive: ``policy``, and its parameters by the names of the settings."""
 
@@ -66,6 +69,9 @@ class Fixed:
         if self.level not in levels:
             offered = ", ".join(map(level_name, levels))
             raise InputError(f"policy {self}: level {level_name(self.level)} is not among the levels {offered}")
+
+    def smallest(self, levels: Sequence[ChoiceT]) -> ChoiceT:
+        return cast(ChoiceT, self.level)
 
     def settings(self) -> dict[str, str | float]:
         return {"policy": str(self)}
@@ -91,6 +97,9 @@ class Queue:
 
     def check(self, levels: Sequence[Choice]) -> None:
         """Any levels will do."""
+
+    def smallest(self, levels: Sequence[ChoiceT]) -> ChoiceT:
+        return levels[-1]
 
     def settings(self) -> dict[str, str | float]:
         return {"policy": "queue", "latency_budget_ms": self.budget_ms}
@@ -123,6 +132,9 @@ class Slack:
 
     def check(self, levels: Sequence[Choice]) -> None:
         """Any levels will do."""
+
+    def smallest(self, levels: Sequence[ChoiceT]) -> ChoiceT:
+        return levels[-1]
 
     def settings(self) -> dict[str, str | float]:
         return {"policy": "slack", "latency_budget_ms": self.budget_ms, "alpha": self.alpha}

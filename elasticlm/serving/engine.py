@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from elasticlm.schedule.load import Load
 from elasticlm.schedule.policies import Policy
 from elasticlm.schedule.profiling import measure
 from elasticlm.serving.bundle import Bundle
-from elasticlm.serving.requests import Classify, Embed, Request, Score, Search, Service
+from elasticlm.serving.requests import Classify, Embed, Request, Score, Search, Service, rows_of
 from elasticlm.serving.settings import Settings
 from elasticlm.serving.stages import Stages
 
@@ -51,6 +51,28 @@ class Answer:
     largest_ms: float = 0.0
 
 
+class Engine(Protocol):
+    """Answers batches of accepted requests: an Answerer, or elasticlm.serving.two_stage.TwoStageAnswerer.
+
+    Attributes:
+        service: the kinds of requests that it answers.
+        table_stages: the stages of ``answer`` whose time the latency table contains.
+        row_ms: time of one short row at the largest level.
+    """
+
+    table_stages: frozenset[str]
+
+    @property
+    def service(self) -> Service: ...
+
+    @property
+    def row_ms(self) -> float: ...
+
+    def adopt(self, settings: Settings) -> None: ...
+
+    def answer(self, requests: Sequence[Request], load: Load, stages: Stages | None = None) -> list[Answer]: ...
+
+
 class Answerer:
     """Answers requests with the model, latency table, policy and index of one archive.
 
@@ -60,6 +82,8 @@ class Answerer:
 
     Raises InputError if the parts do not fit together.
     """
+
+    table_stages = frozenset({"tokenize", "forward", "convert"})
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
@@ -77,6 +101,11 @@ class Answerer:
         if self.index is not None:
             warm = self.model.embed(["warm"] * PROFILE_RUNS, level=self.model.structures.smallest).numpy()
             self.search_ms = self.index.time_search(warm, SEARCHED)
+
+    @property
+    def row_ms(self) -> float:
+        """Time of one short row at the largest level."""
+        return self.table.mean_ms(self.model.structures.largest)
 
     def adopt(self, settings: Settings) -> None:
         """Switch to the policy of these settings. Raises InputError if the policy needs a level that does not exist."""
@@ -149,7 +178,7 @@ class Answerer:
         truncated = self.model.truncated(inputs)
         row = 0
         for request in requests:
-            rows = len(request.passages) if isinstance(request, Score) else 1
+            rows = rows_of(request)
             body = self._body(request, outputs[row : row + rows], hits, level) | {"level": level}
             if any(truncated[row : row + rows]):
                 body["truncated"] = True

@@ -6,7 +6,7 @@ mounted ConfigMap or be kept under version control. Each worker checks the file'
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,24 @@ class LiveSettings:
                 raise InputError(
                     f"{unknown('live setting', str(name), CHANGEABLE)}; to change others, pack the archive again"
                 )
-        return replace(self._packed, **content)
+        changed = replace(self._packed, **content)
+        _check_effect(content, changed)
+        return changed
+
+
+def _check_effect(content: Mapping[str, Any], settings: Settings) -> None:
+    """Raise InputError if a value of the live file has no effect on the settings that result from it."""
+    policy = settings.parsed_policy()
+    chosen = policy.settings()
+    for name, option in (("latency_budget_ms", "t"), ("alpha", "alpha")):
+        if name in content and name in chosen and content[name] != chosen[name]:
+            raise InputError(
+                f"{name} is {content[name]}, but the policy has {option}={chosen[name]:g}; give one of them"
+            )
+    if "alpha" in content and "alpha" not in chosen:
+        raise InputError(f"alpha has no effect with the policy {policy}")
+    if settings.late == "reject" and settings.latency_budget_ms is None:
+        raise InputError("late: reject has no effect without latency_budget_ms")
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from elasticlm.hints import unknown
 from elasticlm.serving.settings import Settings
 
-BAD_REQUEST, NOT_ACCEPTABLE, TOO_LARGE, LATE = 400, 406, 413, 504
+BAD_REQUEST, NOT_ACCEPTABLE, TOO_LARGE, INTERNAL, LATE = 400, 406, 413, 500, 504
 JSON, BINARY = "application/json", "application/octet-stream"
 KINDS = ("query", "passage")
 FORMS = (("text", "as"), ("query", "k"), ("query", "passages"), ("sentence1", "sentence2"))
@@ -97,21 +97,32 @@ class Service:
 
 
 def accept(
-    item: Mapping[str, Any], headers: Mapping[str, str], age_ms: float, settings: Settings, service: Service
+    body: bytes, headers: Mapping[str, str], age_ms: float, settings: Settings, service: Service
 ) -> AcceptedRequest:
-    """Return one item of TorchServe's batch as an accepted request; raises RequestError.
+    """Return a request as an accepted one; raises RequestError.
 
     Args:
-        item: the item as received from TorchServe: `{"body": ...}`.
+        body: the body as received.
         headers: the headers of the request, with names in lower case.
         age_ms: how long the request has waited.
     """
-    request = parse(read_body(item, settings), settings)
+    request = parse(read_body(body, settings), settings)
     refuse_unserved(request, service)
     budget_ms = latency_budget_ms(headers.get("x-latency-budget-ms"), settings.budget_ms)
-    if settings.late == "reject" and age_ms >= budget_ms:
-        raise RequestError("late", f"waited {age_ms:.0f} ms, longer than its budget of {budget_ms:g} ms", LATE)
     return AcceptedRequest(request, age_ms, budget_ms, wants_binary(headers.get("accept"), request))
+
+
+def refuse_late(item: AcceptedRequest) -> AcceptedRequest | RequestError:
+    """Return the request, or the error (504) with which it is refused if it has waited longer than its budget."""
+    if item.age_ms < item.budget_ms:
+        return item
+    message = f"waited {item.age_ms:.0f} ms, longer than its budget of {item.budget_ms:g} ms"
+    return RequestError("late", message, LATE)
+
+
+def rows_of(request: Request) -> int:
+    """Return the number of sequences that a request adds to a batch."""
+    return len(request.passages) if isinstance(request, Score) else 1
 
 
 def wants_binary(accept: str | None, request: Request) -> bool:
@@ -129,16 +140,10 @@ def wants_binary(accept: str | None, request: Request) -> bool:
     return True
 
 
-def read_body(item: Mapping[str, Any], settings: Settings) -> Any:
-    """Return the JSON value of one item of TorchServe's batch.
-
-    With `decode_input_request=false` the body is raw bytes; otherwise TorchServe has decoded it already.
-    """
-    body = item.get("body")
-    if body is None or body == b"":
+def read_body(body: bytes, settings: Settings) -> Any:
+    """Return the JSON value of a body. Raises RequestError."""
+    if not body:
         raise RequestError("no_body", "expected a JSON body, with Content-Type: application/json")
-    if not isinstance(body, bytes | bytearray):
-        return body
     if len(body) > settings.max_body_bytes:
         limit = settings.max_body_bytes
         raise RequestError("too_large", f"body of {len(body)} bytes; setting max_body_bytes is {limit}", TOO_LARGE)

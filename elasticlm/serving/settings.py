@@ -1,10 +1,13 @@
-"""The handler's settings: section `handler` of model-config.yaml as a frozen dataclass."""
+"""Settings as frozen dataclasses: those of the serving core here, those of a server next to its adapter.
+
+All of them are in section `handler` of model-config.yaml; ``read_section`` divides them.
+"""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from elasticlm import backend as backends
 from elasticlm.errors import InputError
@@ -17,13 +20,30 @@ PRECISIONS = ("auto", *backends.PRECISIONS["onnx"])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The section `handler` of model-config.yaml; the template in handlers/ explains each setting to users."""
+class SettingsGroup:
+    """A group of settings; their types are checked. Raises InputError."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), hints[field.name]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(SettingsGroup):
+    """The settings of the serving core; the template in handlers/ explains each of them to users.
+
+    Values in the policy replace latency_budget_ms and alpha, so that each is known in one place:
+
+    >>> settings = Settings(policy="slack:t=100,alpha=0.5", latency_budget_ms=250)
+    >>> settings.policy, settings.latency_budget_ms, settings.alpha
+    ('slack', 100.0, 0.5)
+    """
 
     latency_budget_ms: float | None = None
     """T: time within which a request should be answered, counted from its arrival. None: taken from the policy."""
     policy: str = "slack"
-    """`slack`, `queue` or `fixed:LEVEL`; `t=` and `alpha=` in it override latency_budget_ms and alpha."""
+    """`slack`, `queue` or `fixed:LEVEL`."""
     alpha: float = ALPHA
     """Share of T that `slack` plans with."""
     late: str = "answer"
@@ -43,19 +63,14 @@ class Settings:
     max_body_bytes: int = 256 * 1024
     """Maximum size of a request body."""
     overhead_ms: float = 2.0
-    """r: time that TorchServe adds to the service time of a request."""
+    """r: time that the server adds to the service time of a request."""
     profile_on_start: bool = False
     """Measure a few runs of each level before READY and scale the latency table to them."""
-    management_url: str = "http://127.0.0.1:8081"
-    """TorchServe's management API, which reports the queue depth; empty: not used."""
-    management_key_file: str | None = None
-    """The key_file.json that TorchServe writes if token authorization is on."""
     live_file: str | None = None
     """A YAML file that overrides latency_budget_ms, policy, alpha and late (see elasticlm.serving.live_settings)."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name)))
+        super().__post_init__()
         _within("latency_budget_ms", self.latency_budget_ms, above=0)
         _within("alpha", self.alpha, above=0, most=1)
         _within("overhead_ms", self.overhead_ms, least=0)
@@ -67,23 +82,8 @@ class Settings:
                 raise InputError(f"handler.{name}: {unknown('value', getattr(self, name), allowed)}")
         if (self.backend, self.precision) == ("torch", "int8"):
             raise InputError("handler.precision is 'int8', which needs the backend onnx")
-        if self.management_url and not self.management_url.startswith("http://"):
-            raise InputError(
-                f"handler.management_url is {self.management_url!r}, expected http://HOST:PORT or an empty value"
-            )
-        self.parsed_policy()
-
-    @classmethod
-    def from_section(cls, section: Mapping[str, Any] | None) -> "Settings":
-        """Read the section `handler`. Raises InputError for an unknown name, a wrong type or a value out of range."""
-        if section is not None and not isinstance(section, Mapping):
-            raise InputError(f"handler: expected settings (name: value), found {type(section).__name__}")
-        names = {field.name for field in fields(cls)}
-        given = {str(name): value for name, value in (section or {}).items()}
-        for name in given:
-            if name not in names:
-                raise InputError(f"model-config.yaml, section handler: {unknown('setting', name, names)}")
-        return cls(**given)
+        for name, value in self.parsed_policy().settings().items():
+            object.__setattr__(self, name, value)
 
     def parsed_policy(self) -> Policy:
         """Return the policy, with budget and alpha filled in from the settings."""
@@ -94,14 +94,35 @@ class Settings:
 
     @property
     def budget_ms(self) -> float:
-        """T, from the policy or the setting; infinite if neither sets it."""
-        budget_ms = self.parsed_policy().budget_ms or self.latency_budget_ms
-        return math.inf if budget_ms is None else budget_ms
+        """T; infinite if it is not set."""
+        return math.inf if self.latency_budget_ms is None else self.latency_budget_ms
 
 
-def _typed(name: str, value: Any) -> Any:
+GroupT = TypeVar("GroupT", bound=SettingsGroup)
+OtherT = TypeVar("OtherT", bound=SettingsGroup)
+
+
+def read_section(section: Mapping[str, Any] | None, core: type[GroupT], server: type[OtherT]) -> tuple[GroupT, OtherT]:
+    """Divide the section `handler` into the settings of the core and those of the server.
+
+    Raises InputError for an unknown name, a wrong type or a value out of range.
+    """
+    if section is not None and not isinstance(section, Mapping):
+        raise InputError(f"handler: expected settings (name: value), found {type(section).__name__}")
+    given = {str(name): value for name, value in (section or {}).items()}
+    names = {kind: {field.name for field in fields(kind)} for kind in (core, server)}
+    for name in given:
+        if name not in names[core] | names[server]:
+            known = sorted(names[core] | names[server])
+            raise InputError(f"model-config.yaml, section handler: {unknown('setting', name, known)}")
+    return (
+        core(**{name: value for name, value in given.items() if name in names[core]}),
+        server(**{name: value for name, value in given.items() if name in names[server]}),
+    )
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
     """Return the value if it has the field's type. Integers are accepted as floats; nothing else is converted."""
-    hint = get_type_hints(Settings)[name]
     allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     if value is None and str in allowed and type(None) not in allowed:
         return ""  # `management_url:` without a value

@@ -8,7 +8,7 @@ Three signals are combined:
 3. Age: the current time minus the header X-Request-Start; without the header, an estimate from the probes (see
    `Arrivals`).
 
-In addition, the time that the worker needs per batch beyond the model is measured continuously (see `Turnaround`).
+In addition, the time that the worker needs per batch beyond the latency table's is measured (see `Turnaround`).
 
 This module does not depend on a server; clocks and the probe are passed as arguments.
 """
@@ -20,6 +20,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from elasticlm.serving.backlog import Backlog
 
 HOLD_S = 1.0
 """How long the probe's last answer is used, in s."""
@@ -103,10 +105,11 @@ class Arrivals:
 
 
 class Turnaround:
-    """A worker's time from one batch to the next, minus the model's time: TorchServe, parsing, tokenising, JSON.
+    """A worker's time from one batch to the next beyond the service time in the latency table.
 
-    Only batches with others waiting behind them count, because the worker is not idle between those. The value is the
-    median of the last few batches, so that it follows the machine and ignores a single pause.
+    The server, parsing, encoding, and searching where the table does not contain it take this time. Only batches with
+    others waiting behind them count, because the worker is not idle between those. The value is the median of the last
+    few batches, so that it follows the machine and ignores a single pause.
     """
 
     KEPT = 31
@@ -114,16 +117,17 @@ class Turnaround:
     def __init__(self) -> None:
         self._known_ms: deque[float] = deque(maxlen=self.KEPT)
         self._started_s: float | None = None
-        self._forward_ms = 0.0
+        self._table_ms = 0.0
 
     def batch_came(self, now_s: float, others_wait: bool) -> None:
         """Record the start of a batch; `others_wait` says that the next batch will follow without delay."""
         if self._started_s is not None:
-            self._known_ms.append(max(0.0, (now_s - self._started_s) * 1e3 - self._forward_ms))
+            self._known_ms.append(max(0.0, (now_s - self._started_s) * 1e3 - self._table_ms))
         self._started_s = now_s if others_wait else None
 
-    def batch_done(self, forward_ms: float) -> None:
-        self._forward_ms = forward_ms
+    def batch_done(self, table_ms: float) -> None:
+        """Record the end of a batch, of which `table_ms` is the part that the latency table contains."""
+        self._table_ms = table_ms
 
     @property
     def ms(self) -> float:
@@ -134,25 +138,8 @@ class Turnaround:
 # -- All of them -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Backlog:
-    """What is known about the queue when a batch arrives.
-
-    Args:
-        queue_depth: g, requests waiting behind the batch.
-        workers: W, workers that share the queue.
-        ages_ms: age of each request in the batch as estimated from probes; 0 if unknown.
-        turnaround_ms: the worker's time from one batch to the next, minus the model's time; 0 if unknown.
-    """
-
-    queue_depth: int
-    workers: int
-    ages_ms: tuple[float, ...]
-    turnaround_ms: float = 0.0
-
-
 class QueueSignal:
-    """Combines batch fill, probe and arrivals into one Backlog per batch.
+    """A BacklogSource that combines batch fill, probe and arrivals.
 
     Args:
         probe: reads the queue from the management API; None if there is none.
@@ -192,12 +179,18 @@ class QueueSignal:
             self._arrivals.forget()
         ages_ms = tuple(self._arrivals.age_ms(number, now_s) for number in range(first, first + count))
         self._turnaround.batch_came(now_s, (pending or 0) >= self._batch_size * self._workers)
-        return Backlog(self._depth(count, now_s), self._workers, ages_ms, self._turnaround.ms)
+        return Backlog(
+            queue_depth=self._depth(count, now_s),
+            workers=self._workers,
+            ages_ms=ages_ms,
+            turnaround_ms=self._turnaround.ms,
+            took_ms=(self._clock() - now_s) * 1e3,
+        )
 
-    def batch_done(self, forward_ms: float) -> None:
-        """Record the end of a batch that spent `forward_ms` in the model; the worker waits from now on."""
+    def batch_done(self, table_ms: float) -> None:
+        """Record the end of a batch; the worker waits from now on."""
         self._idle_since = self._clock()
-        self._turnaround.batch_done(forward_ms)
+        self._turnaround.batch_done(table_ms)
 
     def _pending(self, count: int, now_s: float) -> int | None:
         if count < self._batch_size:

@@ -1,56 +1,67 @@
-"""The metrics that a worker reports for each batch; an adapter publishes them (handlers.emission for TorchServe).
+"""The metrics of a batch as values; an adapter publishes them (handlers.emission for TorchServe).
 
 An elastic model hides overload from latency alarms, because latency stays within the budget while quality drops. The
-metric `elastic_demand` makes overload visible: it is the arriving work, if all of it ran at the largest level, relative
-to the capacity of the workers.
+counter `elastic_work_seconds_total` makes overload visible: the work that has arrived, in seconds that it would take at
+the largest level. Demand is its rate divided by the number of workers; above 1, the workers cannot serve all requests
+at the largest level. A counter keeps its meaning when no requests come: its rate falls to 0.
 """
 
-import math
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from elasticlm.model.structure import Choice
 
-DEMAND_HORIZON_S = 60.0
-"""Time constant of the demand: work that arrived this long ago has the weight 1/e."""
+SMOOTHING = 0.05
+"""Weight of a new request in the mean time per row."""
 
 
-class Demand:
-    """Running mean of this worker's arriving work at the largest level, in seconds of work per second.
+class Work:
+    """Counts arriving work at the largest level. Refused requests are not tokenised, so their work is estimated.
 
-    A worker sees its share of the requests, so this is arrival rate x t of the largest level / workers. Above 1, the
-    workers cannot serve all requests at the largest level.
+    >>> work = Work(row_ms=10.0)
+    >>> work.add(1, None), work.add(2, 40.0)
+    (10.0, 40.0)
+    >>> work.add(1, None)
+    10.5
+
+    Args:
+        row_ms: time of a typical row at the largest level, until requests have been answered.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._since = clock, clock()
-        self._value = 0.0
+    def __init__(self, row_ms: float) -> None:
+        self._row_ms = row_ms
 
-    def add(self, work_ms: float) -> float:
-        """Add a batch that would take `work_ms` at the largest level, and return the current demand."""
-        now = self._clock()
-        self._value *= math.exp((self._since - now) / DEMAND_HORIZON_S)
-        self._since = now
-        self._value += work_ms / 1e3 / DEMAND_HORIZON_S
-        return self._value
+    def add(self, rows: int, largest_ms: float | None) -> float:
+        """Return the work in ms of a request of so many rows. ``largest_ms`` is None if it was not answered."""
+        if largest_ms is None:
+            return rows * self._row_ms
+        self._row_ms += SMOOTHING * (largest_ms / rows - self._row_ms)
+        return largest_ms
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport:
     """The metrics of one batch.
 
-    Args:
+    Attributes:
+        queue_depth: requests behind the batch.
+        workers: workers that share the queue.
+        service_s: time in the core, with the time to find out about the queue.
+        table_ms: the part of it that the latency table contains.
+        turnaround_s: the worker's time from one batch to the next beyond that part, as known before the batch.
+        work_s: work that arrived with the batch, in seconds at the largest level; refused requests included.
         levels: number of requests answered at each level.
-        errors: number of rejected requests by error code.
-        misses: number of requests not answered within their budget, as far as their age is known.
+        errors: number of requests answered with an error, by code.
+        misses: number of accepted requests not answered within their budget, as far as their age is known.
         ignored_starts: number of X-Request-Start headers that were not valid.
     """
 
     queue_depth: int
     service_s: float
-    demand: float
+    workers: int = 1
+    table_ms: float = 0.0
+    turnaround_s: float = 0.0
+    work_s: float = 0.0
     levels: Counter[Choice] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     misses: int = 0

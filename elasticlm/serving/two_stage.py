@@ -6,7 +6,7 @@ One latency budget covers both stages.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from elasticlm.schedule.load import Load
 from elasticlm.schedule.policies import Policy
 from elasticlm.serving.bundle import Bundle
 from elasticlm.serving.cascade_times import pair_table
-from elasticlm.serving.engine import Answer, Answerer, load_index, load_with_latency, warmed_up
-from elasticlm.serving.requests import Search, Service
+from elasticlm.serving.engine import Answer, Answerer, Engine, load_index, load_with_latency, warmed_up
+from elasticlm.serving.requests import Request, Search, Service
 from elasticlm.serving.settings import Settings
 from elasticlm.serving.stages import Stages
 
@@ -28,10 +28,9 @@ Hits = dict[str, float]
 """Scores by passage id, best first."""
 
 
-def open_archive(folder: Path, settings: Settings) -> "Answerer | TwoStageAnswerer":
-    """Return the answerer for an unpacked archive."""
-    kind = TwoStageAnswerer if Bundle(folder).is_two_stage else Answerer
-    return kind(folder, settings)
+def open_archive(folder: Path, settings: Settings) -> Engine:
+    """Return the engine for an unpacked archive."""
+    return TwoStageAnswerer(folder, settings) if Bundle(folder).is_two_stage else Answerer(folder, settings)
 
 
 class TwoStageAnswerer:
@@ -47,6 +46,7 @@ class TwoStageAnswerer:
     """
 
     service = Service(task="search", has_index=True)
+    table_stages = frozenset({"tokenize", "forward", "search", "convert"})
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
@@ -64,13 +64,18 @@ class TwoStageAnswerer:
         )
         self.adopt(settings)
 
+    @property
+    def row_ms(self) -> float:
+        """Time of one search with the best pair of levels, for a short query."""
+        return self.table.mean_ms(self.table.levels[0])
+
     def adopt(self, settings: Settings) -> None:
         """Switch to the policy of these settings. Raises InputError if the policy needs a pair that does not exist."""
         policy: Policy = settings.parsed_policy()
         policy.check(list(self.table.pairs))
         self.policy = policy
 
-    def answer(self, requests: Sequence[Search], load: Load, stages: Stages | None = None) -> list[Answer]:
+    def answer(self, requests: Sequence[Request], load: Load, stages: Stages | None = None) -> list[Answer]:
         """Return the answers to a batch, in the order of the requests, all computed by one pair of levels.
 
         Args:
@@ -79,8 +84,9 @@ class TwoStageAnswerer:
         """
         if not requests:
             return []
+        searches = cast(Sequence[Search], requests)  # refuse_unserved() lets no others in
         stages = stages or Stages()
-        queries = [request.query for request in requests]
+        queries = [request.query for request in searches]
         inputs = self.retriever.tokenize(queries)
         rows, tokens = self.retriever.counted(inputs)
         stages.done("tokenize")
@@ -95,7 +101,7 @@ class TwoStageAnswerer:
         if pair.reranker is not None:
             lists = self._reranked(queries, lists, pair.reranker, stages)
         largest_ms = self.table.mean_ms(self.table.levels[0], rows, tokens) / rows
-        bodies = [_body(hits, request.k, pair) for hits, request in zip(lists, requests, strict=True)]
+        bodies = [_body(hits, request.k, pair) for hits, request in zip(lists, searches, strict=True)]
         for body, cut in zip(bodies, self.retriever.truncated(inputs), strict=True):
             body |= {"truncated": True} if cut else {}
         stages.done("convert")

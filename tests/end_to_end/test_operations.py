@@ -75,7 +75,10 @@ def test_metrics_are_published_for_prometheus(server):
     assert sum(by_level.values()) >= 3
     assert all('elastic_level="' in labels for labels in by_level)  # which one: as busy as the machine is
     assert published(server, "elastic_queue_depth")
-    assert all(0 < value < 1 for value in published(server, "elastic_demand").values())
+    assert sum(published(server, "elastic_work_seconds_total").values()) == pytest.approx(
+        0.060 * sum(by_level.values())
+    )
+    assert set(published(server, "elastic_workers").values()) == {1}
     assert sum(published(server, "elastic_service_seconds_count").values()) >= 4
 
 

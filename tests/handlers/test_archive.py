@@ -199,7 +199,6 @@ def test_the_fastest_setup_that_was_measured_is_served_with_its_graphs_alone(tin
         pack(artifact, tmp_path / "int8", "--precision", "int8")
 
 
-@pytest.mark.xfail(strict=True, reason="jobQueueSize is always 1000")
 def test_the_queue_holds_what_the_smallest_level_can_answer_in_time(artifact, tmp_path):
     settings = settings_of(pack(artifact, tmp_path, "--policy", "slack:t=200", "--workers", "2"))
     turnaround_ms = 2.0

@@ -1,15 +1,14 @@
-"""Metrics: what is emitted is listed for Prometheus, with the same dimensions; the demand's arithmetic."""
+"""Metrics: what is emitted is listed for Prometheus, with the same dimensions."""
 
 import json
 import re
 from collections import Counter
 from pathlib import Path
 
-import pytest
 import yaml
 
 from elasticlm.handlers.emission import emit
-from elasticlm.serving.telemetry import DEMAND_HORIZON_S, BatchReport, Demand
+from elasticlm.serving.telemetry import BatchReport
 
 LISTED = yaml.safe_load((Path(__file__).parents[2] / "model_store/metrics.yaml").read_text())["model_metrics"]
 
@@ -29,10 +28,10 @@ class Recorder:
 
 def test_everything_emitted_is_listed_alike():
     recorder = Recorder()
-    report = BatchReport(queue_depth=3, service_s=0.012, demand=0.5, levels=Counter({50: 2}),
+    report = BatchReport(queue_depth=3, service_s=0.012, work_s=0.5, levels=Counter({50: 2}),
                          errors=Counter({"bad_json": 1}), misses=1, ignored_starts=1)  # fmt: skip
     emit(recorder, report)
-    assert len(recorder.seen) == 7
+    assert len(recorder.seen) == 9
     for name, (_, unit, kind, dimensions) in recorder.seen.items():
         listed = next(metric for metric in LISTED[kind] if metric["name"] == name)
         assert (listed["unit"], listed["dimensions"]) == (unit, dimensions)
@@ -40,19 +39,9 @@ def test_everything_emitted_is_listed_alike():
 
 def test_counters_that_did_not_move_are_left_out():
     recorder = Recorder()
-    emit(recorder, BatchReport(queue_depth=0, service_s=0.01, demand=0.1))
-    assert set(recorder.seen) == {"elastic_queue_depth", "elastic_demand", "elastic_service_seconds"}
-
-
-def test_demand_is_the_work_that_arrives_a_second():
-    now = [0.0]
-    demand = Demand(clock=lambda: now[0])
-    for _ in range(6000):  # 10 requests a second of 50 ms each, for ten minutes
-        now[0] += 0.1
-        value = demand.add(50.0)
-    assert value == pytest.approx(0.5, rel=0.01)
-    now[0] += DEMAND_HORIZON_S
-    assert demand.add(0.0) == pytest.approx(0.5 / 2.71828, rel=0.01)
+    emit(recorder, BatchReport(queue_depth=0, service_s=0.01))
+    gauges = {"elastic_queue_depth", "elastic_workers", "elastic_turnaround_seconds"}
+    assert set(recorder.seen) == gauges | {"elastic_service_seconds"}
 
 
 def test_the_dashboard_asks_for_metrics_that_are_listed():

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from archives import archive, index_of, servable
 
+from elasticlm.handlers.torchserve_settings import read_handler_section
 from elasticlm.schedule.load import Load
 from elasticlm.serving.bundle import unpack
 from elasticlm.serving.requests import Search
-from elasticlm.serving.settings import Settings
 from elasticlm.serving.two_stage import open_archive
 
 OLD = Path(__file__).parents[1] / "data" / "format1"
@@ -29,7 +29,7 @@ def bundles(tmp_path_factory):
 def test_an_old_archive_finds_the_same_hits_with_the_same_scores(bundles, name, policy):
     bundle = bundles[name]
     _, config = bundle.read_settings()
-    answerer = open_archive(bundle.folder, Settings.from_section(config["handler"] | {"policy": policy}))
+    answerer = open_archive(bundle.folder, read_handler_section(config["handler"] | {"policy": policy})[0])
     hits = answerer.answer([Search(FACTS["query"], 3)], Load())[0].body["hits"]
     expected = FACTS["hits"][name][policy]
     assert [hit["id"] for hit in hits] == [hit["id"] for hit in expected]
@@ -50,13 +50,12 @@ def test_an_archive_answers_with_the_code_inside_it_alone(tiny_artifact, tiny_be
 import runpy, sys
 sys.path.insert(0, {str(tmp_path / "served")!r})
 import elastic_handler
-from elasticlm.schedule.load import Load
-from elasticlm.serving.requests import Search
+from elasticlm.serving.backlog import Backlog
+from elasticlm.serving.core import RawRequest, ServingCore
 from elasticlm.serving.settings import Settings
-from elasticlm.serving.two_stage import open_archive
 from pathlib import Path
-answerer = open_archive(Path({str(tmp_path / "served")!r}), Settings(policy="fixed:50"))
-print(answerer.answer([Search("ice", 2)], Load())[0].body["level"])
+core = ServingCore.open(Path({str(tmp_path / "served")!r}), Settings(policy="fixed:50"))
+print(core.handle([RawRequest(b'{{"query": "ice", "k": 2}}')], Backlog(), 0.0)[0][0].headers["X-Elastic-Level"])
 for name, module in sorted(sys.modules.items()):
     if name.partition(".")[0] in ("elasticlm", "elastic_handler"):
         print(name, module.__file__)

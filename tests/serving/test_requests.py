@@ -17,7 +17,9 @@ from elasticlm.serving.requests import (
     latency_budget_ms,
     parse,
     read_body,
+    refuse_late,
     refuse_unserved,
+    rows_of,
     wants_binary,
 )
 from elasticlm.serving.settings import Settings
@@ -101,27 +103,21 @@ def test_wrong_requests_are_refused_with_what_would_be_right(value, code, says):
         (b'{"k": ' + b"1" * 900 + b"}", None, None),
         (b'"' + b"x" * 1000, "too_large", 413),
         (b"", "no_body", 400),
-        (None, "no_body", 400),
     ],
 )
 def test_bodies_that_are_no_json_are_refused(body, code, status):
-    item = {} if body is None else {"body": bytearray(body)}
     if code is None:
-        read_body(item, SETTINGS)
+        read_body(body, SETTINGS)
         return
     with pytest.raises(RequestError) as error:
-        read_body(item, SETTINGS)
+        read_body(body, SETTINGS)
     assert (error.value.code, error.value.status) == (code, status)
 
 
 def test_deeply_nested_json_is_refused_not_fatal():
     with pytest.raises(RequestError) as error:
-        read_body({"body": b"[" * 100_000}, Settings(latency_budget_ms=250))
+        read_body(b"[" * 100_000, Settings(latency_budget_ms=250))
     assert error.value.code == "bad_json"
-
-
-def test_a_body_that_torchserve_decoded_already_is_taken_as_it_is():
-    assert read_body({"body": {"text": "ice"}}, SETTINGS) == {"text": "ice"}
 
 
 @pytest.mark.parametrize(
@@ -164,28 +160,26 @@ def test_a_budget_that_is_no_time_is_refused(header):
     assert (error.value.code, error.value.status) == ("bad_header", 400)
 
 
-@pytest.mark.parametrize(
-    ("late", "age_ms", "headers", "rejected"),
-    [
-        ("answer", 1000, {}, False),
-        ("reject", 249, {}, False),
-        ("reject", 250, {}, True),
-        ("reject", 100, {"x-latency-budget-ms": "100"}, True),
-        ("reject", 99, {"x-latency-budget-ms": "100"}, False),
-    ],
-)
-def test_late_requests_are_rejected_only_where_the_setting_says_so(late, age_ms, headers, rejected):
-    settings = Settings(latency_budget_ms=250, late=late)
-    item = {"body": b'{"text": "ice"}'}
-    if not rejected:
-        budget_ms = float(headers.get("x-latency-budget-ms", 250))
-        assert accept(item, headers, age_ms, settings, Service("embed")) == AcceptedRequest(
-            Embed("ice"), age_ms, budget_ms
-        )
-        return
-    with pytest.raises(RequestError) as error:
-        accept(item, headers, age_ms, settings, Service("embed"))
-    assert (error.value.code, error.value.status) == ("late", 504)
+@pytest.mark.parametrize(("age_ms", "budget_ms", "late"), [(249, 250, False), (250, 250, True), (99, 100, False)])
+def test_a_request_that_has_used_up_its_budget_is_late(age_ms, budget_ms, late):
+    item = AcceptedRequest(Embed("ice"), age_ms, budget_ms)
+    found = refuse_late(item)
+    if not late:
+        assert found is item
+    else:
+        assert (found.code, found.status) == ("late", 504)
+
+
+def test_an_accepted_request_knows_its_age_and_its_own_budget():
+    settings, service = Settings(latency_budget_ms=250), Service("embed")
+    body = b'{"text": "ice"}'
+    assert accept(body, {}, 7, settings, service) == AcceptedRequest(Embed("ice"), 7, 250)
+    assert accept(body, {"x-latency-budget-ms": "100"}, 7, settings, service) == AcceptedRequest(Embed("ice"), 7, 100)
+
+
+@pytest.mark.parametrize(("request_", "rows"), [(Embed("ice"), 1), (Score("ice", ("a", "b")), 2), (Classify("a"), 1)])
+def test_a_rerank_has_as_many_rows_as_passages(request_, rows):
+    assert rows_of(request_) == rows
 
 
 @pytest.mark.parametrize(

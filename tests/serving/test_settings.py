@@ -1,13 +1,14 @@
 """Section `handler` of model-config.yaml: what it accepts, and what it says about mistakes."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import yaml
 
 from elasticlm.errors import InputError
 from elasticlm.handlers.packing import TEMPLATE
+from elasticlm.handlers.torchserve_settings import read_handler_section
 from elasticlm.serving.settings import Settings
 
 
@@ -16,7 +17,7 @@ def test_the_template_documents_every_setting_with_its_default():
     for field in fields(Settings):
         assert f"{field.name}:" in text, f"{field.name} is not in {TEMPLATE.name}"
     section = yaml.safe_load(text)["handler"]
-    assert Settings.from_section(section) == Settings(latency_budget_ms=250)
+    assert read_handler_section(section)[0] == Settings(latency_budget_ms=250)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_the_template_documents_every_setting_with_its_default():
 def test_mistakes_are_errors_that_name_the_setting(section, says):
     base = {"latency_budget_ms": 250} if isinstance(section, dict) and section else {}
     with pytest.raises(InputError, match=r"\A(?s:.*)" + says.replace("(", r"\(").replace("?", r"\?")):
-        Settings.from_section(base | section if isinstance(section, dict) else section)
+        read_handler_section(base | section if isinstance(section, dict) else section)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +64,12 @@ def test_mistakes_are_errors_that_name_the_setting(section, says):
         ({"policy": "fixed:50"}, "fixed:50", math.inf),
     ],
 )
-def test_what_the_policy_says_itself_stands_above_the_settings(section, policy, budget_ms):
-    settings = Settings.from_section(section)
+def test_values_in_the_policy_replace_those_of_the_settings(section, policy, budget_ms):
+    settings = Settings(**section)
     assert str(settings.parsed_policy()) == policy
     assert settings.budget_ms == budget_ms
+    assert replace(settings, latency_budget_ms=77).budget_ms == 77
 
 
 def test_an_empty_management_url_means_do_not_ask():
-    assert Settings.from_section(yaml.safe_load("latency_budget_ms: 250\nmanagement_url:")).management_url == ""
+    assert read_handler_section(yaml.safe_load("latency_budget_ms: 250\nmanagement_url:"))[1].management_url == ""

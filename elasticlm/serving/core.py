@@ -1,0 +1,209 @@
+"""The serving core: a batch of raw requests goes in, responses come out. It contains no server.
+
+An adapter turns its server's batch into RawRequests, says what is known of the queue (a Backlog), sends the Responses,
+and publishes the BatchReport. elasticlm.handlers does this for TorchServe.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+from pathlib import Path
+
+from elasticlm.model.structure import level_name
+from elasticlm.schedule.load import Load
+from elasticlm.serving.backlog import Backlog
+from elasticlm.serving.engine import Answer, Engine
+from elasticlm.serving.live_settings import LiveSettings
+from elasticlm.serving.requests import (
+    INTERNAL,
+    AcceptedRequest,
+    RequestError,
+    accept,
+    refuse_late,
+    rows_of,
+)
+from elasticlm.serving.responses import encoded
+from elasticlm.serving.settings import Settings
+from elasticlm.serving.signals import known_ages_ms
+from elasticlm.serving.stages import Stages
+from elasticlm.serving.telemetry import BatchReport, Work
+from elasticlm.serving.two_stage import open_archive
+
+logger = logging.getLogger(__name__)
+
+Read = AcceptedRequest | RequestError
+"""A request after parsing: accepted, or the reason why not."""
+
+
+@dataclass(frozen=True)
+class RawRequest:
+    """A request as a server received it: the bytes of its body, and its headers in any case."""
+
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response as a server sends it: status, headers with Content-Type, and the bytes of the body."""
+
+    status: HTTPStatus
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class ServingCore:
+    """Answers batches of raw requests at the level that the policy chooses for the current load.
+
+    Args:
+        engine: answers accepted requests.
+        settings: the settings of the archive; a live file may change some of them while the worker runs.
+        batch_size: B, the maximum number of requests that the server puts into one batch.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, *, batch_size: int = 1) -> None:
+        self.engine, self.batch_size = engine, batch_size
+        self._settings = LiveSettings(settings, engine.adopt)
+        self._work = Work(engine.row_ms)
+
+    @classmethod
+    def open(cls, folder: Path, settings: Settings, *, batch_size: int = 1) -> "ServingCore":
+        """Load an unpacked archive and run every level once. Raises InputError if its parts do not fit together."""
+        return cls(open_archive(folder, settings), settings, batch_size=batch_size)
+
+    def handle(
+        self, requests: Sequence[RawRequest], backlog: Backlog, now_s: float
+    ) -> tuple[list[Response], BatchReport]:
+        """Return the response to each request of a batch, in order, and a report of the batch.
+
+        No request affects another: one that is refused gets its own status, and if answering a batch raises, its
+        requests are answered one by one, so that only the cause of the error is answered with 500.
+
+        Args:
+            backlog: what is known about the queue behind this batch.
+            now_s: the current time in seconds since 1970, for ages from X-Request-Start.
+        """
+        stages = Stages()
+        settings = self._settings()
+        headers = [{name.lower(): value for name, value in request.headers.items()} for request in requests]
+        starts = [by_name.get("x-request-start") for by_name in headers]
+        ages_ms, ignored_starts = known_ages_ms(starts, backlog.ages_ms or (0.0,) * len(requests), now_s)
+        read = [self._read(request.body, by_name, age_ms, settings)
+                for request, by_name, age_ms in zip(requests, headers, ages_ms, strict=True)]  # fmt: skip
+        stages.done("parse")
+        outcomes = self._answers(read, backlog, settings, stages)
+        encoded_outcomes = [_encoded(*both) for both in zip(read, outcomes, strict=True)]
+        stages.done("encode")
+        service_ms = backlog.took_ms + stages.total_ms
+        shared = {"X-Elastic-Queue-Depth": str(backlog.queue_depth), "X-Elastic-Service-Ms": f"{service_ms:.3f}"}
+        timing = f"signal;dur={backlog.took_ms:.3f}, {stages.header()}"
+        responses = [
+            Response(encoded.status, shared | {"Server-Timing": f"wait;dur={age_ms:.3f}, {timing}"} | encoded.headers,
+                     encoded.body)
+            for encoded, age_ms in zip(encoded_outcomes, ages_ms, strict=True)
+        ]  # fmt: skip
+        report = self._report(read, [encoded.outcome for encoded in encoded_outcomes], settings, BatchReport(
+            queue_depth=backlog.queue_depth, workers=backlog.workers, turnaround_s=backlog.turnaround_ms / 1e3,
+            service_s=service_ms / 1e3, table_ms=sum(stages.ms.get(name, 0.0) for name in self.engine.table_stages),
+            ignored_starts=ignored_starts,
+        ))  # fmt: skip
+        logger.debug("batch of %d: %s, %s", len(requests), report, timing)
+        return responses, report
+
+    def _read(self, body: bytes, headers: Mapping[str, str], age_ms: float, settings: Settings) -> Read:
+        try:
+            return accept(body, headers, age_ms, settings, self.engine.service)
+        except RequestError as error:
+            return error
+        except Exception:
+            return _internal_error("reading a request")
+
+    def _answers(
+        self, read: Sequence[Read], backlog: Backlog, settings: Settings, stages: Stages
+    ) -> list[Answer | RequestError]:
+        """Return the outcome of every request: errors as they are, late ones refused, all others answered."""
+        outcomes = [refuse_late(item) if isinstance(item, AcceptedRequest) and settings.late == "reject" else item
+                    for item in read]  # fmt: skip
+        accepted = [item for item in outcomes if isinstance(item, AcceptedRequest)]
+        load = Load(
+            queue_depth=backlog.queue_depth, batch_size=self.batch_size, workers=backlog.workers,
+            overhead_ms=settings.overhead_ms, turnaround_ms=backlog.turnaround_ms,
+        )  # fmt: skip
+        answers = iter(self._answered(accepted, load, stages))
+        return [next(answers) if isinstance(item, AcceptedRequest) else item for item in outcomes]
+
+    def _answered(
+        self, accepted: Sequence[AcceptedRequest], load: Load, stages: Stages
+    ) -> Sequence[Answer | RequestError]:
+        """Answer the requests together, or one by one if that raises."""
+        if not accepted:
+            return []
+        ages_ms, budgets_ms = (tuple(getattr(item, name) for item in accepted) for name in ("age_ms", "budget_ms"))
+        try:
+            load = replace(load, ages_ms=ages_ms, budgets_ms=budgets_ms)
+            return self.engine.answer([item.request for item in accepted], load, stages)
+        except Exception:
+            stages.done("failed")
+            if len(accepted) == 1:
+                return [_internal_error("answering a request")]
+            logger.warning("answering a batch of %d failed; its requests are answered one by one", len(accepted))
+        return [outcome for i, item in enumerate(accepted) for outcome in self._answered(
+            [item], replace(load, queue_depth=load.queue_depth + len(accepted) - i - 1), stages
+        )]  # fmt: skip
+
+    def _report(
+        self,
+        read: Sequence[Read],
+        outcomes: Sequence[Answer | RequestError],
+        settings: Settings,
+        measured: BatchReport,
+    ) -> BatchReport:
+        """Complete the report of a batch with what became of its requests."""
+        taken_ms = 1e3 * measured.service_s + settings.overhead_ms
+        late, work_ms = 0, 0.0
+        for item, outcome in zip(read, outcomes, strict=True):
+            if isinstance(item, AcceptedRequest):
+                late += item.age_ms + taken_ms > item.budget_ms
+                rows = rows_of(item.request)
+                work_ms += self._work.add(rows, outcome.largest_ms if isinstance(outcome, Answer) else None)
+        return replace(
+            measured,
+            work_s=work_ms / 1e3,
+            levels=Counter(outcome.level for outcome in outcomes if isinstance(outcome, Answer)),
+            errors=Counter(outcome.code for outcome in outcomes if isinstance(outcome, RequestError)),
+            misses=late,
+        )
+
+
+@dataclass(frozen=True)
+class EncodedOutcome:
+    """The outcome of a request, and what of its response depends on it alone."""
+
+    outcome: Answer | RequestError
+    status: HTTPStatus
+    headers: dict[str, str]
+    body: bytes
+
+
+def _encoded(item: Read, outcome: Answer | RequestError) -> EncodedOutcome:
+    """Encode an outcome; an answer that cannot be encoded becomes an error."""
+    binary = isinstance(item, AcceptedRequest) and item.binary
+    try:
+        body, content_type = encoded(outcome, binary=binary)
+    except Exception:
+        return _encoded(item, _internal_error("encoding an answer"))
+    headers = {"Content-Type": content_type}
+    if isinstance(outcome, RequestError):
+        return EncodedOutcome(outcome, HTTPStatus(outcome.status), headers, body)
+    headers["X-Elastic-Level"] = level_name(outcome.level)
+    if binary and "truncated" in outcome.body:
+        headers["X-Elastic-Truncated"] = "true"
+    return EncodedOutcome(outcome, HTTPStatus.OK, headers, body)
+
+
+def _internal_error(doing: str) -> RequestError:
+    """Log the current exception, and return the error for the client, which does not contain its text."""
+    logger.exception("%s failed", doing)
+    return RequestError("internal", f"{doing} failed; the server's log has the reason", INTERNAL)
