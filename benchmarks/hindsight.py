@@ -11,9 +11,9 @@ from elasticlm.schedule.quantiles import SHARES
 
 
 def all_service_ms(table: Times, server: Server, traffic: OpenLoop) -> np.ndarray:
-    """Return how long each request would hold the worker at each level, overhead included: [requests, levels]."""
+    """Return how long each request would hold the worker at each level, turnaround included: [requests, levels]."""
     quantiles = [table.quantiles_ms(level, server.rows, server.tokens) for level in table.levels]
-    return np.stack([np.interp(traffic.shares, SHARES, known) for known in quantiles], axis=1) + server.overhead_ms
+    return np.stack([np.interp(traffic.shares, SHARES, known) for known in quantiles], axis=1) + server.turnaround_ms
 
 
 def hindsight_bound(

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 import requests
-import yaml
 
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import ServerError
@@ -55,9 +54,8 @@ def time_overhead(options: argparse.Namespace) -> int:
 
 def measure(archive: Archive, level: Level, count: int) -> tuple[pd.Series, pd.DataFrame, pd.Series]:
     """Ask and run in turn. Returns, in ms: whole requests, their stages, and bare passes."""
-    settings = yaml.safe_load((archive.bundle.folder / "model-config.yaml").read_text())["handler"]
-    backend, precision, threads = settings["backend"], settings["precision"], settings["threads"]
-    model = ElasticModel.from_pretrained(archive.artifact, backend=backend, precision=precision, threads=threads)
+    setup = {name: archive.handler[name] for name in ("backend", "precision", "threads")}
+    model = ElasticModel.from_pretrained(archive.artifact, **setup)
     body, inputs = request_and_batch(model)
     whole, headers, bare = [], [], []
     with archive.serve(f"fixed:{level_name(level)}", 1000.0, 1000) as server, requests.Session() as session:

@@ -50,7 +50,8 @@ def run_study(options: argparse.Namespace) -> None:
         quality = read_quality(options.model, options.quality, options.judged_on, options.measure, table.levels)
     server = Server(
         **{name: getattr(options, name) for name in SERVED if getattr(options, name) is not None},
-        overhead_ms=options.overhead_ms, rows=options.rows, tokens=options.tokens,
+        overhead_ms=options.overhead_ms, turnaround_ms=options.turnaround_ms,
+        rows=options.rows, tokens=options.tokens,
     )  # fmt: skip
     policies = parse_policies(options.policies, options.budget, table.levels)
     own = {policy.budget_ms for policy in policies.values() if policy.budget_ms}
@@ -155,7 +156,8 @@ def bound(
     service_ms = all_service_ms(table, server, traffic)
 
     def most(values: np.ndarray, budget_ms: float) -> float:
-        return round(hindsight_bound(traffic.arrival_ms, service_ms, values.tolist(), budget_ms, grid_ms=grid_ms), 4)
+        holding_ms = budget_ms + server.turnaround_ms - server.overhead_ms  # answers leave before the worker is free
+        return round(hindsight_bound(traffic.arrival_ms, service_ms, values.tolist(), holding_ms, grid_ms=grid_ms), 4)
 
     return {
         budget_name(budget_ms): {

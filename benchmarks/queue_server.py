@@ -15,7 +15,9 @@ class Server:
         batch_size: requests that a batch holds at most (B).
         workers: workers that share the queue (W).
         max_batch_delay_ms: how long a batch with room waits for more, from its first request on.
-        overhead_ms: the server's own time (r): it holds the worker once per batch, and is part of every latency.
+        overhead_ms: time that the server adds to the latency of a request (r), without holding the worker.
+        turnaround_ms: time from one batch of a worker to the next beyond the service time, as elasticlm.schedule.load
+            defines it. It holds the worker after every batch.
         rows: sequences of a request (a rerank of 8 passages is 8).
         tokens: padded length; None takes the table's shortest.
     """
@@ -24,14 +26,15 @@ class Server:
     workers: int = 1
     max_batch_delay_ms: float = 1.0
     overhead_ms: float = 2.0
+    turnaround_ms: float = 2.0
     rows: int = 1
     tokens: int | None = None
 
     def capacity_rps(self, table: Table, level: Choice) -> float:
         """Requests per second that the server answers at one level when its batches are full.
 
-        >>> Server(overhead_ms=5).capacity_rps(LatencyTable.from_means({50: 45.0}), 50)
+        >>> Server(turnaround_ms=5).capacity_rps(LatencyTable.from_means({50: 45.0}), 50)
         20.0
         """
-        batch_ms = table.mean_ms(level, self.rows * self.batch_size, self.tokens) + self.overhead_ms
+        batch_ms = table.mean_ms(level, self.rows * self.batch_size, self.tokens) + self.turnaround_ms
         return 1000 * self.batch_size * self.workers / batch_ms

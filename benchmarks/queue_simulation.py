@@ -3,7 +3,8 @@
 What is simulated is TorchServe: requests wait in one queue, first come, first served, for W workers. A free worker
 takes up to B requests; where its batch has room it waits for more, at most the batch delay, and no other worker takes
 any meanwhile. The policy then sees the load and chooses the level. A batch holds its worker for its service time, drawn
-from the latency table, and for the server's own overhead; its requests are answered together.
+from the latency table, and for the turnaround; its requests are answered together, after the service time and the
+server's own overhead. The policy is told the same turnaround and overhead, as on the server.
 
 All times are in ms from the start. Nothing here reads a file or a clock: equal arguments give equal results.
 """
@@ -85,11 +86,11 @@ def simulate(
         level = policy.choose(known, Load(
             queue_depth=depth, rows=rows, tokens=server.tokens, batch=len(batch), batch_size=server.batch_size,
             workers=server.workers, overhead_ms=server.overhead_ms,
-            turnaround_ms=server.overhead_ms, ages_ms=ages_ms,
+            turnaround_ms=server.turnaround_ms, ages_ms=ages_ms,
         ))  # fmt: skip
         service_ms = table.draw_ms(level, rows, server.tokens, shares[batch[0]])
         answered_ms = now_ms + service_ms + server.overhead_ms
-        heapq.heappush(events, (answered_ms, FREE, 0))
+        heapq.heappush(events, (now_ms + service_ms + server.turnaround_ms, FREE, 0))
         for request in batch:
             answered_requests.append((request, arrival_ms[request], answered_ms, depth, place[level]))
             if following := traffic.next_arrival(request, answered_ms):

@@ -160,7 +160,7 @@ def run_arm(
     """Serve the archive under the arm's policy and drive the traffic through it."""
     say(f"{title}: starting TorchServe")
     queue_size = 100_000 if traffic.arrivals else max(1000, 4 * traffic.users)
-    budget_ms = getattr(parse_policy(arm), "budget_ms", budgets_ms[0])
+    budget_ms = parse_policy(arm).budget_ms or budgets_ms[0]
     with archive.serve(arm, budget_ms, queue_size) as server:
         warm_up(server, archive.name, workload.requests)
         drain_s = 2 * max(budgets_ms) / 1000 + 5

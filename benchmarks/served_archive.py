@@ -13,7 +13,7 @@ from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.retrieval.passage_texts import PassageTexts
 from elasticlm.schedule.cascade import PairTable
 from elasticlm.schedule.latency import LatencyTable, choose_setup
-from elasticlm.serving.bundle import INDEX, Bundle, unpack
+from elasticlm.serving.bundle import Bundle, unpack
 from elasticlm.serving.cascade_times import pair_table
 
 QUIET = {"disable_system_metrics": "true"}  # no process that samples the machine in the middle of a run
@@ -23,7 +23,7 @@ QUIET = {"disable_system_metrics": "true"}  # no process that samples the machin
 class Archive:
     """An unpacked archive: what it serves and how. A pipeline's levels are its pairs, best first.
 
-    `handler` is that section of its model-config.yaml.
+    `handler` is that section of its settings.
     """
 
     bundle: Bundle
@@ -69,7 +69,8 @@ class Archive:
             for part in (self.artifact, self.bundle.reranker)
         )
         passages = PassageTexts(self.bundle.passages)
-        index = PassageIndex.load(self.bundle.folder / INDEX, memory_mapped=True)
+        assert self.index is not None, "a two-stage archive contains an index"
+        index = PassageIndex.load(self.index, memory_mapped=True)
         return pair_table(self.bundle.read_pairs(), retriever, reranker, index, passages, backend=chosen.backend)
 
     @property

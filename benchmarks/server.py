@@ -20,6 +20,8 @@ import psutil
 import requests
 import yaml
 
+from elasticlm.serving.bundle import read_manifest
+
 # What the console shows when a model does not load (TorchServe would retry for minutes).
 LOAD_FAILED = re.compile(
     r"Backend worker process died|Load model failed|Failed to (load|register|download) model", re.I
@@ -259,7 +261,11 @@ class TorchServe:
     def _stored(self, name: str) -> Path:
         archive = self.archives[name]
         assert self.home is not None, "the server is not running"
-        return self.home / "store" / (name if archive.is_dir() or "configFile" in _manifest(archive) else f"{name}.mar")
+        return (
+            self.home
+            / "store"
+            / (name if archive.is_dir() or "configFile" in read_manifest(archive) else f"{name}.mar")
+        )
 
     def _install(self, name: str, archive: Path) -> str:
         """Put one archive into the model store, with this server's settings; return its version."""
@@ -271,7 +277,7 @@ class TorchServe:
         else:
             with zipfile.ZipFile(archive) as packed:
                 packed.extractall(stored)
-        manifest = _manifest(archive)
+        manifest = read_manifest(archive)
         if "configFile" in manifest:
             config_file = stored / manifest["configFile"]
             settings = (yaml.safe_load(config_file.read_text()) or {}) | self.model_settings
@@ -300,15 +306,3 @@ class TorchServe:
             thread = printed[begins[-1]][0]
             return "\n".join([text for name, text in printed[begins[-1] :] if name == thread][:40])
         return "\n".join([LOG_PREFIX.sub("", line) for line in lines if not CHATTER.search(line)][-25:])
-
-
-def read_member(archive: Path, name: str) -> bytes:
-    """Read one file of an archive, packed or unpacked."""
-    if archive.is_dir():
-        return (archive / name).read_bytes()
-    with zipfile.ZipFile(archive) as packed:
-        return packed.read(name)
-
-
-def _manifest(archive: Path) -> dict:
-    return json.loads(read_member(archive, "MAR-INF/MANIFEST.json"))["model"]

@@ -62,11 +62,15 @@ def compare_with_server(options: argparse.Namespace) -> int:
     compared: list[Comparison] = []
     for folder in options.runs:
         summary, trace = _read(folder)
-        fitted, overhead_ms = calibrate(table, options.tokens, summary["load"]["capacity_rps"])
-        server = Server(overhead_ms=overhead_ms, tokens=options.tokens)
+        fitted, turnaround_ms = calibrate(table, options.tokens, summary["load"]["capacity_rps"])
+        server = Server(turnaround_ms=turnaround_ms, tokens=options.tokens)
         compared += compare(folder.name, trace, table, fitted, server, [float(t) for t in _budgets(summary)])
         factor = fitted.mean_ms(table.levels[0], 1, options.tokens) / table.mean_ms(table.levels[0], 1, options.tokens)
-        runs[folder.name] = {"load": summary["load"], "overhead_ms": round(overhead_ms, 3), "factor": round(factor, 3)}
+        runs[folder.name] = {
+            "load": summary["load"],
+            "turnaround_ms": round(turnaround_ms, 3),
+            "factor": round(factor, 3),
+        }
     rows = [
         {"run": one.run, "arm": one.arm, "T ms": one.budget_ms, "requests": one.requests,
          "in time %, served": round(100 * one.within_budget[0], 1),
@@ -86,9 +90,9 @@ def compare_with_server(options: argparse.Namespace) -> int:
 
 
 def calibrate(table: LatencyTable, tokens: int, capacity_rps: dict[str, float]) -> tuple[ServiceTimes, float]:
-    """Return the table scaled, and the overhead in ms, with which the server has these capacities.
+    """Return the table scaled, and the turnaround in ms, with which the server has these capacities.
 
-    1000 / capacity = factor x t_k + overhead at both levels. Raises InputError unless there are two.
+    1000 / capacity = factor x t_k + turnaround at both levels. Raises InputError unless there are two.
     """
     if len(capacity_rps) < 2:
         raise InputError("the run did not measure the capacities of its largest and smallest level; give it --load")
@@ -96,11 +100,11 @@ def calibrate(table: LatencyTable, tokens: int, capacity_rps: dict[str, float]) 
     table.check_levels([large, small])
     large_t, small_t = table.mean_ms(large, 1, tokens), table.mean_ms(small, 1, tokens)
     factor = (large_ms - small_ms) / (large_t - small_t)
-    overhead_ms = small_ms - factor * small_t
-    if factor <= 0 or overhead_ms < 0:
+    turnaround_ms = small_ms - factor * small_t
+    if factor <= 0 or turnaround_ms < 0:
         raise InputError(f"the latency table is not this server's: capacities {capacity_rps} would need a factor of "
-                         f"{factor:.2f} and an overhead of {overhead_ms:.2f} ms")  # fmt: skip
-    return ServiceTimes(table.scaled(dict.fromkeys(table.levels, factor))), overhead_ms
+                         f"{factor:.2f} and a turnaround of {turnaround_ms:.2f} ms")  # fmt: skip
+    return ServiceTimes(table.scaled(dict.fromkeys(table.levels, factor))), turnaround_ms
 
 
 def compare(

@@ -4,8 +4,8 @@
     elasticlm validate --model out/model --runs out/gamma out/trace --output out/validation.json
 
 The simulator uses two measurements of the server from before the run: how many requests per second it answers at the
-largest and at the smallest level. They fix its two unknowns, the server's overhead a request and a factor on the
-latency table (the texts are shorter or longer than the table's). Everything else is the simulator's own.
+largest and at the smallest level. They fix its two unknowns, the turnaround from one batch to the next and a factor on
+the latency table (the texts are shorter or longer than the table's). Everything else is the simulator's own.
 """
 
 import argparse

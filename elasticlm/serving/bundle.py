@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ARTIFACT, INDEX, RERANKER, PASSAGES = "artifact", "index", "reranker", "passages"
 OLD_RERANKER = "ranker"
 """The reranker's folder in archives of format 1."""
-MANIFEST = Path("MAR-INF") / "MANIFEST.json"
+MANIFEST = "MAR-INF/MANIFEST.json"
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,22 @@ class Bundle:
     def read_settings(self) -> tuple[str, Mapping[str, Any]]:
         """Return the archive's name and the contents of its model-config.yaml. Raises InputError."""
         try:
-            manifest = json.loads((self.folder / MANIFEST).read_text("utf-8"))["model"]
+            manifest = read_manifest(self.folder)
             return manifest["modelName"], yaml.safe_load((self.folder / manifest["configFile"]).read_text("utf-8"))
         except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise InputError(f"{self.folder}: not an archive made by `elasticlm archive` ({error})") from None
+
+
+def read_manifest(archive: Path) -> dict[str, Any]:
+    """Return TorchServe's description of an archive, packed or unpacked, by `elasticlm archive` or not.
+
+    It has modelName, modelVersion and, if the archive contains settings, configFile. Raises OSError, KeyError or
+    ValueError if the archive has none.
+    """
+    if archive.is_dir():
+        return json.loads((archive / MANIFEST).read_bytes())["model"]
+    with zipfile.ZipFile(archive) as packed:
+        return json.loads(packed.read(MANIFEST))["model"]
 
 
 def unpack(archive: str | Path, folder: Path) -> Bundle:

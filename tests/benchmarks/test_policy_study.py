@@ -100,7 +100,7 @@ def test_every_policy_is_judged_by_every_budget(place, capsys):
 
 def test_load_scales_time_to_a_share_of_the_largest_levels_capacity(place, capsys):
     for load, spec in ((0.5, "poisson:1000"), (2, "trace:trace.csv")):
-        summary = simulated(f"--arrivals {spec} --load {load} --budget 60 --overhead-ms 5 --quality {QUALITY}", capsys)
+        summary = simulated(f"--arrivals {spec} --load {load} --budget 60 --turnaround-ms 5 --quality {QUALITY}", capsys)
         told = summary["arrivals"][spec]
         assert told["capacity_rps"] == 40  # 20 ms and 5 ms
         assert told["load"] == pytest.approx(load)
@@ -110,7 +110,7 @@ def test_load_scales_time_to_a_share_of_the_largest_levels_capacity(place, capsy
 
 
 def test_capacity_counts_batches_and_workers(place, capsys):
-    words = f"--arrivals poisson:10 --budget 90 --batch-size 8 --workers 2 --overhead-ms 0 --quality {QUALITY}"
+    words = f"--arrivals poisson:10 --budget 90 --batch-size 8 --workers 2 --turnaround-ms 0 --quality {QUALITY}"
     told = simulated(words, capsys)["arrivals"]["poisson:10"]
     assert told["capacity_rps"] == pytest.approx(2 * 8 / (0.020 * 8**0.5), abs=0.001)
     assert told["bound"] is None

@@ -17,7 +17,7 @@ from elasticlm.schedule.latency import Cell, LatencyTable
 from elasticlm.schedule.load import Load
 from elasticlm.schedule.policies import Fixed, parse_policy
 
-ALONE = Server(overhead_ms=0)  # one worker, batch size 1
+ALONE = Server(overhead_ms=0, turnaround_ms=0)  # one worker, batch size 1
 
 
 def table(means_ms):
@@ -129,11 +129,25 @@ def test_a_pipelines_pair_follows_the_queue(pairs):
 
 def test_three_requests_by_hand():
     policy = Recording()
-    served = simulate(policy, table({50: 10.0}), Server(overhead_ms=2), at(0, 5, 40))
-    assert served.answered_ms.tolist() == [12, 24, 52]
-    assert served.latency_ms.tolist() == [12, 19, 12]
+    served = simulate(policy, table({50: 10.0}), Server(overhead_ms=1, turnaround_ms=2), at(0, 5, 40))
+    assert served.answered_ms.tolist() == [11, 23, 51]  # the worker is free again at 12
+    assert served.latency_ms.tolist() == [11, 18, 11]
     assert [load.ages_ms for load in policy.loads] == [(0,), (7,), (0,)]
-    assert policy.loads[0].overhead_ms == 2
+    assert (policy.loads[0].overhead_ms, policy.loads[0].turnaround_ms) == (1, 2)
+
+
+@pytest.mark.parametrize("turnaround_ms", [0.0, 3.0, 20.0])
+def test_the_law_predicts_when_the_last_waiting_request_is_answered(turnaround_ms):
+    """A policy plans with t + rounds (t + turnaround) + r, and that is when the last one of the queue is answered."""
+    server, arrivals = Server(overhead_ms=1.5, turnaround_ms=turnaround_ms), at(0, *[0.01] * 5)
+    planned_ms = 10 + 4 * (10 + turnaround_ms) + 1.5  # by the second request, with four behind it
+    for budget_ms, level in ((planned_ms + 0.01, 50), (planned_ms - 0.01, 10)):
+        policy = parse_policy(f"slack:t={budget_ms},alpha=1")
+        served = simulate(policy, table({50: 10.0, 10: 0.1}), server, arrivals)
+        assert served.level[1] == (50, 10).index(level)
+    served = simulate(Recording(), table({50: 10.0}), server, arrivals)
+    began_ms = 10 + turnaround_ms
+    assert served.answered_ms[-1] - began_ms == pytest.approx(planned_ms)
 
 
 def test_the_policy_sees_the_queue_behind_its_batch_and_takes_a_smaller_level():
@@ -174,7 +188,7 @@ def test_equal_seeds_give_equal_runs_and_policies_meet_the_same_luck():
 
 def test_a_batch_with_room_waits_for_more_until_it_is_full_or_due():
     policy = Recording()
-    server = Server(batch_size=4, max_batch_delay_ms=5, overhead_ms=1)
+    server = Server(batch_size=4, max_batch_delay_ms=5, overhead_ms=1, turnaround_ms=1)
     arrivals = at(0, 2, 4.9, 100, 101, 102, 103, 200)
     served = simulate(policy, table({50: 10.0}), server, arrivals)
     # three are there when the first batch is due at 5; four fill the second at 103; the last waits its 5 ms alone
@@ -186,7 +200,7 @@ def test_a_batch_with_room_waits_for_more_until_it_is_full_or_due():
 
 def test_a_worker_that_becomes_free_takes_a_full_batch_at_once_and_sees_the_rest():
     policy = Recording()
-    server = Server(batch_size=4, max_batch_delay_ms=1, overhead_ms=0, rows=2)
+    server = Server(batch_size=4, max_batch_delay_ms=1, overhead_ms=0, turnaround_ms=0, rows=2)
     served = simulate(policy, table({50: 10.0}), server, at(0, *[5] * 6))
     # alone, due at 1, until 21; four of six at once, until 101; the other two wait 1 ms for more
     assert [(load.batch, load.queue_depth) for load in policy.loads] == [(1, 0), (4, 2), (2, 0)]
@@ -196,7 +210,7 @@ def test_a_worker_that_becomes_free_takes_a_full_batch_at_once_and_sees_the_rest
 
 def test_a_batch_that_filled_up_does_not_start_the_next_one_early():
     policy = Recording()
-    server = Server(batch_size=2, max_batch_delay_ms=10, overhead_ms=0, workers=2)
+    server = Server(batch_size=2, max_batch_delay_ms=10, overhead_ms=0, turnaround_ms=0, workers=2)
     simulate(policy, table({50: 100.0}), server, at(0, 1, 2, 11.5))
     # 0 and 1 leave full at 1; their delay, over at 10, is not that of 2, which waits until 11.5 brings a second
     assert [load.ages_ms for load in policy.loads] == [(1, 0), (9.5, 0)]
@@ -204,7 +218,7 @@ def test_a_batch_that_filled_up_does_not_start_the_next_one_early():
 
 def test_two_workers_share_the_queue():
     policy = Recording()
-    served = simulate(policy, table({50: 10.0}), Server(workers=2, overhead_ms=0), at(0, 1, 2, 3))
+    served = simulate(policy, table({50: 10.0}), Server(workers=2, overhead_ms=0, turnaround_ms=0), at(0, 1, 2, 3))
     assert served.answered_ms.tolist() == [10, 11, 20, 21]
     assert {load.workers for load in policy.loads} == {2}
     assert served.queue_depth.tolist() == [0, 0, 1, 0]
@@ -212,7 +226,7 @@ def test_two_workers_share_the_queue():
 
 def test_one_worker_collects_at_a_time():
     policy = Recording()
-    server = Server(workers=2, batch_size=3, max_batch_delay_ms=5, overhead_ms=0)
+    server = Server(workers=2, batch_size=3, max_batch_delay_ms=5, overhead_ms=0, turnaround_ms=0)
     simulate(policy, table({50: 10.0}), server, at(0, 1, 20))
     assert [load.batch for load in policy.loads] == [2, 1]  # the idle second worker does not take the one at 1
 

@@ -20,9 +20,9 @@ MEANS_MS = {100: 40.0, 50: 20.0, 10: 4.0}
 ARM, BUDGET_MS = "slack:t=150,alpha=.6", 150.0
 
 
-def test_two_capacities_give_the_factor_and_the_overhead():
-    table, overhead_ms = calibrate(LatencyTable.from_means(MEANS_MS), 128, {"100": 1000 / 23, "10": 1000 / 5})
-    assert overhead_ms == pytest.approx(3)
+def test_two_capacities_give_the_factor_and_the_turnaround():
+    table, turnaround_ms = calibrate(LatencyTable.from_means(MEANS_MS), 128, {"100": 1000 / 23, "10": 1000 / 5})
+    assert turnaround_ms == pytest.approx(3)
     assert [table.mean_ms(level, 1, 128) for level in table.levels] == pytest.approx([20, 10, 2])
 
 
@@ -40,9 +40,9 @@ def run(tmp_path):
     folder.mkdir()
     table = LatencyTable.from_means(MEANS_MS)
     table.write(model / "latency.csv")
-    times, overhead_ms = calibrate(table, 128, {"100": 1000 / 42, "10": 1000 / 6})
+    times, turnaround_ms = calibrate(table, 128, {"100": 1000 / 42, "10": 1000 / 6})
     arrivals_ms = np.cumsum(np.random.default_rng(0).gamma(1 / 16, 16 * 60, 800))
-    served = simulate(parse_policy(ARM), times, Server(overhead_ms=overhead_ms, tokens=128),
+    served = simulate(parse_policy(ARM), times, Server(turnaround_ms=turnaround_ms, tokens=128),
                       OpenLoop(arrival_ms=arrivals_ms), decided_by=table)  # fmt: skip
     trace = pd.DataFrame({
         "arm": ARM, "t_s": served.arrival_ms / 1000, "users": 1, "queue_depth": served.queue_depth,
