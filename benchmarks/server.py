@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psutil
 import requests
@@ -261,11 +262,7 @@ class TorchServe:
     def _stored(self, name: str) -> Path:
         archive = self.archives[name]
         assert self.home is not None, "the server is not running"
-        return (
-            self.home
-            / "store"
-            / (name if archive.is_dir() or "configFile" in read_manifest(archive) else f"{name}.mar")
-        )
+        return self.home / "store" / (name if archive.is_dir() or "configFile" in _manifest(archive) else f"{name}.mar")
 
     def _install(self, name: str, archive: Path) -> str:
         """Put one archive into the model store, with this server's settings; return its version."""
@@ -277,7 +274,7 @@ class TorchServe:
         else:
             with zipfile.ZipFile(archive) as packed:
                 packed.extractall(stored)
-        manifest = read_manifest(archive)
+        manifest = _manifest(archive)
         if "configFile" in manifest:
             config_file = stored / manifest["configFile"]
             settings = (yaml.safe_load(config_file.read_text()) or {}) | self.model_settings
@@ -306,3 +303,11 @@ class TorchServe:
             thread = printed[begins[-1]][0]
             return "\n".join([text for name, text in printed[begins[-1] :] if name == thread][:40])
         return "\n".join([LOG_PREFIX.sub("", line) for line in lines if not CHATTER.search(line)][-25:])
+
+
+def _manifest(archive: Path) -> dict[str, Any]:
+    """Return TorchServe's description of an archive; one that cannot be read is left for TorchServe to refuse."""
+    try:
+        return read_manifest(archive)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return {"modelVersion": "1.0"}

@@ -85,6 +85,11 @@ class Settings(SettingsGroup):
         for name, value in self.parsed_policy().settings().items():
             object.__setattr__(self, name, value)
 
+    @classmethod
+    def of_section(cls, section: Mapping[str, Any]) -> "Settings":
+        """Take the settings of the core from an archive's section `handler`, and leave those of its server."""
+        return cls(**{field.name: section[field.name] for field in fields(cls) if field.name in section})
+
     def parsed_policy(self) -> Policy:
         """Return the policy, with budget and alpha filled in from the settings."""
         try:

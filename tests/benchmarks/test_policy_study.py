@@ -100,7 +100,9 @@ def test_every_policy_is_judged_by_every_budget(place, capsys):
 
 def test_load_scales_time_to_a_share_of_the_largest_levels_capacity(place, capsys):
     for load, spec in ((0.5, "poisson:1000"), (2, "trace:trace.csv")):
-        summary = simulated(f"--arrivals {spec} --load {load} --budget 60 --turnaround-ms 5 --quality {QUALITY}", capsys)
+        summary = simulated(
+            f"--arrivals {spec} --load {load} --budget 60 --turnaround-ms 5 --quality {QUALITY}", capsys
+        )
         told = summary["arrivals"][spec]
         assert told["capacity_rps"] == 40  # 20 ms and 5 ms
         assert told["load"] == pytest.approx(load)

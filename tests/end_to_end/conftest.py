@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from archives import archive, corpus_of_passages, index_of, pipeline, servable
+from archives import archive, corpus_of_passages, index_of, pipeline, servable, with_head
 from driving import MEANS_MS, QUERIES, SCHEDULE
 
 from elasticlm.backend.onnx_export import export
@@ -27,11 +27,18 @@ def on_onnx(artifact, folder):
 
 @pytest.fixture(scope="session")
 def archives(tiny_artifact, tiny_bert, tmp_path_factory):
-    """`search`: passages by the teacher, an index; `both`: passages by its own largest level; `strict`: late is 504."""
+    """`search`: passages by the teacher, an index; `both`: passages by its own largest level; `strict`: late is 504.
+
+    `score` and `classify` have random heads.
+    """
     folder = tmp_path_factory.mktemp("archives")
     query_side = servable(tiny_artifact, folder / "query-side", MEANS_MS)
     both_sides = servable(tiny_artifact, folder / "both-sides", MEANS_MS, passages="largest")
+    reranker = with_head(tiny_artifact, folder / "reranker", MEANS_MS, "score")
+    classifier = with_head(tiny_artifact, folder / "classifier", MEANS_MS, "classify", ["yes", "no"])
     return {
+        "score": archive("score", reranker, folder, **SCHEDULE),
+        "classify": archive("classify", classifier, folder, **SCHEDULE),
         "search": archive("search", query_side, folder, index=index_of(tiny_bert), **SCHEDULE),
         "both": archive("both", both_sides, folder, **SCHEDULE),
         "strict": archive("strict", query_side, folder, **SCHEDULE, late="reject"),
@@ -62,7 +69,8 @@ def server(archives, parts, tmp_path_factory):
         (foreign / package).mkdir()
         (foreign / package / "__init__.py").write_text("raise ImportError('the foreign package was imported')")
     with TorchServe(
-        {name: archives[name] for name in ("search", "strict", "onnx")} | {"two": parts / "two.mar"},
+        {name: archives[name] for name in ("search", "strict", "onnx", "score", "classify")}
+        | {"two": parts / "two.mar"},
         env={"PYTHONPATH": str(foreign)},
     ) as running:
         yield running

@@ -1,27 +1,16 @@
 """A two-stage archive with the real TorchServe: search, then rerank, by the pair that the queue leaves time for."""
 
-import time
-
 import pytest
 from archives import PASSAGES
-from driving import QUERIES, ask, rush
+from driving import QUERIES, ask, ask_idle, rush
 
 from elasticlm.model.elastic_model import ElasticModel
 
 pytestmark = pytest.mark.end_to_end
 
 
-def ask_idle(server, body):
-    """Ask until the answer comes from the best pair: on a busy machine the management API is late now and then."""
-    deadline = time.monotonic() + 15
-    while (reply := ask(server, "two", body)).ok and reply.headers["X-Elastic-Level"] != "100+100":
-        assert time.monotonic() < deadline, reply.headers
-        time.sleep(0.2)
-    return reply
-
-
 def test_an_idle_server_answers_in_the_order_of_the_best_pairs_reranker(server, parts):
-    reply = ask_idle(server, {"query": QUERIES[0], "k": 3})
+    reply = ask_idle(server, "two", {"query": QUERIES[0], "k": 3}, level="100+100")
     assert reply.status_code == 200
     assert set(reply.json()) == {"hits", "levels"}
     assert reply.json()["levels"] == {"retriever": 100, "reranker": 100}
@@ -43,7 +32,9 @@ def test_in_a_rush_smaller_pairs_answer_and_name_themselves_then_the_best_comes_
         assert "+".join(str(level) for level in levels.values() if level) == reply.headers["X-Elastic-Level"]
         assert len(hits) == 4
         assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
-    assert ask_idle(server, {"query": QUERIES[0], "k": 1}).headers["X-Elastic-Queue-Depth"] == "0"
+    assert (
+        ask_idle(server, "two", {"query": QUERIES[0], "k": 1}, level="100+100").headers["X-Elastic-Queue-Depth"] == "0"
+    )
 
 
 @pytest.mark.parametrize(
