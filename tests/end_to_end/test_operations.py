@@ -3,11 +3,14 @@
 import os
 import re
 import socket
+import statistics
 import threading
 import time
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 import yaml
@@ -80,6 +83,35 @@ def test_metrics_are_published_for_prometheus(server):
     )
     assert set(published(server, "elastic_workers").values()) == {1}
     assert sum(published(server, "elastic_service_seconds_count").values()) >= 4
+
+
+def test_the_turnaround_and_the_table_stages_make_up_the_real_cycle(server, folder):
+    """Four clients keep the worker busy; a cycle is the time from one answer to the next."""
+    live_settings(folder, policy="fixed:100")
+    stop_s, table_ms, finished = time.monotonic() + 3, [], []
+
+    def client():
+        with requests.Session() as session:
+            while time.monotonic() < stop_s:
+                reply = session.post(f"{server.inference_url}/predictions/mini", json={"text": "ice"}, timeout=30)
+                stages = dict(re.findall(r"(\w+);dur=([\d.]+)", reply.headers["Server-Timing"]))
+                table_ms.append(sum(float(stages[name]) for name in ("tokenize", "forward", "convert")))
+                finished.append(time.monotonic())
+
+    clients = [threading.Thread(target=client) for _ in range(4)]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join()
+    (folder / "live.yaml").unlink()
+    cycle_ms = 1e3 * statistics.median(np.diff(sorted(finished)))
+    time.sleep(0.5)  # TorchServe reads what workers print in its own time
+    (turnaround_s,) = published(server, "elastic_turnaround_seconds").values()
+    known_ms = statistics.median(table_ms) + 1e3 * turnaround_s
+    print(
+        f"cycle {cycle_ms:.2f} ms, table {statistics.median(table_ms):.2f} ms, turnaround {1e3 * turnaround_s:.2f} ms"
+    )
+    assert cycle_ms / 1.5 < known_ms < 1.5 * cycle_ms
 
 
 def test_policy_and_budget_change_while_it_serves(server, folder):
@@ -155,6 +187,7 @@ def troubled(mini, folder):
         (logs / name).symlink_to("/dev/full")
     (nobody,) = free_ports(1)
     with TorchServe({"mini": mini}, log_dir=logs, handler={"management_url": f"http://127.0.0.1:{nobody}"}) as running:
+        running.foreign_port = nobody
         yield running
 
 
@@ -174,6 +207,31 @@ def test_without_the_management_api_requests_are_neither_refused_nor_slowed(trou
         assert reply.ok
     assert sorted(took)[15] < 0.1
     assert troubled.logs().count("cannot be reached") == 1
+
+
+class Website(BaseHTTPRequestHandler):
+    """Answers everything with 200 and a page."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>welcome</html>")
+
+    def log_message(self, *args):
+        pass
+
+
+def test_something_else_at_the_management_address_fails_no_request(troubled):
+    with ThreadingHTTPServer(("127.0.0.1", troubled.foreign_port), Website) as website:
+        threading.Thread(target=website.serve_forever, daemon=True).start()
+        deadline = (
+            time.monotonic() + 15
+        )  # the probe pauses after a refused connection, and the log comes a little later
+        while "is not TorchServe's" not in troubled.logs():
+            assert time.monotonic() < deadline
+            assert ask(troubled, "mini", {"text": "ice"}).ok
+            time.sleep(0.1)
+        website.shutdown()
 
 
 def test_a_full_disk_under_the_logs_stops_no_answer(troubled, model):
