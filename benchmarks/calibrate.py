@@ -20,7 +20,11 @@ WARM_UP = 20  # requests before an arm, so that none pays for a cold server
 
 
 def measure_capacity(
-    archive: Archive, level: Choice, requests_file: Path, asked: Sequence[Request], traffic: Traffic
+    archive: Archive,
+    level: Choice,
+    requests_file: Path,
+    asked: Sequence[Request],
+    traffic: Traffic,
 ) -> float:
     """Return how many requests per second the server answers at one level when there is always one more waiting."""
     name = level_name(level)
@@ -58,7 +62,10 @@ def warm_up(server: TorchServe, name: str, asked: Sequence[Request]) -> None:
         for request in asked[:WARM_UP]:
             url = f"{server.inference_url}/predictions/{name}"
             reply = session.post(
-                url, data=request.body.encode(), headers={"Content-Type": "application/json"}, timeout=60
+                url,
+                data=request.body.encode(),
+                headers={"Content-Type": "application/json"} | server.headers(),
+                timeout=60,
             )
             if reply.status_code != 200 or "X-Elastic-Level" not in reply.headers:
                 raise ServerError(

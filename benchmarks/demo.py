@@ -136,11 +136,11 @@ def main(argv: list[str] | None = None) -> None:
 
     table = LatencyTable.read(model / "latency.csv")
     budget_ms = round(BUDGET * table.mean_ms(table.levels[0], tokens=RUSH_TOKENS))
-    arms = [f"slack:t={budget_ms}", f"queue:t={budget_ms}", f"fixed:{table.levels[0]}", f"fixed:{table.levels[-1]}"]
+    arms = [f"deadline:t={budget_ms}", f"queue:t={budget_ms}", f"fixed:{table.levels[0]}", f"fixed:{table.levels[-1]}"]
     stages.run(
         "Archive: one .mar with the model, the handler and the settings",
         ["archive", "--model", str(model), "--name", "demo", "--output", str(archive.parent),
-         "--policy", arms[0], fresh],
+         "--policy", arms[0], "--tokens", str(RUSH_TOKENS), fresh],
         archive,
     )  # fmt: skip
     stages.run(

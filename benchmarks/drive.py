@@ -32,6 +32,10 @@ class Traffic:
     arrivals: str | None = None
     seed: int = 0
     request_start: bool = True
+    start_offset_s: float = 0.0
+    """By how much X-Request-Start is too early."""
+    token: str | None = None
+    """TorchServe's inference token, if it asks for one."""
 
     @property
     def offered_rps(self) -> float | None:
@@ -79,6 +83,9 @@ def drive(
             command += ["--arrivals", traffic.arrivals]
         if not traffic.request_start:
             command.append("--no-request-start")
+        command += ["--start-offset", str(traffic.start_offset_s)]
+        if traffic.token:
+            command += ["--token", traffic.token]
         with open(output_file, "wb") as output:
             locust = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:

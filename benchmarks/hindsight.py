@@ -26,9 +26,10 @@ def hindsight_bound(
 ) -> float:
     """Return the most quality in time per request that any choice of levels reaches with B = W = 1.
 
-    max over all choices of sum(quality x [latency <= T]) / requests, all arrivals and all service times known: a
-    dynamic programme over the time at which the server is free. That time lies on a grid, rounded down, so that the
-    result is an upper bound: it errs by what `grid_ms` a request gives away, and is exact where all is on the grid.
+    max over all choices of sum(quality x [latency <= T]) / requests, all arrivals and all service times known, where a
+    choice may also leave a request out at no cost: a dynamic programme over the time at which the server is free. That
+    time lies on a grid, rounded down, so that the result is an upper bound: it errs by what `grid_ms` a request gives
+    away, and is exact where all is on the grid.
 
     Args:
         arrival_ms: [requests], ascending.
@@ -41,7 +42,10 @@ def hindsight_bound(
     for at, holds in zip(arrival.tolist(), service.tolist(), strict=True):
         free = int(at) - first  # the last place of `best` at which the server is free when the request comes
         busy_from, busy = first + max(0, free + 1), best[max(0, free + 1) :]
-        ends: list[tuple[int, np.ndarray]] = []  # (when the server is free again, quality so far from there on)
+        left_out = min(max(free, 0), len(best) - 1)
+        ends = [
+            (first + max(free, left_out), best[left_out:])
+        ]  # (when the server is free again, quality from there on)
         for worth, hold in zip(quality, holds, strict=True):
             if free >= 0:
                 end = int(at + hold)

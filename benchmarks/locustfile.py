@@ -64,6 +64,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument(
         "--no-request-start", action="store_true", help="do not say in X-Request-Start when the request was sent"
     )
+    parser.add_argument("--start-offset", type=float, default=0, help="seconds by which X-Request-Start is too early")
     parser.add_argument("--duration", type=float, default=0, help="seconds to send for, then end; 0: until stopped")
     parser.add_argument("--drain", type=float, default=10, help="seconds to wait for answers after --duration")
     parser.add_argument("--trace-file", default="", include_in_web_ui=False, help="CSV file: one row per request")
@@ -178,7 +179,7 @@ class ElasticUser(FastHttpUser):
         self.headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         if options.token:
             self.headers["Authorization"] = f"Bearer {options.token}"
-        self.says_start = not options.no_request_start
+        self.says_start, self.start_offset_s = not options.no_request_start, options.start_offset
         if self.arrival_times_s is None:
             gevent.sleep(number * GOLDEN_RATIO % 1)
 
@@ -211,7 +212,7 @@ class ElasticUser(FastHttpUser):
         """Send one request and record it; its latency counts from when it was due."""
         headers = self.headers
         if self.says_start:
-            headers = headers | {"X-Request-Start": f"t={self.started_epoch + due_s:.6f}"}
+            headers = headers | {"X-Request-Start": f"t={self.started_epoch + due_s - self.start_offset_s:.6f}"}
         answer = Answer()
         self.recorder.in_flight += 1
         try:

@@ -59,7 +59,8 @@ def page(summary: dict[str, Any], picture_png: bytes, colors: dict[str, str]) ->
 <h2>The rush over time</h2>
 <div class="scroll"><img style="min-width: {narrowest}px; max-width: {widest}px" src="data:image/png;base64,{picture}"
 alt="Users, latency, level served and quality over time, a column an arm"></div>
-<p class="muted">Each dot is a request, red if it was late or failed; 95% of a second's requests stay under the
+<p class="muted">Each dot is a request, red if it was late or failed, violet if it was refused because it could not be
+answered in time any more; 95% of a second's requests stay under the
 dark line; the dashed line is the latency budget T. Quality is the mean over {SMOOTHED_S} seconds: of the requests that
 were answered (dashed), and with every late or failed request counted as 0 (solid).</p>
 <h2>Arms and latency budgets</h2>
@@ -184,8 +185,10 @@ def _or_dash(value: float | None, form: str) -> str:
 
 def _glossary(summary: dict[str, Any]) -> str:
     return _definitions({
-        "slack:t=T,alpha=A": "before each batch the handler takes the largest level that answers all who wait "
-        "within the share A of the latency budget T, and makes no request in the batch late",
+        "deadline:t=T": "before each batch the handler takes the largest level at which every request in hand and in "
+        "the queue that can still be answered within T is answered within T; the others are refused (504)",
+        "slack:t=T,alpha=A": "the largest level that answers all who wait within the share A of the latency budget T, "
+        "and makes no request in the batch late",
         "queue:t=T": "the paper's law: the largest level with (g + 1) times its service time within T, where g wait",
         "fixed:K": "level K alone, as a model of that size would be served; K is the percentage of parameters kept",
         "in time": "share of all requests sent that were answered with 200 within T",

@@ -20,7 +20,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from elasticlm.benchmarks.summary import arm_budget_ms, budget_name, in_time, size
 
 INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
-IN_TIME, LATE, LINE, WAITING = "#2563eb", "#dc2626", "#111827", "#f59e0b"
+IN_TIME, LATE, SHED, LINE, WAITING = "#2563eb", "#dc2626", "#9333ea", "#111827", "#f59e0b"
+REFUSED = (503, 504)  # statuses of requests that were refused: the queue was full, or it was too late
 SMOOTHED_S = 3  # seconds over which quality is averaged
 DRAWN_POINTS = 4000  # requests drawn per arm; figures use all of them
 
@@ -94,7 +95,8 @@ def _draw_users(axes: Axes, seconds: pd.DataFrame) -> None:
 def _draw_latency(axes: Axes, rows: pd.DataFrame, seconds: pd.DataFrame, budget_ms: float) -> None:
     shown = rows.sample(DRAWN_POINTS, random_state=0) if len(rows) > DRAWN_POINTS else rows
     good, size = in_time(shown, budget_ms), 2.2 if len(shown) > 1500 else 4
-    for chosen, color in ((good, IN_TIME), (~good, LATE)):
+    refused = shown["status"].isin(REFUSED)
+    for chosen, color in ((good, IN_TIME), (~good & ~refused, LATE), (refused, SHED)):
         axes.plot(shown["t_s"][chosen], shown["latency_ms"][chosen], ".", ms=size, alpha=0.4, mew=0, color=color)
     slowest = seconds.groupby("second")["latency_ms"].quantile(0.95)
     axes.plot(slowest.index + 0.5, slowest, color=INK, lw=1.1)
@@ -150,7 +152,7 @@ def _legends(grid: np.ndarray, colors: dict[str, str], users: str) -> None:
     rows = [
         [line(users.replace(" in", "\nin"), LINE), Patch(color=WAITING, alpha=0.35, label="waiting")],
         [line("T", LATE, ls="--"), line("95%", INK), line("in time", IN_TIME, marker=".", ls=""),
-         line("late", LATE, marker=".", ls="")],
+         line("late", LATE, marker=".", ls=""), line("refused", SHED, marker=".", ls="")],
         [Patch(color=color, label=level) for level, color in colors.items()],
         [line("answered", MUTED, ls="--"), line("in time,\nelse 0", IN_TIME)],
     ]  # fmt: skip

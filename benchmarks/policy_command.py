@@ -33,6 +33,7 @@ from elasticlm.files import refuse_existing, require_file
 from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import Choice, parse_choice
 from elasticlm.schedule.policies import parse_policy
+from elasticlm.schedule.triage import LATE
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -66,9 +67,9 @@ def _options() -> argparse.ArgumentParser:
                         "batch size and workers; of a pipeline its pairs of levels")  # fmt: skip
     options.add_argument("--arrivals", nargs="+", required=True, metavar="SPEC", help="trace:FILE.csv, poisson:RATE, "
                          "gamma:RATE,CV (RATE in requests a second) or rush:USERS (closed loop)")  # fmt: skip
-    options.add_argument("--policies", nargs="+", metavar="POLICY", help="slack:t=MS,alpha=SHARE, queue:t=MS, "
-                         "fixed:LEVEL; without t: --budget "
-                         "(default: slack queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
+    options.add_argument("--policies", nargs="+", metavar="POLICY", help="deadline:t=MS, slack:t=MS,alpha=SHARE, "
+                         "queue:t=MS, fixed:LEVEL; without t: --budget "
+                         "(default: deadline slack queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
     options.add_argument("--budget", type=positive_float, metavar="MS", help="latency budget T in ms for policies "
                          "without t, of the picture and of --recommend; every policy is judged by it and by every t "
                          "(default: the archive's, else the smallest t)")  # fmt: skip
@@ -88,6 +89,12 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--turnaround-ms", type=non_negative_float, default=2.0, metavar="MS",
                          help="time in ms from one batch of a worker to the next beyond the service time; a server "
                          "publishes it as elastic_turnaround_seconds")  # fmt: skip
+    options.add_argument("--refusal-ms", type=non_negative_float, default=1.0, metavar="MS",
+                         help="time in ms that a worker needs for refusing a request")  # fmt: skip
+    options.add_argument("--queue-size", type=positive_int, metavar="N", help="requests that may wait; more are "
+                         "refused at once (default: any number)")  # fmt: skip
+    options.add_argument("--late", default="shed", choices=LATE, help="what to do with requests that cannot be "
+                         "answered in time: refuse them if others can be saved, never, or always")  # fmt: skip
     options.add_argument(
         "--rows", type=positive_int, default=1, help="sequences of a request (a rerank of 8 passages is 8)"
     )
@@ -101,7 +108,8 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--measure", metavar="NAME", help="which measure of quality.json (default: its first)")
     options.add_argument("--grid-ms", type=positive_float, default=1.0, metavar="MS", help="grid of the bound with "
                          "hindsight in ms; a finer one makes it tighter and slower")  # fmt: skip
-    options.add_argument("--recommend", action="store_true", help="recommend alpha, batch size and levels of slack")
+    options.add_argument("--recommend", action="store_true", help="recommend workers (or those of --workers), batch "
+                         "size, queue size and levels to keep under deadline")  # fmt: skip
     options.add_argument("--seed", type=non_negative_int, default=0, help="of arrivals, pauses and service times")
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for trace, summary, picture")
     options.add_argument("--overwrite", action="store_true", help="replace the output folder")

@@ -17,7 +17,7 @@ from elasticlm.benchmarks.hindsight import all_service_ms, hindsight_bound
 from elasticlm.benchmarks.queue_server import Server
 from elasticlm.benchmarks.queue_simulation import SimulatedRequests, simulate
 from elasticlm.benchmarks.queue_traffic import ClosedLoop, OpenLoop
-from elasticlm.benchmarks.recommender import BATCH_SIZES, advice, levels_left_out, recommend
+from elasticlm.benchmarks.recommender import BATCH_SIZES, WORKERS, advice, levels_left_out, recommend
 from elasticlm.benchmarks.service_times import ServiceTimes, Times
 from elasticlm.benchmarks.study_inputs import (
     SERVED,
@@ -42,6 +42,7 @@ from elasticlm.schedule.policies import Policy
 
 def run_study(options: argparse.Namespace) -> None:
     """Simulate what the options name; write trace, summary and picture; print the result."""
+    workers = (options.workers,) if options.workers else WORKERS  # before the archive's own are filled in
     if options.archive:
         with tempfile.TemporaryDirectory(prefix="policies-") as folder:
             table, quality = read_archive(options, Path(folder))
@@ -51,6 +52,7 @@ def run_study(options: argparse.Namespace) -> None:
     server = Server(
         **{name: getattr(options, name) for name in SERVED if getattr(options, name) is not None},
         overhead_ms=options.overhead_ms, turnaround_ms=options.turnaround_ms,
+        refusal_ms=options.refusal_ms, queue_size=options.queue_size,
         rows=options.rows, tokens=options.tokens,
     )  # fmt: skip
     policies = parse_policies(options.policies, options.budget, table.levels)
@@ -74,7 +76,8 @@ def run_study(options: argparse.Namespace) -> None:
     trace, summary = study(policies, table, server, traffics, quality, budgets_ms, options)
     if options.recommend:
         summary["recommended"] = {
-            spec: recommend(table, server, traffic, quality, budget_ms, spec) for spec, traffic in traffics.items()
+            spec: recommend(table, server, traffic, quality, budget_ms, spec, workers=workers)
+            for spec, traffic in traffics.items()
         }
     with new_folder(options.output, overwrite=options.overwrite) as folder:
         trace.round({"t_s": 4, "latency_ms": 3, "quality": 6}).to_csv(folder / "trace.csv", index=False)
@@ -103,7 +106,7 @@ def study(
     for spec, traffic in traffics.items():
         for name, policy in policies.items():
             arm = name if len(traffics) == 1 else f"{name} on {spec}"
-            served = simulate(policy, table, server, traffic)
+            served = simulate(policy, table, server, traffic, budget_ms=budgets_ms[0], late=options.late)
             traces.append(trace_of(arm, served, traffic, table.levels, quality))
             arms[arm] = {"policy": name, "arrivals": spec}
         told[spec] = _load(traffic, table, server)
@@ -137,7 +140,7 @@ def trace_of(
     return pd.DataFrame({
         "arm": arm, "t_s": served.arrival_ms / 1000,
         "users": traffic.users(served.arrival_ms, served.answered_ms), "queue_depth": served.queue_depth,
-        "level": names[served.level], "latency_ms": served.latency_ms, "status": 200,
+        "level": names[served.level], "latency_ms": served.latency_ms, "status": served.status,
         "query_id": served.request.astype(str), "quality": quality.of(levels)[served.level],
     })[COLUMNS]  # fmt: skip
 

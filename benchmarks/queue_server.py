@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from elasticlm.model.structure import Choice
 from elasticlm.schedule.latency import LatencyTable  # noqa: F401  (for the example)
-from elasticlm.schedule.policies import Table
+from elasticlm.schedule.table import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,9 @@ class Server:
         overhead_ms: time that the server adds to the latency of a request (r), without holding the worker.
         turnaround_ms: time from one batch of a worker to the next beyond the service time, as elasticlm.schedule.load
             defines it. It holds the worker after every batch.
+        refusal_ms: how long a worker needs for refusing one request.
+        queue_size: requests that may wait; more are refused by the server itself, which costs the workers nothing.
+            None: any number.
         rows: sequences of a request (a rerank of 8 passages is 8).
         tokens: padded length; None takes the table's shortest.
     """
@@ -27,6 +30,8 @@ class Server:
     max_batch_delay_ms: float = 1.0
     overhead_ms: float = 2.0
     turnaround_ms: float = 2.0
+    refusal_ms: float = 1.0
+    queue_size: int | None = None
     rows: int = 1
     tokens: int | None = None
 

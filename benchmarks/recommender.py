@@ -1,4 +1,4 @@
-"""The settings of `slack` that serve given arrivals best."""
+"""The server that given arrivals need: workers, batch size, queue size and levels to keep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,20 +11,21 @@ from elasticlm.benchmarks.service_times import Times
 from elasticlm.benchmarks.study_inputs import Quality
 from elasticlm.command import progress
 from elasticlm.model.structure import Choice, level_name
-from elasticlm.schedule.policies import Slack
+from elasticlm.schedule.admission import queue_bound
+from elasticlm.schedule.policies import Deadline
 
-ALPHAS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+WORKERS = (1, 2, 4, 8)
 BATCH_SIZES = (1, 2, 4, 8)
 TARGET_WITHIN_BUDGET = 0.99  # share within T that a recommendation should reach
+TARGET_QUALITY = 0.97  # effective quality that it should reach, as a share of the largest level's
 LEAST_GAIN = 0.001  # in effective quality (or share in time), for a level to be left out
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and its result."""
+    """One server and its result."""
 
-    alpha: float
-    batch_size: int
+    server: Server
     levels: tuple[Choice, ...]
     within_budget: float
     effective_quality: float
@@ -36,7 +37,8 @@ class Trial:
         return (enough, *((self.effective_quality, 0.0) if enough else (self.within_budget, self.effective_quality)))
 
     def row(self) -> dict[str, Any]:
-        return {"alpha": self.alpha, "batch size": self.batch_size, "levels": ",".join(map(level_name, self.levels)),
+        return {"workers": self.server.workers, "batch size": self.server.batch_size,
+                "queue size": self.server.queue_size, "levels": ",".join(map(level_name, self.levels)),
                 "in time %": round(100 * self.within_budget, 2), "effective": self.effective_quality}  # fmt: skip
 
 
@@ -47,29 +49,39 @@ def recommend(
     quality: Quality,
     budget_ms: float,
     spec: str,
+    workers: Sequence[int] = WORKERS,
 ) -> dict[str, Any]:
-    """Return the settings of `slack` that serve the traffic best, and all that were tried.
+    """Return the smallest server that serves the traffic well under ``deadline``, and all that were tried.
 
-    Best is the highest effective quality among those with TARGET_WITHIN_BUDGET within T, else the highest share
-    within T. First all
-    alphas and batch sizes with all levels; then, at the best, levels are left out one by one, as long as that gains.
+    It has the fewest workers that reach TARGET_WITHIN_BUDGET and TARGET_QUALITY (the most, if none does), with the best
+    batch size: that of the highest effective quality among those with enough in time, else of the highest share in
+    time. Then levels are left out one by one, as long as that gains.
     """
 
-    def attempt(alpha: float, batch_size: int, levels: tuple[Choice, ...]) -> Trial:
+    def attempt(count: int, batch_size: int, levels: tuple[Choice, ...]) -> Trial:
         kept = table if levels == table.levels else table.keeping(levels)
-        served = simulate(Slack(budget_ms, alpha), kept, replace(server, batch_size=batch_size), traffic)
+        queue_size = queue_bound(
+            kept, levels[-1], budget_ms=budget_ms, batch_size=batch_size, workers=count, rows=server.rows,
+            tokens=server.tokens, overhead_ms=server.overhead_ms, turnaround_ms=server.turnaround_ms,
+        )  # fmt: skip
+        sized = replace(server, batch_size=batch_size, workers=count, queue_size=queue_size)
+        served = simulate(Deadline(budget_ms), kept, sized, traffic)
         in_time = served.in_time(budget_ms)
         gained = quality.of(levels)[served.level] * in_time
-        tried.append(Trial(alpha, batch_size, levels, round(float(in_time.mean()), 4), round(float(gained.mean()), 4)))
+        tried.append(Trial(sized, levels, round(float(in_time.mean()), 4), round(float(gained.mean()), 4)))
         bar.update()
         return tried[-1]
 
     tried: list[Trial] = []
-    with progress(desc=f"settings for {spec}", unit=" tried") as bar:
-        best = max((attempt(alpha, size, table.levels) for size in BATCH_SIZES for alpha in ALPHAS), key=_rank)
+    wanted = TARGET_QUALITY * quality.values[table.levels[0]]
+    with progress(desc=f"servers for {spec}", unit=" tried") as bar:
+        for count in workers:
+            best = max((attempt(count, size, table.levels) for size in BATCH_SIZES), key=_rank)
+            if best.rank[0] and best.effective_quality >= wanted:
+                break
         while len(best.levels) > 1:
             without = [tuple(k for k in best.levels if k != level) for level in best.levels]
-            fewer = max((attempt(best.alpha, best.batch_size, levels) for levels in without), key=_rank)
+            fewer = max((attempt(best.server.workers, best.server.batch_size, levels) for levels in without), key=_rank)
             if not (fewer.rank[0], fewer.rank[1] - LEAST_GAIN) > best.rank[:2]:
                 break
             best = fewer
@@ -87,8 +99,9 @@ def levels_left_out(levels: str, known: Sequence[str]) -> str:
 
 
 def advice(best: dict[str, Any]) -> str:
+    """Return the recommendation as a sentence."""
     reached = best["in time %"] >= 100 * TARGET_WITHIN_BUDGET
     missed = "" if reached else f" (nothing reached {100 * TARGET_WITHIN_BUDGET:g}%)"
-    return (f"best: alpha {best['alpha']:g}, batch size {best['batch size']}, levels {best['levels']}: "
-            f"{best['in time %']:g}% in time, effective {best['effective']:.4f}"
+    return (f"best: {best['workers']} workers, batch size {best['batch size']}, queue size {best['queue size']}, "
+            f"levels {best['levels']}: {best['in time %']:g}% in time, effective {best['effective']:.4f}"
             + missed)  # fmt: skip

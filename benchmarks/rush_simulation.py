@@ -53,7 +53,7 @@ def run_simulation(options: argparse.Namespace) -> int:
 def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run every arm and write the report; returns the summary. `folder` is for temporary files."""
     archive = Archive.unpack(options.archive, folder / "archive")
-    names = options.arms or ["slack", "queue", *(f"fixed:{level_name(archive.levels[end])}" for end in (0, -1))]
+    names = options.arms or ["deadline", "queue", *(f"fixed:{level_name(archive.levels[end])}" for end in (0, -1))]
     if options.load and not options.arrivals:
         raise InputError("--load goes with --arrivals; the load of a closed loop is its --users")
     arrivals = parse_arrivals(options.arrivals) if options.arrivals else None
@@ -66,7 +66,7 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         raise InputError(f"--index: {options.archive} reranks what it finds itself, and answers no embeddings")
     data = load_retrieval(options.data, options.split)
     hits = archive.index is not None and options.index is None
-    workload = build_workload(options.workload, data, hits=hits, shorten=_shortener(archive.artifact))
+    workload = build_workload(options.workload, data, hits=hits, shorten=shortener(archive.artifact))
     answers = "scores" if workload.lists is not None else "hits" if hits else "embeddings"
     index = _passage_index(options, archive) if answers == "embeddings" else None
     requests_file = folder / "requests.jsonl"
@@ -225,7 +225,7 @@ def _passage_index(options: argparse.Namespace, archive: Archive) -> PassageInde
     return PassageIndex.build(vectors, corpus.ids, fingerprint=encoder.fingerprint(), corpus_sha256=corpus.sha256)
 
 
-def _shortener(artifact: Path) -> Callable[[str], str]:
+def shortener(artifact: Path) -> Callable[[str], str]:
     """Return what cuts a text to RELATED_TOKENS tokens of the artifact's tokenizer."""
     from tokenizers import Tokenizer
 

@@ -33,6 +33,7 @@ class Archive:
     batch_size: int
     workers: int
     max_batch_delay_ms: int
+    job_queue_size: int
     handler: Mapping[str, Any]
 
     @classmethod
@@ -42,7 +43,7 @@ class Archive:
         name, served = bundle.read_settings()
         return cls(
             bundle, name, read_config(bundle.artifact).task, bundle.read_levels(), served["batchSize"],
-            served["minWorkers"], served["maxBatchDelay"], served["handler"],
+            served["minWorkers"], served["maxBatchDelay"], served["jobQueueSize"], served["handler"],
         )  # fmt: skip
 
     @property
@@ -81,14 +82,28 @@ class Archive:
     def smallest(self) -> Choice:
         return self.levels[-1]
 
-    def serve(self, policy: str, budget_ms: float, job_queue_size: int) -> TorchServe:
-        """Return a server of this archive under a policy."""
+    def serve(
+        self,
+        policy: str,
+        budget_ms: float,
+        job_queue_size: int | None,
+        *,
+        handler: Mapping[str, object] | None = None,
+        token_auth: bool = False,
+    ) -> TorchServe:
+        """Return a server of this archive under a policy.
+
+        Args:
+            job_queue_size: how many requests may wait; None: as the archive says.
+            handler: further settings of the handler.
+        """
         return TorchServe(
             {self.name: self.bundle.folder},
             batch_size=self.batch_size,
             workers=self.workers,
             max_batch_delay_ms=self.max_batch_delay_ms,
-            job_queue_size=job_queue_size,
+            job_queue_size=job_queue_size or self.job_queue_size,
             config=QUIET,
-            handler={"policy": policy, "latency_budget_ms": budget_ms},
+            handler={"policy": policy, "latency_budget_ms": budget_ms} | dict(handler or {}),
+            token_auth=token_auth,
         )

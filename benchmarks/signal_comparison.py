@@ -42,7 +42,7 @@ def compare_signals(options: argparse.Namespace) -> None:
                 say(title)
                 server = TorchServe(
                     {archive.name: archive.bundle.folder}, batch_size=batch_size, workers=workers,
-                    handler={"policy": "slack", "latency_budget_ms": 5000 / capacity_rps, **SIGNALS[signal]},
+                    handler={"policy": "deadline", "latency_budget_ms": 5000 / capacity_rps, **SIGNALS[signal]},
                 )  # fmt: skip
                 sent = Traffic(duration_s=options.duration, arrivals=arrivals, seed=options.seed, request_start=header)
                 with server:
@@ -109,7 +109,7 @@ def alone(
 ) -> list[dict[str, Any]]:
     """One user without pauses: the median of every stage, and what is left of the latency: TorchServe and the wire."""
     say("one request at a time")
-    with archive.serve("slack", 1000.0, 1000) as server:
+    with archive.serve("deadline", 1000.0, 1000) as server:
         warm_up(server, archive.name, requests)
         lonely = Traffic(duration_s=options.duration, users=1, pause_s=(0.0, 0.0), seed=options.seed)
         rows = drive(server.inference_url, archive.name, requests_file, lonely, drain_s=5).rows

@@ -1,7 +1,7 @@
 """The online simulation: one rush, served anew under each arm's policy by the real TorchServe.
 
     elasticlm simulate --archive model_store/mini.mar --data pydoc --split test \\
-        --arms slack queue fixed:100 fixed:5 --users auto --duration 45 --output out/rush
+        --arms deadline queue fixed:100 fixed:5 --users auto --duration 45 --output out/rush
 
 Every arm sees the same traffic, and is compared with the first over the questions that both were asked. With
 `--repeats 3` all arms run three times, one after another, each round with traffic of its own, and the lead over each
@@ -43,9 +43,9 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="what is served")
     options.add_argument("--data", required=True, metavar="SPEC", help="queries, passages and judgements")
     options.add_argument("--split", default="test", help="whose queries are sent")
-    options.add_argument("--arms", nargs="+", metavar="POLICY", help="slack:t=MS,alpha=SHARE, queue:t=MS, "
-                         "fixed:LEVEL, of a pipeline fixed:50+10; without t: once for each budget "
-                         "(default: slack queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
+    options.add_argument("--arms", nargs="+", metavar="POLICY", help="deadline:t=MS, slack:t=MS,alpha=SHARE, "
+                         "queue:t=MS, fixed:LEVEL, of a pipeline fixed:50+10; without t: once for each budget "
+                         "(default: deadline queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
     options.add_argument("--budgets", type=_budgets, default="auto", metavar="MS,..",
                          help="latency budgets T in ms by which every arm is judged; "
                          "auto: 5, 7.5 and 10 service times of the largest level")  # fmt: skip

@@ -12,7 +12,7 @@ import pandas as pd
 
 from elasticlm.benchmarks.drive import read_rows
 from elasticlm.benchmarks.queue_server import Server
-from elasticlm.benchmarks.queue_simulation import simulate
+from elasticlm.benchmarks.queue_simulation import ANSWERED, simulate
 from elasticlm.benchmarks.queue_traffic import OpenLoop
 from elasticlm.benchmarks.service_times import ServiceTimes
 from elasticlm.benchmarks.summary import in_time
@@ -124,12 +124,13 @@ def compare(
         policy = parse_policy(str(arm))
         budget_ms = policy.budget_ms or budgets_ms[0]
         times_ms = 1000 * np.sort(rows["t_s"].to_numpy())
-        found = simulate(policy, table, server, OpenLoop(arrival_ms=times_ms), decided_by=artifact_table)
-        answered = rows[rows["status"] == 200]
+        found = simulate(policy, table, server, OpenLoop(arrival_ms=times_ms), decided_by=artifact_table,
+                         budget_ms=budget_ms)  # fmt: skip
+        answered, levels = rows[rows["status"] == ANSWERED], found.level[found.status == ANSWERED]
         served = answered["level"].astype(str).value_counts(normalize=True)
         shares = {
             level_name(level): (
-                round(float(served.get(level_name(level), 0.0)), 4), round(float((found.level == place).mean()), 4)
+                round(float(served.get(level_name(level), 0.0)), 4), round(float((levels == place).mean()), 4)
             )
             for place, level in enumerate(table.levels)
         }  # fmt: skip

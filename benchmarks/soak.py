@@ -33,7 +33,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--archive", type=Path, required=True, help=".mar of an embedding model")
     options.add_argument("--minutes", type=positive_float, default=10.0, help="how long")
     options.add_argument("--users", type=positive_int, default=12, help="users at the height of a wave")
-    options.add_argument("--policy", default="slack", help="as in the simulation")
+    options.add_argument("--policy", default="deadline", help="as in the simulation")
     options.add_argument("--budget", type=positive_float, default=200.0, metavar="MS", help="latency budget, ms")
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     options.add_argument("--overwrite", action="store_true", help="replace an existing output")

@@ -73,7 +73,7 @@ def kept_levels(table: TimesT, levels: Sequence[Choice] | None) -> TimesT:
 
 def parse_policies(texts: Sequence[str] | None, budget_ms: float | None, levels: Sequence[Choice]) -> dict[str, Policy]:
     """Return the policies by name; raises InputError for a duplicate or one that names a level that is not there."""
-    texts = texts or ["slack", "queue", f"fixed:{level_name(levels[0])}", f"fixed:{level_name(levels[-1])}"]
+    texts = texts or ["deadline", "slack", "queue", f"fixed:{level_name(levels[0])}", f"fixed:{level_name(levels[-1])}"]
     policies = {}
     for policy in (parse_policy(text, default_budget_ms=budget_ms) for text in texts):
         policy.check(levels)

@@ -8,18 +8,28 @@ if TYPE_CHECKING:
     from elasticlm.model.elastic_model import ElasticModel
     from elasticlm.model.structure import ElasticStructure, Structure
     from elasticlm.schedule.latency import LatencyTable
-    from elasticlm.schedule.policies import parse_policy
-from elasticlm.schedule.load import Load
+    from elasticlm.schedule.load import Load
+    from elasticlm.schedule.policies import decide, parse_policy
 
 __version__ = "0.1.0"
 
-__all__ = ["ElasticModel", "ElasticStructure", "InputError", "LatencyTable", "Load", "Structure", "parse_policy"]
+__all__ = [
+    "ElasticModel",
+    "ElasticStructure",
+    "InputError",
+    "LatencyTable",
+    "Load",
+    "Structure",
+    "decide",
+    "parse_policy",
+]
 
 _HOMES = {
     "InputError": "elasticlm.errors",
     "LatencyTable": "elasticlm.schedule.latency",
     "ElasticModel": "elasticlm.model.elastic_model",
     "Load": "elasticlm.schedule.load",
+    "decide": "elasticlm.schedule.policies",
     "parse_policy": "elasticlm.schedule.policies",
     "ElasticStructure": "elasticlm.model.structure",
     "Structure": "elasticlm.model.structure",

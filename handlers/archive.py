@@ -73,9 +73,9 @@ def _options() -> argparse.ArgumentParser:
                          f"{PAIRS_FILE} of `elasticlm evaluate --matrix`")  # fmt: skip
     options.add_argument("--teacher", metavar="T", help="path of the artifact's teacher if it has moved (for the "
                          "same check)")  # fmt: skip
-    options.add_argument("--policy", metavar="SPEC", help="slack:t=250,alpha=0.6, queue:t=250 or fixed:50 (with "
-                         "--reranker fixed:50+10), t in ms (default: slack with t = 5 times the service time of the "
-                         "largest level)")  # fmt: skip
+    options.add_argument("--policy", metavar="SPEC", help="deadline:t=250, slack:t=250,alpha=0.6, queue:t=250 or "
+                         "fixed:50 (with --reranker fixed:50+10), t in ms (default: deadline with t = 5 times the "
+                         "service time of the largest level)")  # fmt: skip
     options.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="backend that runs the levels; "
                          "auto: the fastest that `elasticlm profile` measured")  # fmt: skip
     options.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS["onnx"]), help="precision of "
@@ -84,6 +84,9 @@ def _options() -> argparse.ArgumentParser:
         "--batch-size", type=positive_int, default=1, help="maximum number of requests per forward pass"
     )
     options.add_argument("--workers", type=positive_int, default=1, help="processes that share the queue")
+    options.add_argument("--tokens", type=positive_int, metavar="N", help="length of typical requests, for the default "
+                         "budget and the queue size (default: the shortest that was measured, of a reranker 8 pairs of "
+                         "128)")  # fmt: skip
     options.add_argument("--max-batch-delay-ms", type=positive_int, default=1, metavar="MS",
                          help="ms that an incomplete batch waits for more requests")  # fmt: skip
     options.add_argument("--overwrite", action="store_true", help="replace NAME.mar")

@@ -18,10 +18,11 @@ from typing import Any
 
 from ts.context import Context
 
-from elasticlm.handlers.emission import emit
+from elasticlm.handlers.emission import Emitter
 from elasticlm.handlers.probe import ManagementProbe
 from elasticlm.handlers.torchserve_settings import read_handler_section
 from elasticlm.serving.core import RawRequest, ServingCore
+from elasticlm.serving.shared_counts import open_counts
 from elasticlm.serving.signals import QueueSignal
 
 
@@ -40,8 +41,10 @@ class ElasticHandler:
             batch_size=batch_size,
             workers=config.get("minWorkers") or 1,
             batch_delay_s=(config.get("maxBatchDelay") or 0) / 1e3,
+            counts=open_counts(context.model_name, context.manifest["model"]["modelVersion"]),
         )
         self.core = ServingCore.open(Path(context.system_properties["model_dir"]), settings, batch_size=batch_size)
+        self.emitter = Emitter()
         if probe:
             probe()  # opens the connection before the first request
 
@@ -57,8 +60,8 @@ class ElasticHandler:
                 else:
                     context.set_response_header(i, name, value)
             context.set_response_status(response.status.value, response.status.phrase, i)
-        emit(context.metrics, report)
-        self.backlog.batch_done(report.table_ms)
+        self.emitter.emit(context.metrics, report)
+        self.backlog.batch_done(report)
         return [response.body for response in responses]
 
 

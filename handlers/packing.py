@@ -27,7 +27,8 @@ from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.schedule.admission import queue_bound
 from elasticlm.schedule.cascade import PairTable, read_pairs
 from elasticlm.schedule.latency import LatencyTable
-from elasticlm.schedule.policies import Policy, Table, parse_policy
+from elasticlm.schedule.policies import Policy, parse_policy
+from elasticlm.schedule.table import Table
 from elasticlm.serving import bundle
 from elasticlm.serving.bundle import SecondStage
 from elasticlm.serving.cascade_times import pair_table
@@ -38,10 +39,10 @@ TEMPLATE = HERE / "model-config.yaml"
 SERVER_SETTINGS = HERE / "config.properties"
 BUDGET_IN_SERVICE_TIMES = 5
 """The default latency budget, in service times of the largest level."""
-TURNAROUND_MS = 2.0
+TURNAROUND_MS = 3.0
 """TorchServe's usual time from one batch to the next beyond the service time."""
 LIST_ROWS, LIST_TOKENS = 8, 128
-"""List for which a reranker's default budget is computed: number of passages, and tokens per pair."""
+"""A typical request of a reranker: number of passages, and tokens per pair."""
 
 
 def make_archive(options: argparse.Namespace, target: Path) -> None:
@@ -62,6 +63,7 @@ def make_archive(options: argparse.Namespace, target: Path) -> None:
         second, pair_times = read_second_stage(options, model, table, index)
         times, levels = pair_times, pair_times.levels
     rows, tokens = (LIST_ROWS, LIST_TOKENS) if model.config.task == "score" else (1, table.tokens[0])
+    tokens = options.tokens or tokens
     policy, default_ms = chosen_policy(options.policy, levels, times, options.batch_size * rows, tokens)
     schedule = {"latency_budget_ms": default_ms} | policy.settings()
     waiting = queue_bound(
@@ -177,10 +179,10 @@ def chosen_policy(
     if policy is None or "t=" not in policy:
         say(
             f"latency budget: {budget_ms:g} ms, {BUDGET_IN_SERVICE_TIMES} times the {service_ms:.3g} ms of level "
-            f"{level_name(largest)} at {rows} x {tokens} tokens; choose another with --policy slack:t=MS"
+            f"{level_name(largest)} at {rows} x {tokens} tokens; choose another with --policy deadline:t=MS"
         )
     try:
-        chosen = parse_policy(policy or "slack", default_budget_ms=budget_ms)
+        chosen = parse_policy(policy or "deadline", default_budget_ms=budget_ms)
     except InputError as error:
         raise InputError(f"--policy: {error}") from None
     try:

@@ -73,13 +73,13 @@ class ManagementProbe:
             self._rest(REFUSED_PAUSE_S)
             return None
         try:
-            status, pids = read_status(body)
+            status = read_status(body)
         except InputError as error:
             self._connection.close()  # the rest of an endless answer is not read
             self._warn(f"management API at {self._url} is not TorchServe's ({error}): check management_url")
             self._rest(REFUSED_PAUSE_S)
             return None
-        if self._pid not in pids:
+        if self._pid not in status.pids:
             self._warn(f"management API at {self._url} does not list this worker: check management_url")
             self._rest(REFUSED_PAUSE_S)
             return None
@@ -102,8 +102,8 @@ class ManagementProbe:
         return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def read_status(body: bytes) -> tuple[QueueStatus, set[int]]:
-    """Return the queue and the workers' process ids from the body of `GET /models/NAME`.
+def read_status(body: bytes) -> QueueStatus:
+    """Return the queue and the workers from the body of `GET /models/NAME`.
 
     Raises InputError if the body is anything else.
     """
@@ -111,9 +111,9 @@ def read_status(body: bytes) -> tuple[QueueStatus, set[int]]:
         model = json.loads(body)[0]
         workers = [(worker["pid"], worker["status"]) for worker in model["workers"]]
         pending = model["jobQueueStatus"]["pendingRequests"]
-        pids = {pid for pid, _ in workers}
+        pids = frozenset(pid for pid, _ in workers)
     except (ValueError, TypeError, LookupError, RecursionError):
         raise InputError("it does not answer with the status of a model") from None
     if type(pending) is not int or pending < 0 or any(type(pid) is not int for pid in pids):
         raise InputError("it does not answer with the status of a queue")
-    return QueueStatus(pending, max(1, sum(status == "READY" for _, status in workers))), pids
+    return QueueStatus(pending, max(1, sum(status == "READY" for _, status in workers)), pids)

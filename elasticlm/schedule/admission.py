@@ -2,7 +2,7 @@
 
 import math
 
-from elasticlm.schedule.policies import ChoiceT, Table
+from elasticlm.schedule.table import ChoiceT, Table
 
 MARGIN = 0.9
 """Share of the budget that the bound plans with."""

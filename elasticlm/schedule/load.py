@@ -1,9 +1,11 @@
 """The input of a policy besides the latency table: the current batch, and the queue behind it."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from elasticlm.errors import InputError
+from elasticlm.model.structure import Choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +22,16 @@ class Load:
         overhead_ms: time that the server adds per request (r).
         turnaround_ms: time that a worker needs from one batch to the next beyond the service time in the latency
             table: the server, parsing, encoding, and searching where the table does not contain it; 0 if unknown.
-        ages_ms: how long each request has waited already; empty if unknown.
-        budgets_ms: the budget T_i of each request, in the order of ``ages_ms``; empty if the requests have none.
+        refusal_ms: time that a worker needs for refusing one request (c).
+        table_ratio: measured service times relative to those of the latency table.
+        arrivals_rps: requests that arrived per second in the last seconds; only the policies of peers use it.
+        last_level: the level of the batch before; only the policies of peers use it.
+        budget_ms: T, the latency budget; infinite if there is none.
+        ages_ms: how long each request of the batch has waited already, None if unknown; empty if none is known.
+        budgets_ms: the budget of each request of the batch, in the order of ``ages_ms``; empty if they have none of
+            their own.
+        waiting_ages_ms: the same as ages_ms for the requests behind the batch, in order of arrival; those at the end
+            may be missing.
     """
 
     queue_depth: int = 0
@@ -32,8 +42,14 @@ class Load:
     workers: int = 1
     overhead_ms: float = 0.0
     turnaround_ms: float = 0.0
-    ages_ms: tuple[float, ...] = ()
+    refusal_ms: float = 0.0
+    table_ratio: float = 1.0
+    arrivals_rps: float = 0.0
+    last_level: Choice | None = None
+    budget_ms: float = math.inf
+    ages_ms: tuple[float | None, ...] = ()
     budgets_ms: tuple[float, ...] = ()
+    waiting_ages_ms: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("rows", "batch", "batch_size", "workers"):
@@ -41,12 +57,33 @@ class Load:
                 raise InputError(f"load: {name} is {getattr(self, name)}, expected 1 or more")
         if self.tokens is not None and not self.tokens >= 1:
             raise InputError(f"load: tokens is {self.tokens}, expected 1 or more")
-        for name in ("queue_depth", "overhead_ms", "turnaround_ms"):
+        for name in ("queue_depth", "overhead_ms", "turnaround_ms", "refusal_ms", "arrivals_rps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"load: {name} is {getattr(self, name)}, expected 0 or more")
-        if self.budgets_ms and len(self.budgets_ms) != len(self.ages_ms):
-            raise InputError(f"load: {len(self.budgets_ms)} budgets_ms for {len(self.ages_ms)} ages_ms")
-        if not all(0 <= age < math.inf for age in self.ages_ms):
-            raise InputError("load: ages_ms: expected times of 0 ms or more")
+        for name in ("ages_ms", "budgets_ms"):
+            if len(getattr(self, name)) not in (0, self.batch):
+                raise InputError(f"load: {len(getattr(self, name))} {name} for a batch of {self.batch}")
+        if not 0 < self.table_ratio < math.inf:
+            raise InputError(f"load: table_ratio is {self.table_ratio}, expected a number above 0")
+        if not self.budget_ms > 0:
+            raise InputError(f"load: budget_ms is {self.budget_ms}, expected a time above 0 ms")
+        for name in ("ages_ms", "waiting_ages_ms"):
+            if not all(age is None or 0 <= age < math.inf for age in getattr(self, name)):
+                raise InputError(f"load: {name}: expected times of 0 ms or more")
         if not all(budget > 0 for budget in self.budgets_ms):
             raise InputError("load: budgets_ms: expected times above 0 ms")
+
+    @property
+    def full_rows(self) -> float:
+        """Sequences in a full batch of requests such as these."""
+        return self.rows * self.batch_size / self.batch
+
+    def of_requests(self, positions: Sequence[int]) -> "Load":
+        """Return the load of a batch of the requests at these positions only, one or more, with their share of rows."""
+
+        def of(values: tuple) -> tuple:
+            return tuple(values[i] for i in positions) if values else ()
+
+        count = len(positions)
+        rows = max(1, round(self.rows * count / self.batch))
+        return replace(self, batch=count, rows=rows, ages_ms=of(self.ages_ms), budgets_ms=of(self.budgets_ms))

@@ -1,33 +1,64 @@
 """The elastic schedule (ElasticLM, section 4.3): policies that choose a level from a latency table and the load.
 
-With g requests in the queue, level k answers the last one after about (g + 1) t_k. Each policy is a frozen value with
-the pure method ``choose(table, load)``. Policies are written ``fixed:50``, ``queue:t=250`` or
-``slack:t=250,alpha=0.6``. Levels of a two-stage pipeline are pairs (see elasticlm.schedule.cascade): ``fixed:50+10``.
+With g requests in the queue, level k answers the last one after about (g + 1) t_k. Each policy is a frozen value;
+``decide`` is the one function that servers and the simulator call. Policies are written ``deadline:t=250``,
+``slack:t=250,alpha=0.6``, ``queue:t=250`` or ``fixed:50``. Levels of a two-stage pipeline are pairs (see
+elasticlm.schedule.cascade): ``fixed:50+10``. Policies of other systems are in elasticlm.schedule.peers.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, cast
 
 from elasticlm.errors import InputError
 from elasticlm.hints import near_match
 from elasticlm.model.structure import Choice, level_name, parse_choice
+from elasticlm.schedule.correction import ScaledTable
 from elasticlm.schedule.load import Load
+from elasticlm.schedule.peers import PEERS
+from elasticlm.schedule.table import ChoiceT, Table
+from elasticlm.schedule.triage import Triage, triage
 
-ChoiceT = TypeVar("ChoiceT")
 ALPHA = 0.6  # share of the budget that `slack` plans with; `elasticlm policies` recommends a value
 
 
-class Table(Protocol[ChoiceT]):
-    """Levels, best first, with their service times: a LatencyTable, or a PairTable for a two-stage pipeline."""
+@dataclass(frozen=True)
+class Decision(Generic[ChoiceT]):
+    """What becomes of a batch.
 
-    @property
-    def levels(self) -> tuple[ChoiceT, ...]: ...
+    Attributes:
+        level: the level that answers it.
+        refused: positions in the batch of the requests that are refused because they cannot be answered in time.
+    """
 
-    def mean_ms(self, level: ChoiceT, rows: float = ..., tokens: float | None = ...) -> float: ...
+    level: ChoiceT
+    refused: tuple[int, ...] = ()
 
-    def p95_ms(self, level: ChoiceT, rows: float = ..., tokens: float | None = ...) -> float: ...
+
+def decide(policy: "Policy", table: Table[ChoiceT], load: Load, late: str = "shed") -> Decision[ChoiceT]:
+    """Return the level of a batch and the requests in it that are refused.
+
+    Args:
+        load: the batch and the queue behind it.
+        late: what to do with requests that cannot be answered in time, see elasticlm.schedule.triage.LATE.
+
+    >>> from elasticlm.schedule.latency import LatencyTable
+    >>> table = LatencyTable.from_means({50: 40.0, 10: 8.0})
+    >>> decide(Deadline(250), table, Load(ages_ms=(190.0,)))
+    Decision(level=10, refused=())
+    >>> decide(Deadline(250), table, Load(ages_ms=(300.0,), queue_depth=1, waiting_ages_ms=(0.0,)))
+    Decision(level=10, refused=(0,))
+    """
+    smallest = policy.smallest(table.levels)
+    table = table if load.table_ratio == 1 else ScaledTable(table, load.table_ratio)
+    load = replace(load, budget_ms=min(load.budget_ms, policy.budget_ms or math.inf))
+    found = triage(table, smallest, load, late)
+    if len(found.refused) == load.batch:
+        return Decision(smallest, found.refused)
+    kept = [i for i in range(load.batch) if i not in found.refused]
+    level = policy.choose(table, load.of_requests(kept) if found.refused else load, found)
+    return Decision(level, found.refused)
 
 
 class Policy(Protocol):
@@ -40,7 +71,8 @@ class Policy(Protocol):
     @property
     def budget_ms(self) -> float | None: ...
 
-    def choose(self, table: Table[ChoiceT], load: Load) -> ChoiceT: ...
+    def choose(self, table: Table[ChoiceT], load: Load, found: Triage) -> ChoiceT:
+        """Return the level of a batch; ``load`` is without the requests that are refused."""
 
     def check(self, levels: Sequence[Choice]) -> None:
         """Raise InputError unless the policy can choose among these levels."""
@@ -62,7 +94,7 @@ class Fixed:
     def budget_ms(self) -> None:
         return None
 
-    def choose(self, table: Table[ChoiceT], load: Load) -> ChoiceT:
+    def choose(self, table: Table[ChoiceT], load: Load, found: Triage | None = None) -> ChoiceT:
         return cast(ChoiceT, self.level)  # see check()
 
     def check(self, levels: Sequence[Choice]) -> None:
@@ -92,7 +124,7 @@ class Queue:
 
     budget_ms: float
 
-    def choose(self, table: Table[ChoiceT], load: Load) -> ChoiceT:
+    def choose(self, table: Table[ChoiceT], load: Load, found: Triage | None = None) -> ChoiceT:
         return largest_within(table, load, self.budget_ms)
 
     def check(self, levels: Sequence[Choice]) -> None:
@@ -109,8 +141,49 @@ class Queue:
 
 
 @dataclass(frozen=True)
+class Deadline:
+    """The default policy: the largest level at which every request that can be saved is answered in time.
+
+    The rule of the paper looks at the last request only. This one plans for each request in hand and in the queue, with
+    its own age and budget::
+
+        a_i + r + t_k(batch in hand) + n_i (t_k(full batch) + turnaround) + w_i  <=  0.9 T_i
+
+    for every savable request i (see elasticlm.schedule.triage). If none is savable or no level fits, the smallest level
+    answers. With one request of age 0 this is the rule of the paper for 0.9 T. T is the only setting.
+
+    >>> from elasticlm.schedule.latency import LatencyTable
+    >>> table = LatencyTable.from_means({50: 40.0, 10: 8.0})
+    >>> [decide(Deadline(250), table, Load(queue_depth=g)).level for g in (0, 4, 5)]
+    [50, 50, 10]
+    """
+
+    budget_ms: float
+
+    def choose(self, table: Table[ChoiceT], load: Load, found: Triage) -> ChoiceT:
+        for level in table.levels[:-1] if found.due else ():
+            in_hand_ms = table.mean_ms(level, load.rows, load.tokens)
+            round_ms = table.mean_ms(level, load.full_rows, load.tokens) + load.turnaround_ms
+            if all(over_ms + in_hand_ms + rounds * round_ms <= 0 for rounds, over_ms in found.due):
+                return level
+        return table.levels[-1]
+
+    def check(self, levels: Sequence[Choice]) -> None:
+        """Any levels will do."""
+
+    def smallest(self, levels: Sequence[ChoiceT]) -> ChoiceT:
+        return levels[-1]
+
+    def settings(self) -> dict[str, str | float]:
+        return {"policy": "deadline", "latency_budget_ms": self.budget_ms}
+
+    def __str__(self) -> str:
+        return f"deadline:t={self.budget_ms:g}"
+
+
+@dataclass(frozen=True)
 class Slack:
-    """The default policy: the paper's rule with a share ``alpha`` of the budget, plus the deadlines of the batch.
+    """The paper's rule with a share ``alpha`` of the budget, plus the deadlines of the batch.
 
     The rule alone lets the last request in the queue finish exactly at the budget, so that under sustained load all
     requests finish close to it, and it ignores the turnaround time per waiting batch. This policy leaves a margin and
@@ -121,9 +194,9 @@ class Slack:
     budget_ms: float
     alpha: float = ALPHA
 
-    def choose(self, table: Table[ChoiceT], load: Load) -> ChoiceT:
+    def choose(self, table: Table[ChoiceT], load: Load, found: Triage | None = None) -> ChoiceT:
         budgets = load.budgets_ms or (self.budget_ms,) * len(load.ages_ms)
-        spare = [min(self.budget_ms, budget) - age - load.overhead_ms
+        spare = [min(self.budget_ms, budget) - (age or 0.0) - load.overhead_ms
                  for budget, age in zip(budgets, load.ages_ms, strict=True)]  # fmt: skip
         fastest = table.p95_ms(table.levels[-1], load.rows, load.tokens)
         tightest = min((ms for ms in spare if ms >= fastest), default=math.inf)
@@ -156,28 +229,27 @@ def largest_within(
     is returned, because a late answer is better than none.
     """
     rounds = math.ceil(load.queue_depth / (load.batch_size * load.workers))
-    full_rows = load.rows * load.batch_size / load.batch
     for level in table.levels[:-1]:
         in_hand = table.mean_ms(level, load.rows, load.tokens)
-        behind = rounds * (table.mean_ms(level, full_rows, load.tokens) + turnaround_ms)
+        behind = rounds * (table.mean_ms(level, load.full_rows, load.tokens) + turnaround_ms)
         in_time = table.p95_ms(level, load.rows, load.tokens) <= tightest_ms
         if in_time and in_hand + behind + load.overhead_ms <= limit_ms:
             return level
     return table.levels[-1]
 
 
-POLICIES: dict[str, type[Policy]] = {"fixed": Fixed, "queue": Queue, "slack": Slack}
-OPTIONS = {"fixed": (), "queue": ("t",), "slack": ("t", "alpha")}
+POLICIES: dict[str, type[Policy]] = {"deadline": Deadline, "slack": Slack, "queue": Queue, "fixed": Fixed, **PEERS}
+OPTIONS: dict[str, tuple[str, ...]] = dict.fromkeys(POLICIES, ("t",)) | {"slack": ("t", "alpha"), "fixed": ()}
 
 
 def parse_policy(text: str, *, default_budget_ms: float | None = None, default_alpha: float = ALPHA) -> Policy:
-    """Return the policy written ``fixed:50``, ``queue:t=250`` or ``slack:t=250,alpha=0.6``.
+    """Return the policy written ``deadline:t=250``, ``slack:t=250,alpha=0.6``, ``queue:t=250`` or ``fixed:50``.
 
     If t or alpha is missing, the default applies. Raises InputError for unknown names, with the closest match.
     """
     name, _, arguments = text.strip().partition(":")
     if name not in POLICIES:
-        expected = "expected fixed:LEVEL, queue:t=MS or slack:t=MS,alpha=SHARE"
+        expected = "expected deadline:t=MS, slack:t=MS,alpha=SHARE, queue:t=MS or fixed:LEVEL"
         raise InputError(f"policy {text!r}: {expected}{near_match(name, POLICIES)}")
     if name == "fixed":
         return Fixed(parse_choice(arguments))
@@ -193,4 +265,7 @@ def parse_policy(text: str, *, default_budget_ms: float | None = None, default_a
         raise InputError(f"policy {text!r}: needs a budget above 0 in ms, such as {name}:t=250")
     if not 0 < alpha <= 1:
         raise InputError(f"policy {text!r}: alpha must be above 0 and at most 1")
-    return Queue(budget_ms) if name == "queue" else Slack(budget_ms, alpha)
+    if name == "slack":
+        return Slack(budget_ms, alpha)
+    with_budget: dict[str, Callable[[float], Policy]] = {"queue": Queue, "deadline": Deadline, **PEERS}
+    return with_budget[name](budget_ms)

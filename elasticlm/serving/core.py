@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 
-from elasticlm.model.structure import level_name
+from elasticlm.model.structure import Choice, level_name
+from elasticlm.schedule.correction import TableRatio
 from elasticlm.schedule.load import Load
 from elasticlm.serving.backlog import Backlog
 from elasticlm.serving.engine import Answer, Engine
@@ -21,12 +22,11 @@ from elasticlm.serving.requests import (
     AcceptedRequest,
     RequestError,
     accept,
-    refuse_late,
     rows_of,
 )
 from elasticlm.serving.responses import encoded
 from elasticlm.serving.settings import Settings
-from elasticlm.serving.signals import known_ages_ms
+from elasticlm.serving.signals import StartHeaders
 from elasticlm.serving.stages import Stages
 from elasticlm.serving.telemetry import BatchReport, Work
 from elasticlm.serving.two_stage import open_archive
@@ -66,7 +66,8 @@ class ServingCore:
     def __init__(self, engine: Engine, settings: Settings, *, batch_size: int = 1) -> None:
         self.engine, self.batch_size = engine, batch_size
         self._settings = LiveSettings(settings, engine.adopt)
-        self._work = Work(engine.row_ms)
+        self._work, self._starts, self._ratio = Work(engine.row_ms), StartHeaders(), TableRatio()
+        self._last_level: Choice | None = None
 
     @classmethod
     def open(cls, folder: Path, settings: Settings, *, batch_size: int = 1) -> "ServingCore":
@@ -89,7 +90,10 @@ class ServingCore:
         settings = self._settings()
         headers = [{name.lower(): value for name, value in request.headers.items()} for request in requests]
         starts = [by_name.get("x-request-start") for by_name in headers]
-        ages_ms, ignored_starts = known_ages_ms(starts, backlog.ages_ms or (0.0,) * len(requests), now_s)
+        ages_ms, ignored_starts = self._starts.ages_ms(
+            starts, backlog.ages_ms or (None,) * len(requests), now_s,
+            was_idle=backlog.was_idle, budget_ms=settings.budget_ms,
+        )  # fmt: skip
         read = [self._read(request.body, by_name, age_ms, settings)
                 for request, by_name, age_ms in zip(requests, headers, ages_ms, strict=True)]  # fmt: skip
         stages.done("parse")
@@ -99,20 +103,18 @@ class ServingCore:
         service_ms = backlog.took_ms + stages.total_ms
         shared = {"X-Elastic-Queue-Depth": str(backlog.queue_depth), "X-Elastic-Service-Ms": f"{service_ms:.3f}"}
         timing = f"signal;dur={backlog.took_ms:.3f}, {stages.header()}"
-        responses = [
-            Response(encoded.status, shared | {"Server-Timing": f"wait;dur={age_ms:.3f}, {timing}"} | encoded.headers,
-                     encoded.body)
-            for encoded, age_ms in zip(encoded_outcomes, ages_ms, strict=True)
-        ]  # fmt: skip
+        waits = [{"Server-Timing": f"wait;dur={age_ms or 0.0:.3f}, {timing}"} for age_ms in ages_ms]
+        responses = [Response(encoded.status, shared | wait | encoded.headers, encoded.body)
+                     for encoded, wait in zip(encoded_outcomes, waits, strict=True)]  # fmt: skip
         report = self._report(read, [encoded.outcome for encoded in encoded_outcomes], settings, BatchReport(
             queue_depth=backlog.queue_depth, workers=backlog.workers, turnaround_s=backlog.turnaround_ms / 1e3,
             service_s=service_ms / 1e3, table_ms=sum(stages.ms.get(name, 0.0) for name in self.engine.table_stages),
-            ignored_starts=ignored_starts,
+            ignored_starts=ignored_starts, probe_up=backlog.probe_up,
         ))  # fmt: skip
         logger.debug("batch of %d: %s, %s", len(requests), report, timing)
         return responses, report
 
-    def _read(self, body: bytes, headers: Mapping[str, str], age_ms: float, settings: Settings) -> Read:
+    def _read(self, body: bytes, headers: Mapping[str, str], age_ms: float | None, settings: Settings) -> Read:
         try:
             return accept(body, headers, age_ms, settings, self.engine.service)
         except RequestError as error:
@@ -123,16 +125,19 @@ class ServingCore:
     def _answers(
         self, read: Sequence[Read], backlog: Backlog, settings: Settings, stages: Stages
     ) -> list[Answer | RequestError]:
-        """Return the outcome of every request: errors as they are, late ones refused, all others answered."""
-        outcomes = [refuse_late(item) if isinstance(item, AcceptedRequest) and settings.late == "reject" else item
-                    for item in read]  # fmt: skip
-        accepted = [item for item in outcomes if isinstance(item, AcceptedRequest)]
+        """Return the outcome of every request: errors as they are, the others as the engine decides."""
+        accepted = [item for item in read if isinstance(item, AcceptedRequest)]
         load = Load(
             queue_depth=backlog.queue_depth, batch_size=self.batch_size, workers=backlog.workers,
-            overhead_ms=settings.overhead_ms, turnaround_ms=backlog.turnaround_ms,
+            overhead_ms=settings.overhead_ms, turnaround_ms=backlog.turnaround_ms, refusal_ms=backlog.refusal_ms,
+            table_ratio=self._ratio.value if settings.correct_table else 1.0,
+            budget_ms=settings.budget_ms, waiting_ages_ms=backlog.waiting_ages_ms,
+            arrivals_rps=backlog.arrivals_rps, last_level=self._last_level,
         )  # fmt: skip
         answers = iter(self._answered(accepted, load, stages))
-        return [next(answers) if isinstance(item, AcceptedRequest) else item for item in outcomes]
+        outcomes = [next(answers) if isinstance(item, AcceptedRequest) else item for item in read]
+        self._last_level = next((each.level for each in outcomes if isinstance(each, Answer)), self._last_level)
+        return outcomes
 
     def _answered(
         self, accepted: Sequence[AcceptedRequest], load: Load, stages: Stages
@@ -141,17 +146,20 @@ class ServingCore:
         if not accepted:
             return []
         ages_ms, budgets_ms = (tuple(getattr(item, name) for item in accepted) for name in ("age_ms", "budget_ms"))
+        batch = replace(load, batch=len(accepted), ages_ms=ages_ms, budgets_ms=budgets_ms)
         try:
-            load = replace(load, ages_ms=ages_ms, budgets_ms=budgets_ms)
-            return self.engine.answer([item.request for item in accepted], load, stages)
+            return self.engine.answer([item.request for item in accepted], batch, stages)
         except Exception:
             stages.done("failed")
             if len(accepted) == 1:
                 return [_internal_error("answering a request")]
             logger.warning("answering a batch of %d failed; its requests are answered one by one", len(accepted))
-        return [outcome for i, item in enumerate(accepted) for outcome in self._answered(
-            [item], replace(load, queue_depth=load.queue_depth + len(accepted) - i - 1), stages
-        )]  # fmt: skip
+        outcomes: list[Answer | RequestError] = []
+        for i, item in enumerate(accepted):
+            behind = replace(load, queue_depth=load.queue_depth + len(accepted) - i - 1,
+                             waiting_ages_ms=(*ages_ms[i + 1 :], *load.waiting_ages_ms))  # fmt: skip
+            outcomes += self._answered([item], behind, stages)
+        return outcomes
 
     def _report(
         self,
@@ -162,18 +170,26 @@ class ServingCore:
     ) -> BatchReport:
         """Complete the report of a batch with what became of its requests."""
         taken_ms = 1e3 * measured.service_s + settings.overhead_ms
-        late, work_ms = 0, 0.0
+        answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+        if len(answers) == len(outcomes):  # errors take time of their own
+            self._ratio.add(measured.table_ms, sum(answer.expected_ms for answer in answers))
+        misses: Counter[str] = Counter()
+        work_ms = 0.0
         for item, outcome in zip(read, outcomes, strict=True):
             if isinstance(item, AcceptedRequest):
-                late += item.age_ms + taken_ms > item.budget_ms
+                finished_ms = (item.age_ms or 0.0) + taken_ms
+                if isinstance(outcome, RequestError) or finished_ms > item.budget_ms:
+                    by_client = item.budget_ms < settings.budget_ms and finished_ms <= settings.budget_ms
+                    misses["client" if by_client else "server"] += 1
                 rows = rows_of(item.request)
                 work_ms += self._work.add(rows, outcome.largest_ms if isinstance(outcome, Answer) else None)
         return replace(
             measured,
             work_s=work_ms / 1e3,
-            levels=Counter(outcome.level for outcome in outcomes if isinstance(outcome, Answer)),
+            table_ratio=self._ratio.value,
+            levels=Counter(answer.level for answer in answers),
             errors=Counter(outcome.code for outcome in outcomes if isinstance(outcome, RequestError)),
-            misses=late,
+            misses=misses,
         )
 
 

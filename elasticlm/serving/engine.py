@@ -21,10 +21,20 @@ from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import Choice, Level
 from elasticlm.schedule.latency import LatencyTable, Setup, choose_setup
 from elasticlm.schedule.load import Load
-from elasticlm.schedule.policies import Policy
+from elasticlm.schedule.policies import Policy, decide
 from elasticlm.schedule.profiling import measure
 from elasticlm.serving.bundle import Bundle
-from elasticlm.serving.requests import Classify, Embed, Request, Score, Search, Service, rows_of
+from elasticlm.serving.requests import (
+    LATE,
+    Classify,
+    Embed,
+    Request,
+    RequestError,
+    Score,
+    Search,
+    Service,
+    rows_of,
+)
 from elasticlm.serving.settings import Settings
 from elasticlm.serving.stages import Stages
 
@@ -44,11 +54,13 @@ class Answer:
         body: the JSON object; vectors and scores in it are NumPy arrays, see elasticlm.serving.responses.
         level: the level that produced the answer; a pair of levels in a two-stage archive.
         largest_ms: this request's share of the time that the batch would take at the largest level.
+        expected_ms: its share of the time that the batch takes at the level that ran, according to the latency table.
     """
 
     body: dict[str, Any]
     level: Choice
     largest_ms: float = 0.0
+    expected_ms: float = 0.0
 
 
 class Engine(Protocol):
@@ -70,7 +82,9 @@ class Engine(Protocol):
 
     def adopt(self, settings: Settings) -> None: ...
 
-    def answer(self, requests: Sequence[Request], load: Load, stages: Stages | None = None) -> list[Answer]: ...
+    def answer(
+        self, requests: Sequence[Request], load: Load, stages: Stages | None = None
+    ) -> Sequence[Answer | RequestError]: ...
 
 
 class Answerer:
@@ -111,10 +125,12 @@ class Answerer:
         """Switch to the policy of these settings. Raises InputError if the policy needs a level that does not exist."""
         policy: Policy = settings.parsed_policy()
         policy.check(self.model.levels)
-        self.policy = policy
+        self.policy, self.late = policy, settings.late
 
-    def answer(self, requests: Sequence[Request], load: Load, stages: Stages | None = None) -> list[Answer]:
-        """Return the answers to a batch, in the order of the requests.
+    def answer(
+        self, requests: Sequence[Request], load: Load, stages: Stages | None = None
+    ) -> list[Answer | RequestError]:
+        """Return what becomes of each request of a batch, in order: its answer, or the reason why it is refused.
 
         The whole batch runs at one level, which the policy chooses. Passages are the exception: they always run at the
         largest level, so that passage vectors do not depend on the load. Their time counts as overhead in the choice.
@@ -129,33 +145,44 @@ class Answerer:
             groups.setdefault(_kind(request), []).append(i)
         inputs = {kind: self._tokenise(kind, [requests[i] for i in group]) for kind, group in groups.items()}
         stages.done("tokenize")
-        level = self._choose(
-            requests, {kind: self.model.counted(tokenised) for kind, tokenised in inputs.items()}, load
-        )
+        shapes = {kind: self.model.counted(tokenised) for kind, tokenised in inputs.items()}
+        level, refused = self._decide(requests, shapes, load)
         stages.done("decide")
-        answers: dict[int, Answer] = {}
+        outcomes: dict[int, Answer | RequestError] = {i: late_error(load, i) for i in refused}
         for kind, group in groups.items():
             at = self.model.structures.largest if kind == "passage" else level
-            answers |= zip(group, self._run([requests[i] for i in group], inputs[kind], at, stages), strict=True)
-            stages.done("convert")
-        return [answers[i] for i in range(len(requests))]
+            kept = [i for i in group if i not in refused]
+            if 0 < len(kept) < len(group):
+                inputs[kind] = self._tokenise(kind, [requests[i] for i in kept])
+                stages.done("tokenize")
+            if kept:
+                outcomes |= zip(kept, self._run([requests[i] for i in kept], inputs[kind], at, stages), strict=True)
+                stages.done("convert")
+        return [outcomes[i] for i in range(len(requests))]
 
-    def _choose(self, requests: Sequence[Request], shapes: Mapping[str, Sequence[int]], load: Load) -> Level:
-        """Return the level for the elastic part of a batch, given the shape (rows, tokens) of each group."""
-        elastic = [shape for kind, shape in shapes.items() if kind != "passage"]
+    def _decide(
+        self, requests: Sequence[Request], shapes: Mapping[str, Sequence[int]], load: Load
+    ) -> tuple[Level, set[int]]:
+        """Return the level for the elastic part of a batch and the requests of it that are refused.
+
+        Args:
+            shapes: (rows, tokens) of each group.
+        """
+        elastic = [i for i, request in enumerate(requests) if _kind(request) != "passage"]
         if not elastic:
-            return self.model.structures.largest
+            return self.model.structures.largest, set()
         fixed_ms = self.search_ms * sum(isinstance(request, Search) for request in requests)
         if "passage" in shapes:
             fixed_ms += self.table.mean_ms(self.model.structures.largest, *shapes["passage"])
+        counted = [shape for kind, shape in shapes.items() if kind != "passage"]
         load = replace(
-            load,
-            rows=sum(rows for rows, _ in elastic),
-            tokens=max(tokens for _, tokens in elastic),
-            batch=sum(_kind(request) != "passage" for request in requests),
+            load.of_requests(elastic),
+            rows=sum(rows for rows, _ in counted),
+            tokens=max(tokens for _, tokens in counted),
             overhead_ms=load.overhead_ms + fixed_ms,
         )
-        return self.policy.choose(self.table, load)
+        decision = decide(self.policy, self.table, load, self.late)
+        return decision.level, {elastic[i] for i in decision.refused}
 
     def _tokenise(self, kind: str, requests: Sequence[Request]) -> BatchEncoding:
         """Tokenise requests of one kind, with one row per text or pair."""
@@ -172,7 +199,8 @@ class Answerer:
         """Yield the requests' answers at a level; `inputs` holds their rows one after another."""
         outputs = self.model.encode(inputs, level).float().cpu()
         stages.done("forward")
-        largest_ms = self.table.mean_ms(self.model.structures.largest, *self.model.counted(inputs)) / len(requests)
+        largest_ms, expected_ms = (self.table.mean_ms(each, *self.model.counted(inputs)) / len(requests)
+                                   for each in (self.model.structures.largest, level))  # fmt: skip
         hits = self._search(requests, outputs)
         stages.done("search")
         truncated = self.model.truncated(inputs)
@@ -182,7 +210,7 @@ class Answerer:
             body = self._body(request, outputs[row : row + rows], hits, level) | {"level": level}
             if any(truncated[row : row + rows]):
                 body["truncated"] = True
-            yield Answer(body, level, largest_ms)
+            yield Answer(body, level, largest_ms, expected_ms)
             row += rows
 
     def _body(
@@ -216,6 +244,13 @@ class Answerer:
             [{"id": i, "score": s} for i, s in zip(*hits, strict=False)]  # an approximate index may find fewer than k
             for hits in zip(ids, scores.tolist(), strict=True)
         )
+
+
+def late_error(load: Load, i: int) -> RequestError:
+    """Return the refusal of a request that cannot be answered in time any more."""
+    age_ms, budget_ms = load.ages_ms[i] or 0.0, load.budgets_ms[i] if load.budgets_ms else load.budget_ms
+    message = f"waited {age_ms:.0f} ms and cannot be answered within its budget of {budget_ms:g} ms"
+    return RequestError("late", message, LATE)
 
 
 def _kind(request: Request) -> str:

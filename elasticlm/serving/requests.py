@@ -70,13 +70,13 @@ class AcceptedRequest:
     """An accepted request with its age and its latency budget.
 
     Args:
-        age_ms: how long the request has waited already; 0 if unknown.
+        age_ms: how long the request has waited already; None if unknown.
         budget_ms: T_i, the latency budget of this request, counted from its arrival.
         binary: whether the client asked for a binary answer (float32 values).
     """
 
     request: Request
-    age_ms: float
+    age_ms: float | None
     budget_ms: float
     binary: bool = False
 
@@ -97,7 +97,7 @@ class Service:
 
 
 def accept(
-    body: bytes, headers: Mapping[str, str], age_ms: float, settings: Settings, service: Service
+    body: bytes, headers: Mapping[str, str], age_ms: float | None, settings: Settings, service: Service
 ) -> AcceptedRequest:
     """Return a request as an accepted one; raises RequestError.
 
@@ -110,14 +110,6 @@ def accept(
     refuse_unserved(request, service)
     budget_ms = latency_budget_ms(headers.get("x-latency-budget-ms"), settings.budget_ms)
     return AcceptedRequest(request, age_ms, budget_ms, wants_binary(headers.get("accept"), request))
-
-
-def refuse_late(item: AcceptedRequest) -> AcceptedRequest | RequestError:
-    """Return the request, or the error (504) with which it is refused if it has waited longer than its budget."""
-    if item.age_ms < item.budget_ms:
-        return item
-    message = f"waited {item.age_ms:.0f} ms, longer than its budget of {item.budget_ms:g} ms"
-    return RequestError("late", message, LATE)
 
 
 def rows_of(request: Request) -> int:

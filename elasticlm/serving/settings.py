@@ -13,8 +13,8 @@ from elasticlm import backend as backends
 from elasticlm.errors import InputError
 from elasticlm.hints import unknown
 from elasticlm.schedule.policies import ALPHA, Policy, parse_policy
+from elasticlm.schedule.triage import LATE
 
-LATE = ("answer", "reject")
 BACKENDS = ("auto", *backends.BACKENDS)
 PRECISIONS = ("auto", *backends.PRECISIONS["onnx"])
 
@@ -42,12 +42,13 @@ class Settings(SettingsGroup):
 
     latency_budget_ms: float | None = None
     """T: time within which a request should be answered, counted from its arrival. None: taken from the policy."""
-    policy: str = "slack"
-    """`slack`, `queue` or `fixed:LEVEL`."""
+    policy: str = "deadline"
+    """`deadline`, `slack`, `queue` or `fixed:LEVEL`."""
     alpha: float = ALPHA
     """Share of T that `slack` plans with."""
-    late: str = "answer"
-    """What to do with a request that is older than its budget on arrival of its batch: `answer` or `reject` (504)."""
+    late: str = "shed"
+    """What to do with a request that cannot be answered in time any more: `shed` refuses it (504) if others can be,
+    `reject` always, `answer` never."""
     threads: int = 1
     """Threads of PyTorch and of the index, per worker."""
     backend: str = "auto"
@@ -66,6 +67,8 @@ class Settings(SettingsGroup):
     """r: time that the server adds to the service time of a request."""
     profile_on_start: bool = False
     """Measure a few runs of each level before READY and scale the latency table to them."""
+    correct_table: bool = True
+    """Scale the latency table by how long batches really take, within 0.5 to 4 times."""
     live_file: str | None = None
     """A YAML file that overrides latency_budget_ms, policy, alpha and late (see elasticlm.serving.live_settings)."""
 

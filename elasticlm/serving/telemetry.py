@@ -49,10 +49,13 @@ class BatchReport:
         service_s: time in the core, with the time to find out about the queue.
         table_ms: the part of it that the latency table contains.
         turnaround_s: the worker's time from one batch to the next beyond that part, as known before the batch.
+        table_ratio: measured service times relative to those of the latency table, over the last batches.
+        probe_up: whether the server answered when it was asked about its queue; None if it was not asked.
         work_s: work that arrived with the batch, in seconds at the largest level; refused requests included.
         levels: number of requests answered at each level.
         errors: number of requests answered with an error, by code.
-        misses: number of accepted requests not answered within their budget, as far as their age is known.
+        misses: number of accepted requests not answered within their budget, as far as their age is known: "server"
+            where the model's own budget was missed, "client" where only a smaller one that the client asked for.
         ignored_starts: number of X-Request-Start headers that were not valid.
     """
 
@@ -61,8 +64,10 @@ class BatchReport:
     workers: int = 1
     table_ms: float = 0.0
     turnaround_s: float = 0.0
+    table_ratio: float = 1.0
+    probe_up: bool | None = None
     work_s: float = 0.0
     levels: Counter[Choice] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
-    misses: int = 0
+    misses: Counter[str] = field(default_factory=Counter)
     ignored_starts: int = 0

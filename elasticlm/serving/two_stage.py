@@ -10,17 +10,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from transformers import BatchEncoding
 
-from elasticlm.model.structure import Level
+from elasticlm.model.structure import Choice, Level
 from elasticlm.retrieval.passage_texts import PassageTexts
 from elasticlm.retrieval.score_fusion import fused
 from elasticlm.schedule.cascade import MeasuredPair
 from elasticlm.schedule.load import Load
-from elasticlm.schedule.policies import Policy
+from elasticlm.schedule.policies import Policy, decide
 from elasticlm.serving.bundle import Bundle
 from elasticlm.serving.cascade_times import pair_table
-from elasticlm.serving.engine import Answer, Answerer, Engine, load_index, load_with_latency, warmed_up
-from elasticlm.serving.requests import Request, Search, Service
+from elasticlm.serving.engine import Answer, Answerer, Engine, late_error, load_index, load_with_latency, warmed_up
+from elasticlm.serving.requests import Request, RequestError, Search, Service
 from elasticlm.serving.settings import Settings
 from elasticlm.serving.stages import Stages
 
@@ -73,39 +74,53 @@ class TwoStageAnswerer:
         """Switch to the policy of these settings. Raises InputError if the policy needs a pair that does not exist."""
         policy: Policy = settings.parsed_policy()
         policy.check(list(self.table.pairs))
-        self.policy = policy
+        self.policy, self.late = policy, settings.late
 
-    def answer(self, requests: Sequence[Request], load: Load, stages: Stages | None = None) -> list[Answer]:
-        """Return the answers to a batch, in the order of the requests, all computed by one pair of levels.
+    def answer(
+        self, requests: Sequence[Request], load: Load, stages: Stages | None = None
+    ) -> list[Answer | RequestError]:
+        """Return what becomes of each request of a batch, in order; one pair of levels computes all answers.
 
         Args:
-            load: what is known about the queue; this method fills in rows, tokens and batch.
+            load: what is known about the queue; this method fills in rows and tokens.
             stages: records the time of each stage.
         """
         if not requests:
             return []
         searches = cast(Sequence[Search], requests)  # refuse_unserved() lets no others in
         stages = stages or Stages()
-        queries = [request.query for request in searches]
-        inputs = self.retriever.tokenize(queries)
+        inputs = self.retriever.tokenize([request.query for request in searches])
         rows, tokens = self.retriever.counted(inputs)
         stages.done("tokenize")
-        levels = self.policy.choose(self.table, replace(load, rows=rows, tokens=tokens, batch=rows))
-        pair = self.table[levels]
+        decision = decide(self.policy, self.table, replace(load, rows=rows, tokens=tokens), self.late)
         stages.done("decide")
+        outcomes: dict[int, Answer | RequestError] = {i: late_error(load, i) for i in decision.refused}
+        kept = [i for i in range(len(searches)) if i not in decision.refused]
+        if kept:
+            if outcomes:
+                inputs = self.retriever.tokenize([searches[i].query for i in kept])
+                stages.done("tokenize")
+            outcomes |= zip(kept, self._found([searches[i] for i in kept], inputs, decision.level, stages), strict=True)
+        return [outcomes[i] for i in range(len(searches))]
+
+    def _found(self, searches: Sequence[Search], inputs: BatchEncoding, levels: Choice, stages: Stages) -> list[Answer]:
+        """Return the answers to tokenised searches, computed by a pair of levels."""
+        pair = self.table[levels]
         vectors = self.retriever.encode(inputs, pair.retriever).float().cpu().numpy()
         stages.done("forward")
         scores, ids = self.index.search(vectors, pair.depth)
         lists = [dict(zip(*hits, strict=False)) for hits in zip(ids, scores.tolist(), strict=True)]
         stages.done("search")
         if pair.reranker is not None:
-            lists = self._reranked(queries, lists, pair.reranker, stages)
-        largest_ms = self.table.mean_ms(self.table.levels[0], rows, tokens) / rows
-        bodies = [_body(hits, request.k, pair) for hits, request in zip(lists, searches, strict=True)]
+            lists = self._reranked([search.query for search in searches], lists, pair.reranker, stages)
+        rows, tokens = self.retriever.counted(inputs)
+        largest_ms, expected_ms = (self.table.mean_ms(each, rows, tokens) / rows
+                                   for each in (self.table.levels[0], levels))  # fmt: skip
+        bodies = [_body(hits, search.k, pair) for hits, search in zip(lists, searches, strict=True)]
         for body, cut in zip(bodies, self.retriever.truncated(inputs), strict=True):
             body |= {"truncated": True} if cut else {}
         stages.done("convert")
-        return [Answer(body, levels, largest_ms) for body in bodies]
+        return [Answer(body, levels, largest_ms, expected_ms) for body in bodies]
 
     def _reranked(self, queries: Sequence[str], lists: Sequence[Hits], level: Level, stages: Stages) -> list[Hits]:
         """Return each list in the reranker's order, with scores fused with the retriever's by the artifact's weight."""

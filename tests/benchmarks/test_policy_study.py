@@ -72,7 +72,7 @@ def test_trace_summary_picture_and_table_end_to_end(place, capsys):
 def test_several_arrivals_stand_side_by_side(place, capsys):
     words = f"--arrivals poisson:30 rush:20 --budget 60 --requests 50 --duration 10 --quality {QUALITY}"
     summary = simulated(words, capsys)
-    names = ["slack:t=60,alpha=.6", "queue:t=60", "fixed:100", "fixed:10"]
+    names = ["deadline:t=60", "slack:t=60,alpha=.6", "queue:t=60", "fixed:100", "fixed:10"]
     assert list(summary["arms"]) == [f"{name} on {spec}" for spec in ("poisson:30", "rush:20") for name in names]
     assert summary["arms"]["fixed:10 on poisson:30"]["requests"] == 50
     assert summary["arrivals"]["rush:20"]["bound"] is None
@@ -150,7 +150,7 @@ def test_levels_and_measures_can_be_chosen(place, capsys):
     write_quality(place, {"100": 0.9, "50": 0.8, "10": 0.6})
     summary = simulated("--arrivals poisson:90 --budget 60 --levels 50,10 --measure R@5", capsys)
     assert summary["levels"] == ["50", "10"]
-    assert list(summary["arms"])[2:] == ["fixed:50", "fixed:10"]
+    assert list(summary["arms"])[3:] == ["fixed:50", "fixed:10"]
     assert summary["measure"] == "R@5 on pydoc#test"
     assert {told["quality"] for told in summary["arms"].values()} == {1.0}
 
@@ -158,11 +158,15 @@ def test_levels_and_measures_can_be_chosen(place, capsys):
 def test_the_recommendation_is_the_best_of_what_was_tried(place, capsys):
     summary = simulated(f"--arrivals gamma:60,3 --budget 60 --requests 300 --quality {QUALITY} --recommend", capsys)
     told = summary["recommended"]["gamma:60,3"]
-    sweep = [(row["alpha"], row["batch size"]) for row in told["tried"] if row["levels"] == "100,50,10"]
-    assert sorted(sweep) == sorted((alpha, size) for alpha in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-                                   for size in (1, 2, 4, 8))  # fmt: skip
+    sweep = [(row["workers"], row["batch size"]) for row in told["tried"] if row["levels"] == "100,50,10"]
+    counts = sorted({count for count, _ in sweep})
+    assert counts == [1, 2, 4, 8][: len(counts)]  # no more workers than are needed
+    assert sorted(sweep) == sorted((count, size) for count in counts for size in (1, 2, 4, 8))
+    assert told["best"]["workers"] == counts[-1]
     assert {row["levels"] for row in told["tried"]} >= {"50,10", "100,10", "100,50"}
-    tried = [row for row in told["tried"] if row["levels"] == told["best"]["levels"]]
+    assert all(row["queue size"] >= 1 for row in told["tried"])
+    same = (told["best"]["levels"], told["best"]["workers"])
+    tried = [row for row in told["tried"] if (row["levels"], row["workers"]) == same]
     enough = [row["effective"] for row in tried if row["in time %"] >= 99]
     if told["enough_in_time"]:
         assert told["best"]["effective"] == max(enough)
@@ -179,7 +183,7 @@ def test_an_archive_brings_its_times_quality_budget_and_batches(tiny_artifact, t
     words = ["--archive", str(mar), "--arrivals", "poisson:30", "--requests", "50"]
     policies.main([*words, "--output", str(tmp_path / "out")])
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(summary["arms"]) == ["slack:t=60,alpha=.6", "queue:t=60", "fixed:100", "fixed:10"]
+    assert list(summary["arms"]) == ["deadline:t=60", "slack:t=60,alpha=.6", "queue:t=60", "fixed:100", "fixed:10"]
     assert summary["measure"] == "RR@10 on pydoc#test"
     assert summary["server"]["batch_size"] == 1
     policies.main([*words, "--budget", "80", "--batch-size", "4", "--output", str(tmp_path / "other")])
@@ -235,12 +239,12 @@ def test_a_quiet_server_is_told_to_keep_all_levels_and_a_drowned_one_the_share_i
     quiet = simulated(f"--arrivals poisson:.5 --budget 60 --requests 100 --quality {QUALITY} --recommend", capsys)
     best = quiet["recommended"]["poisson:.5"]
     assert (best["best"]["levels"], best["best"]["effective"], best["enough_in_time"]) == ("100,50,10", 0.9, True)
-    words = f"--arrivals poisson:5000 --budget 30 --requests 300 --quality {QUALITY} --recommend"
+    words = f"--arrivals poisson:50000 --budget 30 --requests 300 --quality {QUALITY} --recommend"
     policies.main([*words.split(), "--model", "model", "--output", "out", "--overwrite"])
     out = capsys.readouterr().out.splitlines()
-    drowned = json.loads(out[-1])["recommended"]["poisson:5000"]
+    drowned = json.loads(out[-1])["recommended"]["poisson:50000"]
     assert not drowned["enough_in_time"]
-    assert drowned["best"]["batch size"] == 8
+    assert drowned["best"]["workers"] == 8
     assert "nothing reached 99%" in out[-2]
 
 

@@ -37,10 +37,15 @@ def cell(level=50, rows=1, tokens=16, mean_ms=10.0, p50_ms=9.0, p95_ms=12.0, p99
 class Recording:
     """A fixed level that remembers the loads it saw."""
 
+    budget_ms = None
+
     def __init__(self, level=50):
         self.level, self.loads = level, []
 
-    def choose(self, table: LatencyTable, load: Load):
+    def smallest(self, levels):
+        return self.level
+
+    def choose(self, table: LatencyTable, load: Load, found):
         self.loads.append(load)
         return self.level
 
@@ -183,6 +188,30 @@ def test_equal_seeds_give_equal_runs_and_policies_meet_the_same_luck():
     assert small.latency_ms * 2 == pytest.approx(first.latency_ms)
 
 
+def test_late_requests_are_refused_and_hold_the_worker_only_for_that_long():
+    server = Server(overhead_ms=0, turnaround_ms=0, refusal_ms=2)
+    policy, times = parse_policy("deadline:t=25"), table({50: 10.0})
+    served = simulate(policy, times, server, at(0, 1, 2, 3, 19))
+    # At 20 it is too late for the third and the fourth, but not for the last one if they are refused.
+    assert served.status.tolist() == [200, 200, 504, 504, 200]
+    assert served.answered_ms.tolist() == [10, 20, 22, 24, 34]
+    assert served.in_time(25).tolist() == [True, True, False, False, True]
+    hopeless = at(0, 1, 2, 3, 4)
+    assert simulate(policy, times, server, hopeless).status.tolist() == [200] * 5  # nobody is saved by refusals
+    assert simulate(policy, times, server, hopeless, late="reject").status.tolist() == [200, 200, 504, 504, 504]
+    answered = simulate(policy, times, server, at(0, 1, 2, 3, 19), late="answer")
+    assert answered.status.tolist() == [200] * 5
+    assert answered.answered_ms.tolist() == [10, 20, 30, 40, 50]
+
+
+def test_a_full_queue_refuses_what_comes_beyond_it_at_once():
+    served = simulate(
+        Fixed(50), table({50: 10.0}), Server(overhead_ms=0, turnaround_ms=0, queue_size=2), at(0, 1, 2, 3, 15)
+    )
+    assert served.status.tolist() == [200, 200, 200, 503, 200]
+    assert served.latency_ms.tolist() == [10, 19, 28, 0, 25]
+
+
 # -- Batches and workers -----------------------------------------------------------------------------------------------
 
 
@@ -267,9 +296,11 @@ def test_a_slow_server_is_sent_less():
 
 def best_of_all_choices(arrival_ms, service_ms, quality, budget_ms):
     best = 0.0
-    for choice in itertools.product(range(len(quality)), repeat=len(arrival_ms)):
+    for choice in itertools.product([None, *range(len(quality))], repeat=len(arrival_ms)):
         free, total = 0.0, 0.0
         for i, level in enumerate(choice):
+            if level is None:  # left out
+                continue
             free = max(free, arrival_ms[i]) + service_ms[i, level]
             total += quality[level] * (free - arrival_ms[i] <= budget_ms)
         best = max(best, total)

@@ -47,7 +47,7 @@ def run(tmp_path):
     trace = pd.DataFrame({
         "arm": ARM, "t_s": served.arrival_ms / 1000, "users": 1, "queue_depth": served.queue_depth,
         "level": [("100", "50", "10")[place] for place in served.level], "latency_ms": served.latency_ms,
-        "status": 200, "query_id": "q", "quality": 1.0,
+        "status": served.status, "query_id": "q", "quality": 1.0,
     })[COLUMNS]  # fmt: skip
     trace.to_csv(folder / "trace.csv", index=False)
     load = {"arrivals": "gamma:20,4", "capacity_rps": {"100": 1000 / 42, "10": 1000 / 6}}

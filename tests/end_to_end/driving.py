@@ -12,7 +12,7 @@ import torch
 
 MEANS_MS = {100: 60.0, 50: 40.0, 10: 5.0}
 """Service times of the table: of 200 ms x .5, level 100 keeps to it alone, 50 with one request behind, 10 with more."""
-SCHEDULE = {"latency_budget_ms": 200, "policy": "slack", "alpha": 0.5}
+SCHEDULE = {"latency_budget_ms": 200, "policy": "slack", "alpha": 0.5, "late": "answer", "correct_table": False}
 QUERIES = [f"how {adjective} is the {noun}" for adjective in ("high", "old", "slow") for noun in ("moon", "ice", "sea")]
 
 
@@ -29,8 +29,8 @@ def ask_idle(server, name, body, *, level=100, **headers):
     return reply
 
 
-def rush(server, name, bodies):
-    """Send all bodies at the same moment; return the responses in their order.
+def rush(server, name, bodies, headers=dict):
+    """Send all bodies at the same moment; return the responses in their order. ``headers`` makes those of a request.
 
     The workers stand still until nothing more joins the queue: on a fast machine they would be done with each request
     before the next one comes.
@@ -41,7 +41,8 @@ def rush(server, name, bodies):
         with requests.Session() as session:
             session.get(f"{server.inference_url}/ping", timeout=30)  # connects, so that only the request is left to do
             ready.wait(60)
-            return session.post(f"{server.inference_url}/predictions/{name}", json=body, timeout=30)
+            url = f"{server.inference_url}/predictions/{name}"
+            return session.post(url, json=body, headers=headers(), timeout=30)
 
     with ThreadPoolExecutor(len(bodies)) as pool:
         replies = [pool.submit(send, body) for body in bodies]

@@ -85,6 +85,10 @@ def test_late_requests_are_answered_or_rejected_as_the_setting_says(server):
 
 
 def test_an_old_request_and_a_hurried_one_run_at_a_smaller_level(server):
+    for _ in range(2):  # an idle worker sees that the clocks agree
+        just_now = {"X-Request-Start": f"{(time.time() - 0.002) * 1000:.0f}"}
+        ask_idle(server, "search", {"text": "ice"}, **just_now)
+        time.sleep(0.1)
     old = {"X-Request-Start": f"{(time.time() - 0.145) * 1000:.0f}"}  # 60 ms do not fit any more
     assert ask(server, "search", {"text": "ice"}, **old).json()["level"] in (50, 10)
     time.sleep(0.1)  # idle, so that nothing is taken to have waited

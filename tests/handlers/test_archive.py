@@ -59,7 +59,7 @@ def test_the_archive_holds_all_that_serving_needs_and_nothing_else(artifact, tin
 def test_without_a_policy_the_budget_is_five_service_times_of_the_largest_level(artifact, tmp_path, capsys):
     settings = settings_of(pack(artifact, tmp_path))
     handler = settings["handler"]
-    assert (handler["policy"], handler["latency_budget_ms"], handler["alpha"]) == ("slack", 200, 0.6)
+    assert (handler["policy"], handler["latency_budget_ms"], handler["alpha"]) == ("deadline", 200, 0.6)
     assert (settings["batchSize"], settings["minWorkers"], settings["maxBatchDelay"]) == (1, 1, 1)
     assert "latency budget: 200 ms, 5 times the 40 ms of level 100" in capsys.readouterr().err
 
@@ -201,5 +201,5 @@ def test_the_fastest_setup_that_was_measured_is_served_with_its_graphs_alone(tin
 
 def test_the_queue_holds_what_the_smallest_level_can_answer_in_time(artifact, tmp_path):
     settings = settings_of(pack(artifact, tmp_path, "--policy", "slack:t=200", "--workers", "2"))
-    turnaround_ms = 2.0
+    turnaround_ms = 3.0
     assert settings["jobQueueSize"] == int(0.9 * 2 * (200 - 2.0 - 5.0) / (5.0 + turnaround_ms))

@@ -11,6 +11,7 @@ from ts.utils.util import list_classes_from_module
 
 import elasticlm.handlers.elastic_handler
 from elasticlm.handlers.elastic_handler import ElasticHandler
+from elasticlm.handlers.emission import Emitter
 from elasticlm.serving.core import ServingCore
 from elasticlm.serving.engine import Answer
 from elasticlm.serving.requests import Service
@@ -50,6 +51,7 @@ class Slow:
 
 def handler(engine, probe=None, *, batch_size=8, **settings):
     made = ElasticHandler()
+    made.emitter = Emitter()
     made.backlog = QueueSignal(probe, batch_size=batch_size)
     made.core = ServingCore(engine, Settings(**{"latency_budget_ms": 250} | settings), batch_size=batch_size)
     return made

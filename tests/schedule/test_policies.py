@@ -82,7 +82,7 @@ def test_slack_plans_with_its_share_of_the_budget():
 
 
 @pytest.mark.parametrize(
-    "text", ["fixed:50", "fixed:12.5", "queue:t=250", "slack:t=250,alpha=.6", "slack:t=37.5,alpha=1"]
+    "text", ["deadline:t=250", "fixed:50", "fixed:12.5", "queue:t=250", "slack:t=250,alpha=.6", "slack:t=37.5,alpha=1"]
 )
 def test_policies_are_written_as_they_are_read(text):
     assert str(parse_policy(text)) == text

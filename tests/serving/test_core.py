@@ -9,7 +9,7 @@ import pytest
 from elasticlm.serving.backlog import Backlog
 from elasticlm.serving.core import RawRequest, ServingCore
 from elasticlm.serving.engine import Answer
-from elasticlm.serving.requests import Service
+from elasticlm.serving.requests import RequestError, Service
 from elasticlm.serving.settings import Settings
 
 NOW_S = 1_700_000_000.0
@@ -20,7 +20,7 @@ ONE_SECOND_OLD = {"X-Request-Start": f"t={NOW_S - 1}"}
 class Echo:
     """Answers with the text of the request; some texts make it fail. Remembers the loads that it was given."""
 
-    service, row_ms = Service("embed"), 10.0
+    service, row_ms, expected_ms = Service("embed"), 10.0, 0.0
     table_stages = frozenset({"tokenize", "forward"})
 
     def __init__(self):
@@ -37,7 +37,12 @@ class Echo:
         for stage in ("tokenize", "forward", "search"):
             time.sleep(0.002)
             stages.done(stage)
-        return [Answer({"embedding": self.vector(request.text), "level": 50}, 50, 30.0) for request in requests]
+        return [self.outcome(request.text) for request in requests]
+
+    def outcome(self, text):
+        if text == "late":
+            return RequestError("late", "too late", 504)
+        return Answer({"embedding": self.vector(text), "level": 50}, 50, 30.0, self.expected_ms)
 
     @staticmethod
     def vector(text):
@@ -104,31 +109,47 @@ def test_headers_are_read_in_any_case(name):
 def test_starts_that_are_not_valid_are_ignored_and_counted():
     made = core()
     *_, report = handle(made, raw("a", **{"X-Request-Start": "soon"}), raw("b", **{"X-Request-Start": "9e9"}))
-    assert made.engine.loads[0].ages_ms == (0.0, 0.0)
+    assert made.engine.loads[0].ages_ms == (None, None)
     assert report.ignored_starts == 2
 
 
-def test_a_late_request_is_rejected_alone():
-    bodies, responses, report = handle(core(late="reject"), raw("a", **ONE_SECOND_OLD), raw("b"))
+def test_a_request_that_the_engine_refuses_has_its_own_status():
+    bodies, responses, report = handle(core(), raw("late"), raw("b"))
     assert bodies[0]["error"]["code"] == "late"
     assert [response.status for response in responses] == [504, 200]
-    assert (report.misses, report.errors["late"], report.levels[50]) == (1, 1, 1)
-    bodies, *_ = handle(core(), raw("a", **ONE_SECOND_OLD))
-    assert bodies[0]["embedding"] == "a"
+    assert (report.misses, report.errors, report.levels) == ({"server": 1}, {"late": 1}, {50: 1})
 
 
 def test_a_batch_is_counted_by_level_error_and_deadline():
     *_, report = handle(core(), raw("a", **ONE_SECOND_OLD), RawRequest(b"{"), raw("c"))
-    assert (report.levels, report.errors, report.misses) == ({50: 2}, {"bad_json": 1}, 1)
+    assert (report.levels, report.errors, report.misses) == ({50: 2}, {"bad_json": 1}, {"server": 1})
     assert report.work_s == pytest.approx(0.060)
 
 
+def test_budgets_that_only_clients_asked_for_are_missed_by_clients():
+    backlog = Backlog(ages_ms=(100.0, 100.0, 300.0))
+    hurried = {"X-Latency-Budget-Ms": "50"}
+    *_, report = handle(core(), raw("a"), raw("b", **hurried), raw("c", **hurried), backlog=backlog)
+    assert report.misses == {"client": 1, "server": 1}
+
+
 def test_work_includes_refused_requests_as_if_they_were_typical_and_ends_with_the_requests():
-    made = core(late="reject")
-    work_s = [handle(made, raw("a"), raw("b", **ONE_SECOND_OLD))[2].work_s for _ in range(200)]
+    made = core()
+    work_s = [handle(made, raw("a"), raw("late"))[2].work_s for _ in range(200)]
     assert work_s[0] == pytest.approx(0.030 + 0.011)  # 10 ms until requests have been answered, then closer to 30 ms
     assert work_s[-1] == pytest.approx(0.060, rel=0.01)
     assert handle(made)[2].work_s == 0
+
+
+def test_the_table_is_corrected_by_batches_that_were_answered_whole():
+    made = core()
+    made.engine.table_stages = frozenset({"tokenize"})  # 2 ms or a little more
+    made.engine.expected_ms = 1.0
+    ratios = [handle(made, raw("a"))[2].table_ratio for _ in range(60)]
+    assert ratios[0] < ratios[10] < ratios[-1]
+    assert 1.9 < ratios[-1] < 4
+    assert made.engine.loads[-1].table_ratio == ratios[-2]
+    assert handle(made, raw("late"))[2].table_ratio == ratios[-1]
 
 
 def test_an_exception_while_answering_fails_only_the_request_that_causes_it(caplog):

@@ -30,7 +30,7 @@ TEXTS = ["the river and the rain", "a glacier", "what is the new moon and how hi
 
 
 def answerer(folder, **settings):
-    return Answerer(folder, Settings(**{"latency_budget_ms": 250} | settings))
+    return Answerer(folder, Settings(**{"latency_budget_ms": 250, "policy": "slack"} | settings))
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,20 @@ def test_the_age_of_one_request_lowers_the_level_of_its_batch(query_side):
     assert [served.answer([Embed("ice")], load)[0].level for load in (young, old)] == [100, 50]
     hurried = Load(ages_ms=(0.0,), budgets_ms=(10.0,))
     assert served.answer([Embed("ice")], hurried)[0].level == 10
+
+
+def test_requests_that_cannot_be_answered_in_time_are_refused_and_the_others_answered(query_side):
+    served = answerer(query_side, policy="deadline")
+    load = Load(batch=3, batch_size=3, ages_ms=(0.0, 300.0, 10.0), budgets_ms=(250.0,) * 3, budget_ms=250.0)
+    answers = served.answer([Embed(text) for text in TEXTS], load)
+    assert (answers[1].code, answers[1].status) == ("late", 504)
+    assert "waited 300 ms" in answers[1].message
+    expected = served.model.embed([TEXTS[0], TEXTS[2]], level=100)
+    assert max_diff([answers[i].body["embedding"] for i in (0, 2)], expected) < 1e-5
+    late = replace(load, ages_ms=(300.0,) * 3)
+    assert [answer.level for answer in served.answer([Embed(text) for text in TEXTS], late)] == [10] * 3
+    strict = answerer(query_side, policy="deadline", late="reject")
+    assert [answer.code for answer in strict.answer([Embed(text) for text in TEXTS], late)] == ["late"] * 3
 
 
 def test_passages_run_at_the_largest_level_in_any_rush_and_queries_beside_them_do_not(both_sides):

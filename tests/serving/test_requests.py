@@ -17,7 +17,6 @@ from elasticlm.serving.requests import (
     latency_budget_ms,
     parse,
     read_body,
-    refuse_late,
     refuse_unserved,
     rows_of,
     wants_binary,
@@ -158,16 +157,6 @@ def test_a_budget_that_is_no_time_is_refused(header):
     with pytest.raises(RequestError) as error:
         latency_budget_ms(header, 250)
     assert (error.value.code, error.value.status) == ("bad_header", 400)
-
-
-@pytest.mark.parametrize(("age_ms", "budget_ms", "late"), [(249, 250, False), (250, 250, True), (99, 100, False)])
-def test_a_request_that_has_used_up_its_budget_is_late(age_ms, budget_ms, late):
-    item = AcceptedRequest(Embed("ice"), age_ms, budget_ms)
-    found = refuse_late(item)
-    if not late:
-        assert found is item
-    else:
-        assert (found.code, found.status) == ("late", 504)
 
 
 def test_an_accepted_request_knows_its_age_and_its_own_budget():

@@ -55,8 +55,8 @@ def test_mistakes_are_errors_that_name_the_setting(section, says):
 @pytest.mark.parametrize(
     ("section", "policy", "budget_ms"),
     [
-        ({"latency_budget_ms": 250}, "slack:t=250,alpha=.6", 250),
-        ({"latency_budget_ms": 250, "alpha": 0.5}, "slack:t=250,alpha=.5", 250),
+        ({"latency_budget_ms": 250}, "deadline:t=250", 250),
+        ({"latency_budget_ms": 250, "policy": "slack", "alpha": 0.5}, "slack:t=250,alpha=.5", 250),
         ({"latency_budget_ms": 250, "policy": "slack:t=100"}, "slack:t=100,alpha=.6", 100),
         ({"policy": "queue:t=100"}, "queue:t=100", 100),
         ({"latency_budget_ms": 250, "policy": "queue"}, "queue:t=250", 250),

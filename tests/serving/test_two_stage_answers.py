@@ -98,7 +98,7 @@ def test_the_archive_holds_both_models_the_passages_and_the_pairs_worth_running(
     for part in ("artifact", "reranker"):
         assert {"model.safetensors", "latency.csv"} <= {file.name for file in (archive / part).iterdir()}
     handler = yaml.safe_load((archive / "model-config.yaml").read_text())["handler"]
-    assert (handler["policy"], handler["latency_budget_ms"]) == ("slack", 250)  # 5 x (8 + 4 x 10 + search), up
+    assert (handler["policy"], handler["latency_budget_ms"]) == ("deadline", 250)  # 5 x (8 + 4 x 10 + search), up
     assert handler["max_k"] == 4
 
 

@@ -1,0 +1,124 @@
+"""Policies of other systems, simplified to this setting, to compare with. Each may shed as ``deadline`` does.
+
+- ``slackfit:t=MS``: SlackFit of SuperServe (Khare et al., NSDI 2025). The level whose batch fits the time that the most
+  urgent request has left. Simplified: the server forms the batches, so that only the level is chosen; SuperServe
+  also chooses the batch size, by buckets of latency.
+- ``switching:t=MS``: Model-Switching (Zhang et al., HotCloud 2020). The best level for the arrival rate of the last
+  seconds, by thresholds with hysteresis. Simplified: thresholds are shares of each level's capacity from the latency
+  table, where the paper finds them by measuring effective accuracy at each rate.
+- ``demand:t=MS``: demand-driven accuracy scaling of Proteus (Ahmad et al., ASPLOS 2024), for one worker. The most
+  accurate level whose capacity covers the demand of the last seconds with some headroom. Simplified: Proteus solves an
+  integer programme over many workers and models; for one worker and one model the rule is its solution.
+
+A static model with shedding, as Clipper serves it (Crankshaw et al., NSDI 2017), is ``fixed:LEVEL``.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from elasticlm.model.structure import Choice
+from elasticlm.schedule.load import Load
+from elasticlm.schedule.table import ChoiceT, Table
+from elasticlm.schedule.triage import Triage
+
+WINDOW_S = 0.2
+"""Time over which the arrival rate is measured: of 0.2, 0.5, 1 and 2 s, the one that serves the peers best."""
+UP, DOWN = 0.7, 0.9
+"""Model-Switching: shares of a level's capacity up to which it is switched to, and above which it is left."""
+HEADROOM = 1.05
+"""Proteus: capacity kept relative to the demand."""
+
+
+@dataclass(frozen=True)
+class _WithBudget:
+    """What the peers share."""
+
+    budget_ms: float
+
+    name = ""
+
+    def check(self, levels: Sequence[Choice]) -> None:
+        """Any levels will do."""
+
+    def smallest(self, levels: Sequence[ChoiceT]) -> ChoiceT:
+        return levels[-1]
+
+    def settings(self) -> dict[str, str | float]:
+        return {"policy": self.name, "latency_budget_ms": self.budget_ms}
+
+    def __str__(self) -> str:
+        return f"{self.name}:t={self.budget_ms:g}"
+
+
+@dataclass(frozen=True)
+class SlackFit(_WithBudget):
+    """The largest level at which the batch ends within the time that its most urgent request has left."""
+
+    name = "slackfit"
+
+    def choose(self, table: Table[ChoiceT], load: Load, found: Triage) -> ChoiceT:
+        ages_ms = [age or 0.0 for age in load.ages_ms or (None,)]
+        budgets_ms = load.budgets_ms or (self.budget_ms,) * len(ages_ms)
+        left_ms = min(min(self.budget_ms, budget) - age for budget, age in zip(budgets_ms, ages_ms, strict=True))
+        return _largest(table, lambda level: table.mean_ms(level, load.rows, load.tokens) + load.overhead_ms <= left_ms)
+
+
+@dataclass(frozen=True)
+class Switching(_WithBudget):
+    """The largest level whose capacity carries the arrival rate; a larger level than the last needs a lower rate."""
+
+    name = "switching"
+
+    def choose(self, table: Table[ChoiceT], load: Load, found: Triage) -> ChoiceT:
+        last = table.levels.index(load.last_level) if load.last_level in table.levels else 0
+
+        def carries(level: ChoiceT) -> bool:
+            share = UP if table.levels.index(level) < last else DOWN
+            return load.arrivals_rps <= share * capacity_rps(table, level, load)
+
+        return _largest(table, carries)
+
+
+@dataclass(frozen=True)
+class Demand(_WithBudget):
+    """The largest level whose capacity covers the arrival rate with headroom."""
+
+    name = "demand"
+
+    def choose(self, table: Table[ChoiceT], load: Load, found: Triage) -> ChoiceT:
+        return _largest(table, lambda level: HEADROOM * load.arrivals_rps <= capacity_rps(table, level, load))
+
+
+class ArrivalRate:
+    """Measures the arrival rate over the last WINDOW_S.
+
+    >>> rate = ArrivalRate()
+    >>> [rate.saw(now_s, arrived) for now_s, arrived in ((0.0, 0), (1.0, 10), (4.0, 20))]
+    [0.0, 10.0, 3.3333333333333335]
+    """
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, int]] = deque()
+
+    def saw(self, now_s: float, arrived: int) -> float:
+        """Record that so many requests have arrived by now, and return the rate in requests per second."""
+        self._points.append((now_s, arrived))
+        while len(self._points) > 1 and self._points[1][0] <= now_s - WINDOW_S:
+            self._points.popleft()
+        first_s, before = self._points[0]
+        return (arrived - before) / max(WINDOW_S, now_s - first_s) if arrived > before else 0.0
+
+
+PEERS = {peer.name: peer for peer in (SlackFit, Switching, Demand)}
+"""The policies of other systems by name."""
+
+
+def capacity_rps(table: Table[ChoiceT], level: ChoiceT, load: Load) -> float:
+    """Return the requests per second that the workers answer at a level with full batches."""
+    batch_ms = table.mean_ms(level, load.full_rows, load.tokens) + load.turnaround_ms
+    return 1e3 * load.batch_size * load.workers / batch_ms
+
+
+def _largest(table: Table[ChoiceT], fits: Callable[[ChoiceT], bool]) -> ChoiceT:
+    return next((level for level in table.levels[:-1] if fits(level)), table.levels[-1])

@@ -1,0 +1,94 @@
+"""Which of the requests in hand and in the queue can still be answered in time: the first step of ``deadline``.
+
+Request i has the age a_i and the budget T_i. It is *savable* if the smallest level answers it in time, after those
+requests ahead of it that are savable themselves. The others are assumed to be refused, each at the cost c::
+
+    in hand:  a_i + r + t_min(batch in hand)                                         <= T_i
+    waiting:  a_i + r + t_min(batch in hand) + n_i (t_min(full) + turnaround) + w_i  <= T_i
+
+    n_i = ceil((savable requests waiting ahead of i + 1) / (B W))
+    w_i = c (requests ahead of i that are not savable) / W
+
+An unknown age counts as 0, and a request of unknown age is never refused. Budgets below r + t_min(one request) are
+raised to it.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from elasticlm.schedule.load import Load
+from elasticlm.schedule.table import ChoiceT, Table
+
+LATE = ("shed", "answer", "reject")
+"""What to do with requests in hand that cannot be answered in time: refuse them if others can be saved (``shed``),
+always (``reject``), or never (``answer``)."""
+MARGIN = 0.9
+"""Share of each budget that ``deadline`` plans with."""
+
+
+@dataclass(frozen=True)
+class Triage:
+    """The result for one batch.
+
+    Attributes:
+        refused: positions in the batch of the requests that are refused.
+        due: for each number of rounds n that a savable request waits (0: in hand), how far the most urgent one is from
+            its planned time, without service times: the largest a_i + r + w_i - 0.9 T_i in ms. Empty if no request is
+            savable.
+    """
+
+    refused: tuple[int, ...]
+    due: tuple[tuple[int, float], ...]
+
+
+def triage(table: Table[ChoiceT], smallest: ChoiceT, load: Load, late: str) -> Triage:
+    """Find the savable requests, and those of the batch that are refused.
+
+    Args:
+        smallest: the smallest level that the policy can choose.
+        late: one of LATE.
+    """
+    ages_ms = load.ages_ms or (None,) * load.batch
+    one_ms = table.mean_ms(smallest, load.rows / load.batch, load.tokens)
+    in_hand_ms = load.overhead_ms + table.mean_ms(smallest, load.rows, load.tokens)
+    floor_ms = load.overhead_ms + one_ms
+    budgets_ms = [min(load.budget_ms, max(budget, floor_ms)) for budget in load.budgets_ms or (math.inf,) * load.batch]
+    due: dict[int, float] = {}
+    lost = []
+    for i, (age, budget) in enumerate(zip(ages_ms, budgets_ms, strict=True)):
+        if (age or 0.0) + in_hand_ms <= budget:
+            over = (age or 0.0) + load.overhead_ms - MARGIN * budget
+            due[0] = max(over, due.get(0, -math.inf))
+        else:
+            lost.append(i)
+    for rounds, over in _waiting(table, smallest, load, in_hand_ms, len(lost), late):
+        due[rounds] = max(over, due.get(rounds, -math.inf))
+    refusable = [i for i in lost if ages_ms[i] is not None] if late == "reject" or (late == "shed" and due) else []
+    return Triage(tuple(refusable), tuple(due.items()))
+
+
+def _waiting(
+    table: Table[ChoiceT], smallest: ChoiceT, load: Load, in_hand_ms: float, lost: int, late: str
+) -> Iterator[tuple[int, float]]:
+    """Yield (n_i, a_i + r + w_i - 0.9 T) for each savable request that waits."""
+    budget_ms, count = load.budget_ms, load.queue_depth
+    if not math.isfinite(budget_ms):
+        return
+    round_ms = table.mean_ms(smallest, load.full_rows, load.tokens) + load.turnaround_ms
+    per_round, spare_ms = load.batch_size * load.workers, budget_ms - in_hand_ms
+    planned_ms, cost_ms = MARGIN * budget_ms - load.overhead_ms, load.refusal_ms / load.workers
+    ages_ms = load.waiting_ages_ms[:count] + (None,) * (count - len(load.waiting_ages_ms))
+    ahead, refused_ms = 0, lost * cost_ms if late != "answer" else 0.0
+    for age in ages_ms:
+        rounds = ahead // per_round + 1
+        waited_ms = (age or 0.0) + refused_ms
+        if waited_ms + rounds * round_ms <= spare_ms:
+            yield rounds, waited_ms - planned_ms
+            ahead += 1
+        elif late == "answer":
+            ahead += 1
+        else:
+            refused_ms += cost_ms
+        if rounds * round_ms > spare_ms:
+            return  # nobody behind this one is savable
