@@ -7,6 +7,7 @@ from pathlib import Path
 import requests
 
 from elasticlm.benchmarks.drive import Traffic, drive
+from elasticlm.benchmarks.pinning import pinned
 from elasticlm.benchmarks.replay import Request
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import ServerError, TorchServe
@@ -25,13 +26,15 @@ def measure_capacity(
     requests_file: Path,
     asked: Sequence[Request],
     traffic: Traffic,
+    *,
+    pin: bool = False,
 ) -> float:
     """Return how many requests per second the server answers at one level when there is always one more waiting."""
     name = level_name(level)
     say(f"calibration: how many requests per second level {name} answers")
     full = replace(traffic, users=2 * archive.workers * archive.batch_size + 2, spawn_rate=1000.0, pause_s=(0.0, 0.0),
                    arrivals=None, duration_s=CALIBRATION_S)  # fmt: skip
-    with archive.serve(f"fixed:{name}", 1000.0, 1000) as server:
+    with archive.serve(f"fixed:{name}", 1000.0, 1000) as server, pinned(server, archive.name, enabled=pin):
         warm_up(server, archive.name, asked)
         rows = drive(server.inference_url, archive.name, requests_file, full, drain_s=5).rows
     ended_s = rows["t_s"] + rows["latency_ms"] / 1000

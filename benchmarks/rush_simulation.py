@@ -15,6 +15,7 @@ import pandas as pd
 from elasticlm.benchmarks.arrivals import RAMP, at_load, open_arrivals_s, parse_arrivals
 from elasticlm.benchmarks.calibrate import measure_capacity, rush_users, warm_up
 from elasticlm.benchmarks.drive import Drive, DriverError, Traffic, drive
+from elasticlm.benchmarks.pinning import pinned
 from elasticlm.benchmarks.replay import write_requests
 from elasticlm.benchmarks.rush_report import write_report
 from elasticlm.benchmarks.served_archive import Archive
@@ -79,7 +80,8 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     capacity_rps: dict[Choice, float] = {}
     if options.budgets is None or options.load or (options.users is None and not arrivals):
-        capacity_rps = {level: measure_capacity(archive, level, requests_file, workload.requests, traffic)
+        capacity_rps = {level: measure_capacity(archive, level, requests_file, workload.requests, traffic,
+                                                pin=options.pin)
                         for level in (archive.largest, archive.smallest)}  # fmt: skip
     budgets_ms = options.budgets or _budgets_from(archive, capacity_rps)
     arms = arms_of(names, budgets_ms)
@@ -112,7 +114,9 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         title = f"[{number}/{len(arms)}] {arm}" + (f", round {repeat + 1}" if options.repeats > 1 else "")
         sent = replace(traffic, seed=options.seed + repeat)
         try:
-            drives.append((arm, repeat, run_arm(archive, arm, budgets_ms, requests_file, workload, sent, title)))
+            drives.append(
+                (arm, repeat, run_arm(archive, arm, budgets_ms, requests_file, workload, sent, title, pin=options.pin))
+            )
         except (ServerError, DriverError) as error:
             if not drives:
                 raise
@@ -156,12 +160,14 @@ def run_arm(
     workload: Workload,
     traffic: Traffic,
     title: str,
+    *,
+    pin: bool = False,
 ) -> Drive:
     """Serve the archive under the arm's policy and drive the traffic through it."""
     say(f"{title}: starting TorchServe")
     queue_size = 100_000 if traffic.arrivals else max(1000, 4 * traffic.users)
     budget_ms = parse_policy(arm).budget_ms or budgets_ms[0]
-    with archive.serve(arm, budget_ms, queue_size) as server:
+    with archive.serve(arm, budget_ms, queue_size) as server, pinned(server, archive.name, enabled=pin):
         warm_up(server, archive.name, workload.requests)
         drain_s = 2 * max(budgets_ms) / 1000 + 5
         with progress(total=round(traffic.duration_s), desc=title, unit="s") as bar:

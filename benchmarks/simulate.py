@@ -66,6 +66,8 @@ def _options() -> argparse.ArgumentParser:
                          "arrivals, of a trace its busiest window")  # fmt: skip
     options.add_argument("--repeats", type=positive_int, default=1, metavar="N", help="rounds of all arms, each "
                          "with traffic of its own")  # fmt: skip
+    options.add_argument("--pin", action="store_true", help="run the workers on cores of their own, and the "
+                         "frontend and the driver on the others, which otherwise slow them down in bursts")  # fmt: skip
     options.add_argument("--no-request-start", action="store_true", help="do not send the header X-Request-Start")
     options.add_argument("--index", metavar="DIR_OR_FAISS", help="ask for embeddings and judge them against this index")
     options.add_argument("--ids", metavar="FILE", help="passage ids of a FAISS file, one per line in row order")

@@ -246,6 +246,8 @@ class QueueSignal:
         self._full_in_a_row = self._full_in_a_row + 1 if full and self._idle_since is not None and not was_idle else 0
         status = self._probe() if self._probe and full else None
         pending = self._pending(status, full, now_s)
+        if paused and pending == 0 and self._arrivals.arrived > taken:
+            self._arrivals.forget()  # what was admitted and is neither taken nor waiting has been lost
         if pending is not None:
             self._arrivals.saw(now_s, taken + pending)
         depth = pending if pending is not None else self._assumed_depth(now_s)

@@ -1,6 +1,7 @@
-"""The simulator held against a server: here one whose behaviour is known."""
+"""The simulator compared with a server: one whose behaviour is known, and a recorded run of the real one."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -83,3 +84,24 @@ def test_a_closed_loop_is_refused(run, tmp_path):
     write_summary(tmp_path / "gamma", summary | {"load": {"arrivals": None}})
     with pytest.raises(InputError, match="closed loop"):
         main(run)
+
+
+RECORDED = Path(__file__).parents[1] / "data/server_run"
+"""900 requests (Gamma, CV 4) at 0.6 of level 100's capacity: `elasticlm simulate` on two cores."""
+OFF_WITHIN, OFF_SHARES = 8.0, 11.0
+"""What the simulator is off by, in points: in bursts, frontend and driver take time from the worker."""
+
+
+def test_the_simulator_is_as_close_to_a_recorded_run_as_it_was(tmp_path):
+    output = tmp_path / "validation.json"
+    assert main(["--model", str(RECORDED), "--runs", str(RECORDED / "gamma"), "--output", str(output)]) == 1
+    compared = json.loads(output.read_text())["compared"]
+    assert [(each["arm"], each["requests"]) for each in compared] == [
+        ("deadline:t=212", 900),
+        ("slack:t=212,alpha=.6", 900),
+    ]
+    for each in compared:
+        served, simulated = each["within_budget"]
+        assert 0 <= 100 * (simulated - served) <= OFF_WITHIN
+        assert all(100 * abs(there - here) <= OFF_SHARES for there, here in each["level_shares"].values())
+    assert compared[0]["within_budget"] > compared[1]["within_budget"]  # both say that deadline does better

@@ -1,4 +1,4 @@
-"""Rushes while something is broken: every request gets an answer or a status, levels follow, and all is well afterwards."""
+"""Rushes while something is broken: every request gets an answer or a status, and all is well afterwards."""
 
 import threading
 import time

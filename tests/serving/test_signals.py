@@ -232,6 +232,17 @@ def test_a_worker_that_disappears_makes_the_points_useless():
     assert [age is None for age in ages] == [True, False, True, False]
 
 
+def test_requests_that_are_lost_on_the_way_do_not_make_later_ones_old():
+    queue, clock, _ = signal([QueueStatus(n, 1) for n in (5, 0, 0, 0)], batch_size=1)
+    found = []
+    for now in (0.0, 1.0, 2.0, 3.0):  # five were waiting, and none of them ever reached the worker
+        clock.now = now
+        backlog = queue.batch_came(1)
+        found.append((backlog.was_idle, backlog.ages_ms[0]))
+        queue.batch_done(DONE)
+    assert found[2:] == [(True, pytest.approx(0)), (True, pytest.approx(0))]
+
+
 def test_the_turnaround_is_the_cycle_beyond_the_tables_time_while_others_wait():
     queue, clock, _ = signal([QueueStatus(n, 1) for n in (3, 2, 1, 0, 0)], batch_size=1)
     found = []
