@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from elasticlm.model.structure import Choice
+from elasticlm.schedule.admission import capacity_rps
 from elasticlm.schedule.latency import LatencyTable  # noqa: F401  (for the example)
 from elasticlm.schedule.table import Table
 
@@ -41,5 +42,6 @@ class Server:
         >>> Server(turnaround_ms=5).capacity_rps(LatencyTable.from_means({50: 45.0}), 50)
         20.0
         """
-        batch_ms = table.mean_ms(level, self.rows * self.batch_size, self.tokens) + self.turnaround_ms
-        return 1000 * self.batch_size * self.workers / batch_ms
+        return capacity_rps(table, level, batch_rows=self.rows * self.batch_size, tokens=self.tokens,
+                            batch_size=self.batch_size, workers=self.workers,
+                            turnaround_ms=self.turnaround_ms)  # fmt: skip

@@ -5,7 +5,8 @@ takes up to B requests; where its batch has room it waits for more, at most the 
 any meanwhile. The policy then sees the load and chooses the level. A batch holds its worker for its service time, drawn
 from the latency table, and for the turnaround; its requests are answered together, after the service time and the
 server's own overhead. The policy is told the same turnaround and overhead, as on the server. Requests that cannot be
-answered in time are refused as on the server: by the worker, which that holds a little, or because the queue is full.
+answered in time are refused as on the server: by the worker, which is busy with that for a moment, or because the queue
+is full.
 
 All times are in ms from the start. Nothing here reads a file or a clock: equal arguments give equal results.
 """

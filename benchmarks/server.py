@@ -235,9 +235,12 @@ class TorchServe:
 
     def headers(self, kind: str = "inference") -> dict[str, str]:
         """Return the authorisation header for the `inference`, `management` or `API` key; {} where tokens are off."""
-        if not self.token_auth:
-            return {}
-        return {"Authorization": f"Bearer {json.loads(self.key_file.read_text())[kind]['key']}"}
+        token = self.token(kind)
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+    def token(self, kind: str = "inference") -> str | None:
+        """Return the `inference`, `management` or `API` key; None where tokens are off."""
+        return json.loads(self.key_file.read_text())[kind]["key"] if self.token_auth else None
 
     @property
     def key_file(self) -> Path:

@@ -14,7 +14,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import requests
 
@@ -104,17 +103,14 @@ def half_speed(server: TorchServe, name: str) -> Iterator[None]:
     pids = [worker["pid"] for worker in server.workers(name)]
 
     def pause() -> None:
-        for stop in (signal.SIGSTOP, signal.SIGCONT):
-            for pid in pids:
-                os.kill(pid, stop)
-            time.sleep(0.005 if stop == signal.SIGSTOP else 0.0)
-
-    try:
-        with _repeated(pause, 0.005):
-            yield
-    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.005)
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
+
+    with _repeated(pause, 0.005):
+        yield
 
 
 @contextmanager
@@ -133,6 +129,18 @@ def _repeated(action: Callable[[], None], every_s: float) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+@contextmanager
+def settings_of(fault: Fault) -> Iterator[dict[str, object]]:
+    """Yield the handler's settings for a fault; run what answers at the management address in place of the server."""
+    if fault.port is None:
+        yield dict(fault.handler)
+        return
+    with ThreadingHTTPServer(("127.0.0.1", 0), fault.port) as port:
+        threading.Thread(target=port.serve_forever, daemon=True).start()
+        yield {"management_url": f"http://127.0.0.1:{port.server_port}"} | dict(fault.handler)
+        port.shutdown()
 
 
 FAULTS = {
@@ -158,8 +166,8 @@ def run_stress(options: argparse.Namespace) -> int:
         budget_ms = options.budget or archive.handler["latency_budget_ms"]
         data = load_retrieval(options.data, options.split)
         workload = build_workload(options.workload, data, hits=False, shorten=shortener(archive.artifact))
-        write_requests(folder / "requests.jsonl", workload.requests)
         requests_file = folder / "requests.jsonl"
+        write_requests(requests_file, workload.requests)
         once = Traffic(duration_s=1.0, seed=options.seed)
         smallest_rps, largest_rps = (measure_capacity(archive, level, requests_file, workload.requests, once)
                                      for level in (archive.smallest, archive.largest))  # fmt: skip
@@ -215,7 +223,7 @@ class Stress:
                 rows = self._drive(server, traffic)
                 recovered_s = self._recovery_s(server)
             goodput_rps = float(in_time(rows, self.budget_ms).sum()) / self.options.duration
-            p99_ms = float(np.percentile(rows.latency_ms[rows.status == 200], 99))
+            p99_ms = float(rows.latency_ms[rows.status == 200].quantile(0.99))  # NaN if none was answered
             loads[f"{each:g}"] = {
                 "offered rps": round(each * capacity_rps, 1), "goodput rps": round(goodput_rps, 1),
                 "of capacity": round(goodput_rps / capacity_rps, 3), "p99 ms": round(p99_ms, 1),
@@ -237,13 +245,12 @@ class Stress:
                               spawn_rate=users / (self.options.duration / 4),
                               start_offset_s=fault.start_offset_s)  # fmt: skip
             with (
-                self._foreign(fault) as handler,
+                settings_of(fault) as handler,
                 self._served(self.options.policy, handler=handler, token_auth=fault.token_auth) as server,
             ):
                 SlowProxy.target = server.management_url
-                token = server.headers().get("Authorization", "").removeprefix("Bearer ") or None
                 with fault.during(server, self.archive.name):
-                    rows = self._drive(server, replace(traffic, token=token))
+                    rows = self._drive(server, replace(traffic, token=server.token()))
             share = float(in_time(rows, self.budget_ms).mean())
             levels = rows.level[rows.status == 200].value_counts(normalize=True).round(3).to_dict()
             found[name] = {"requests": len(rows), "in time %": round(100 * share, 2), **_statuses(rows),
@@ -253,26 +260,14 @@ class Stress:
         return {"largest_rps": round(self.largest_rps, 1), "users": users, "faults": found}
 
     @contextmanager
-    def _foreign(self, fault: Fault) -> Iterator[dict[str, object]]:
-        """Run what answers at the management address in place of the server; yields the handler's settings."""
-        if fault.port is None:
-            yield dict(fault.handler)
-            return
-        with ThreadingHTTPServer(("127.0.0.1", 0), fault.port) as port:
-            port.daemon_threads = True
-            threading.Thread(target=port.serve_forever, daemon=True).start()
-            yield {"management_url": f"http://127.0.0.1:{port.server_port}"}
-            port.shutdown()
-
-    @contextmanager
     def _served(
         self, policy: str, *, handler: Mapping[str, object] | None = None, token_auth: bool = False
     ) -> Iterator[TorchServe]:
         """Run the archive under a policy, warmed up."""
         with self.archive.serve(policy, self.budget_ms, None, handler=handler, token_auth=token_auth) as server:
             warm_up(server, self.archive.name, self.asked)
-            token = server.headers().get("Authorization", "").removeprefix("Bearer ") or None
-            self._drive(server, Traffic(duration_s=WARM_UP_S, arrivals=f"poisson:{self.warm_rps:.2f}", token=token))
+            arrivals = f"poisson:{self.warm_rps:.2f}"
+            self._drive(server, Traffic(duration_s=WARM_UP_S, arrivals=arrivals, token=server.token()))
             time.sleep(1.0)
             yield server
 
@@ -293,7 +288,5 @@ class Stress:
 
 
 def _statuses(rows: pd.DataFrame) -> dict[str, int]:
-    counts = rows.status.value_counts()
-    return {f"{status}s": int(counts.get(status, 0)) for status in (200, 503, 504)} | {
-        "other": int(len(rows) - sum(counts.get(status, 0) for status in (200, 503, 504)))
-    }
+    counts = {f"{status}s": int((rows.status == status).sum()) for status in (200, 503, 504)}
+    return counts | {"other": len(rows) - sum(counts.values())}

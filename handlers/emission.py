@@ -23,8 +23,9 @@ class Emitter:
 
     def emit(self, metrics: Any, report: BatchReport) -> None:
         """Write the metrics of a batch."""
-        if self._clock() >= self._gauges_at:
-            self._gauges_at = self._clock() + GAUGES_EVERY_S
+        now_s = self._clock()
+        if now_s >= self._gauges_at:
+            self._gauges_at = now_s + GAUGES_EVERY_S
             _emit_gauges(metrics, report)
         seconds = round(report.service_s, 6)
         metrics.add_metric("elastic_service_seconds", seconds, "s", metric_type=MetricTypes.HISTOGRAM)

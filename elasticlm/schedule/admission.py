@@ -1,11 +1,38 @@
-"""The bound of the queue: what cannot be answered in time must not be admitted."""
+"""What a server can carry: its capacity, and the bound of its queue."""
 
 import math
 
 from elasticlm.schedule.table import ChoiceT, Table
+from elasticlm.schedule.triage import MARGIN
 
-MARGIN = 0.9
-"""Share of the budget that the bound plans with."""
+
+def capacity_rps(
+    table: Table[ChoiceT],
+    level: ChoiceT,
+    *,
+    batch_rows: float,
+    tokens: float | None,
+    batch_size: int,
+    workers: int,
+    turnaround_ms: float,
+) -> float:
+    """Return the requests per second that the workers answer at a level if batches are full.
+
+        W B / (t(full batch) + turnaround)
+
+    Args:
+        batch_rows: sequences of a full batch.
+        tokens: padded length; None: the shortest length of the table.
+        batch_size: B, the maximum number of requests per batch.
+        workers: W, workers that share the queue.
+        turnaround_ms: time that a worker needs from one batch to the next beyond the service time.
+
+    >>> from elasticlm.schedule.latency import LatencyTable
+    >>> options = {"batch_rows": 1, "tokens": 16, "batch_size": 1, "workers": 2, "turnaround_ms": 5}
+    >>> capacity_rps(LatencyTable.from_means({50: 45.0}), 50, **options)
+    40.0
+    """
+    return 1e3 * workers * batch_size / (table.mean_ms(level, batch_rows, tokens) + turnaround_ms)
 
 
 def queue_bound(
@@ -20,7 +47,7 @@ def queue_bound(
     overhead_ms: float,
     turnaround_ms: float,
 ) -> int:
-    """Return the number of waiting requests that can still be answered in time at a level.
+    """Return the number of waiting requests that can still be answered in time at a level; more must not be admitted.
 
         max(1, floor(0.9 W B (T - r - t(1)) / (t(full batch) + turnaround)))
 
@@ -41,5 +68,6 @@ def queue_bound(
     (21, 1)
     """
     available_ms = budget_ms - overhead_ms - table.mean_ms(level, rows, tokens)
-    per_batch_ms = table.mean_ms(level, rows * batch_size, tokens) + turnaround_ms
-    return max(1, math.floor(MARGIN * workers * batch_size * available_ms / per_batch_ms))
+    rate_rps = capacity_rps(table, level, batch_rows=rows * batch_size, tokens=tokens, batch_size=batch_size,
+                            workers=workers, turnaround_ms=turnaround_ms)  # fmt: skip
+    return max(1, math.floor(MARGIN * rate_rps * available_ms / 1e3))

@@ -26,6 +26,7 @@ COLUMNS = [
 ]
 ROWS, TOKENS = (1, 8, 32), (16, 64, 128, 256)
 COMPARED = ((1, 16), (8, 128))  # the cells (rows, tokens) on which setups are compared
+INSTRUCTION_SETS = "instruction sets: "  # prefix of a note
 ANY_LENGTH = 512  # tokens of a table that does not depend on length
 ANY = "auto"  # any backend or precision: the one with the shortest times is chosen
 
@@ -89,14 +90,19 @@ class LatencyTable:
     @property
     def instruction_sets(self) -> tuple[str, ...] | None:
         """Its instruction sets (see elasticlm.machine), according to the notes; None if they do not say."""
-        listed = self._note("instruction sets: ")
+        listed = self._note(INSTRUCTION_SETS)
         return None if listed is None else tuple(listed.split())
 
-    @property
-    def is_from_here(self) -> bool:
-        """Whether the table was measured on a machine such as this one, as far as its notes say."""
-        here = machine(())
-        return self.cpu in (None, here["cpu"]) and self.instruction_sets in (None, tuple(here["instruction_sets"]))
+    def differences_from(self, here: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+        """Return in what another machine (see elasticlm.machine.machine) differs from the table's: (table's, other's).
+
+        What the notes do not say is taken to be equal.
+        """
+        compared = {
+            "CPU": (self.cpu, here["cpu"]),
+            "instruction sets": (self._note(INSTRUCTION_SETS), _listed(here["instruction_sets"])),
+        }
+        return {name: (then, now) for name, (then, now) in compared.items() if then not in (None, now)}
 
     def _note(self, prefix: str) -> str | None:
         return next((note.removeprefix(prefix) for note in self.notes if note.startswith(prefix)), None)
@@ -267,7 +273,8 @@ def select_table(
         return matches and threads in (None, setup.threads) and can_run(setup)
 
     fitting = [table for table in tables if fits(table.setup)]
-    fitting = [table for table in fitting if table.is_from_here] or fitting
+    here = machine(())
+    fitting = [table for table in fitting if not table.differences_from(here)] or fitting
     return fastest(fitting) if fitting else None
 
 
@@ -298,10 +305,14 @@ def machine_notes(here: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
     return [
         f"machine: {here['cpu']}, {here['cores']} cores",
-        f"instruction sets: {' '.join(here['instruction_sets']) or 'none of note'}",
+        f"{INSTRUCTION_SETS}{_listed(here['instruction_sets'])}",
         f"versions: python {here['python']}, {versions}",
         f"date: {here['date']}",
     ]
+
+
+def _listed(instruction_sets: Sequence[str]) -> str:
+    return " ".join(instruction_sets) or "none of note"
 
 
 def _locate(grid: tuple[int, ...], value: float) -> tuple[int, int, float, float]:

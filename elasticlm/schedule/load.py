@@ -78,6 +78,12 @@ class Load:
         """Sequences in a full batch of requests such as these."""
         return self.rows * self.batch_size / self.batch
 
+    def left_ms(self, budget_ms: float) -> list[float]:
+        """Return the time that each request of the batch has left for its service; an unknown age counts as 0."""
+        budgets_ms = self.budgets_ms or (budget_ms,) * len(self.ages_ms)
+        return [min(budget_ms, budget) - (age or 0.0) - self.overhead_ms
+                for budget, age in zip(budgets_ms, self.ages_ms or (None,) * len(budgets_ms), strict=True)]  # fmt: skip
+
     def of_requests(self, positions: Sequence[int]) -> "Load":
         """Return the load of a batch of the requests at these positions only, one or more, with their share of rows."""
 
@@ -85,5 +91,7 @@ class Load:
             return tuple(values[i] for i in positions) if values else ()
 
         count = len(positions)
+        if count == self.batch:
+            return self
         rows = max(1, round(self.rows * count / self.batch))
         return replace(self, batch=count, rows=rows, ages_ms=of(self.ages_ms), budgets_ms=of(self.budgets_ms))

@@ -14,10 +14,10 @@ A static model with shedding, as Clipper serves it (Crankshaw et al., NSDI 2017)
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from elasticlm.model.structure import Choice
+from elasticlm.schedule.admission import capacity_rps
+from elasticlm.schedule.base import WithBudget, largest
 from elasticlm.schedule.load import Load
 from elasticlm.schedule.table import ChoiceT, Table
 from elasticlm.schedule.triage import Triage
@@ -31,41 +31,18 @@ HEADROOM = 1.05
 
 
 @dataclass(frozen=True)
-class _WithBudget:
-    """What the peers share."""
-
-    budget_ms: float
-
-    name = ""
-
-    def check(self, levels: Sequence[Choice]) -> None:
-        """Any levels will do."""
-
-    def smallest(self, levels: Sequence[ChoiceT]) -> ChoiceT:
-        return levels[-1]
-
-    def settings(self) -> dict[str, str | float]:
-        return {"policy": self.name, "latency_budget_ms": self.budget_ms}
-
-    def __str__(self) -> str:
-        return f"{self.name}:t={self.budget_ms:g}"
-
-
-@dataclass(frozen=True)
-class SlackFit(_WithBudget):
+class SlackFit(WithBudget):
     """The largest level at which the batch ends within the time that its most urgent request has left."""
 
     name = "slackfit"
 
     def choose(self, table: Table[ChoiceT], load: Load, found: Triage) -> ChoiceT:
-        ages_ms = [age or 0.0 for age in load.ages_ms or (None,)]
-        budgets_ms = load.budgets_ms or (self.budget_ms,) * len(ages_ms)
-        left_ms = min(min(self.budget_ms, budget) - age for budget, age in zip(budgets_ms, ages_ms, strict=True))
-        return _largest(table, lambda level: table.mean_ms(level, load.rows, load.tokens) + load.overhead_ms <= left_ms)
+        left_ms = min(load.left_ms(self.budget_ms), default=self.budget_ms - load.overhead_ms)
+        return largest(table, lambda level: table.mean_ms(level, load.rows, load.tokens) <= left_ms)
 
 
 @dataclass(frozen=True)
-class Switching(_WithBudget):
+class Switching(WithBudget):
     """The largest level whose capacity carries the arrival rate; a larger level than the last needs a lower rate."""
 
     name = "switching"
@@ -75,19 +52,19 @@ class Switching(_WithBudget):
 
         def carries(level: ChoiceT) -> bool:
             share = UP if table.levels.index(level) < last else DOWN
-            return load.arrivals_rps <= share * capacity_rps(table, level, load)
+            return load.arrivals_rps <= share * _capacity_rps(table, level, load)
 
-        return _largest(table, carries)
+        return largest(table, carries)
 
 
 @dataclass(frozen=True)
-class Demand(_WithBudget):
+class Demand(WithBudget):
     """The largest level whose capacity covers the arrival rate with headroom."""
 
     name = "demand"
 
     def choose(self, table: Table[ChoiceT], load: Load, found: Triage) -> ChoiceT:
-        return _largest(table, lambda level: HEADROOM * load.arrivals_rps <= capacity_rps(table, level, load))
+        return largest(table, lambda level: HEADROOM * load.arrivals_rps <= _capacity_rps(table, level, load))
 
 
 class ArrivalRate:
@@ -110,15 +87,10 @@ class ArrivalRate:
         return (arrived - before) / max(WINDOW_S, now_s - first_s) if arrived > before else 0.0
 
 
-PEERS = {peer.name: peer for peer in (SlackFit, Switching, Demand)}
-"""The policies of other systems by name."""
+PEERS = (SlackFit, Switching, Demand)
+"""The policies of other systems."""
 
 
-def capacity_rps(table: Table[ChoiceT], level: ChoiceT, load: Load) -> float:
-    """Return the requests per second that the workers answer at a level with full batches."""
-    batch_ms = table.mean_ms(level, load.full_rows, load.tokens) + load.turnaround_ms
-    return 1e3 * load.batch_size * load.workers / batch_ms
-
-
-def _largest(table: Table[ChoiceT], fits: Callable[[ChoiceT], bool]) -> ChoiceT:
-    return next((level for level in table.levels[:-1] if fits(level)), table.levels[-1])
+def _capacity_rps(table: Table[ChoiceT], level: ChoiceT, load: Load) -> float:
+    return capacity_rps(table, level, batch_rows=load.full_rows, tokens=load.tokens, batch_size=load.batch_size,
+                        workers=load.workers, turnaround_ms=load.turnaround_ms)  # fmt: skip

@@ -7,20 +7,21 @@ elasticlm.schedule.cascade): ``fixed:50+10``. Policies of other systems are in e
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, cast
+from typing import Generic, cast
 
 from elasticlm.errors import InputError
 from elasticlm.hints import near_match
 from elasticlm.model.structure import Choice, level_name, parse_choice
+from elasticlm.schedule.base import Policy, WithBudget, largest
 from elasticlm.schedule.correction import ScaledTable
 from elasticlm.schedule.load import Load
 from elasticlm.schedule.peers import PEERS
 from elasticlm.schedule.table import ChoiceT, Table
 from elasticlm.schedule.triage import Triage, triage
 
-ALPHA = 0.6  # share of the budget that `slack` plans with; `elasticlm policies` recommends a value
+ALPHA = 0.6  # share of the budget that `slack` plans with
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Decision(Generic[ChoiceT]):
     refused: tuple[int, ...] = ()
 
 
-def decide(policy: "Policy", table: Table[ChoiceT], load: Load, late: str = "shed") -> Decision[ChoiceT]:
+def decide(policy: Policy, table: Table[ChoiceT], load: Load, late: str = "shed") -> Decision[ChoiceT]:
     """Return the level of a batch and the requests in it that are refused.
 
     Args:
@@ -52,36 +53,13 @@ def decide(policy: "Policy", table: Table[ChoiceT], load: Load, late: str = "she
     """
     smallest = policy.smallest(table.levels)
     table = table if load.table_ratio == 1 else ScaledTable(table, load.table_ratio)
-    load = replace(load, budget_ms=min(load.budget_ms, policy.budget_ms or math.inf))
+    if policy.budget_ms and policy.budget_ms < load.budget_ms:
+        load = replace(load, budget_ms=policy.budget_ms)
     found = triage(table, smallest, load, late)
-    if len(found.refused) == load.batch:
-        return Decision(smallest, found.refused)
     kept = [i for i in range(load.batch) if i not in found.refused]
-    level = policy.choose(table, load.of_requests(kept) if found.refused else load, found)
-    return Decision(level, found.refused)
-
-
-class Policy(Protocol):
-    """Chooses a level for each batch from the load of that batch, without any state.
-
-    Attributes:
-        budget_ms: T, the latency budget that the policy plans with; None if it has no budget.
-    """
-
-    @property
-    def budget_ms(self) -> float | None: ...
-
-    def choose(self, table: Table[ChoiceT], load: Load, found: Triage) -> ChoiceT:
-        """Return the level of a batch; ``load`` is without the requests that are refused."""
-
-    def check(self, levels: Sequence[Choice]) -> None:
-        """Raise InputError unless the policy can choose among these levels."""
-
-    def smallest(self, levels: Sequence[ChoiceT]) -> ChoiceT:
-        """Return the smallest of these levels (largest first) that the policy can choose."""
-
-    def settings(self) -> dict[str, str | float]:
-        """Return the policy as settings of an archive: ``policy``, and its parameters by the names of the settings."""
+    if not kept:
+        return Decision(smallest, found.refused)
+    return Decision(policy.choose(table, load.of_requests(kept), found), found.refused)
 
 
 @dataclass(frozen=True)
@@ -113,7 +91,7 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Queue:
+class Queue(WithBudget):
     """The rule of the paper: the largest level that answers the last request in the queue within the budget.
 
     >>> from elasticlm.schedule.latency import LatencyTable
@@ -122,26 +100,14 @@ class Queue:
     [50, 50, 10, 10]
     """
 
-    budget_ms: float
+    name = "queue"
 
     def choose(self, table: Table[ChoiceT], load: Load, found: Triage | None = None) -> ChoiceT:
         return largest_within(table, load, self.budget_ms)
 
-    def check(self, levels: Sequence[Choice]) -> None:
-        """Any levels will do."""
-
-    def smallest(self, levels: Sequence[ChoiceT]) -> ChoiceT:
-        return levels[-1]
-
-    def settings(self) -> dict[str, str | float]:
-        return {"policy": "queue", "latency_budget_ms": self.budget_ms}
-
-    def __str__(self) -> str:
-        return f"queue:t={self.budget_ms:g}"
-
 
 @dataclass(frozen=True)
-class Deadline:
+class Deadline(WithBudget):
     """The default policy: the largest level at which every request that can be saved is answered in time.
 
     The rule of the paper looks at the last request only. This one plans for each request in hand and in the queue, with
@@ -158,31 +124,19 @@ class Deadline:
     [50, 50, 10]
     """
 
-    budget_ms: float
+    name = "deadline"
 
     def choose(self, table: Table[ChoiceT], load: Load, found: Triage) -> ChoiceT:
-        for level in table.levels[:-1] if found.due else ():
+        def fits(level: ChoiceT) -> bool:
             in_hand_ms = table.mean_ms(level, load.rows, load.tokens)
             round_ms = table.mean_ms(level, load.full_rows, load.tokens) + load.turnaround_ms
-            if all(over_ms + in_hand_ms + rounds * round_ms <= 0 for rounds, over_ms in found.due):
-                return level
-        return table.levels[-1]
+            return all(over_ms + in_hand_ms + rounds * round_ms <= 0 for rounds, over_ms in found.due)
 
-    def check(self, levels: Sequence[Choice]) -> None:
-        """Any levels will do."""
-
-    def smallest(self, levels: Sequence[ChoiceT]) -> ChoiceT:
-        return levels[-1]
-
-    def settings(self) -> dict[str, str | float]:
-        return {"policy": "deadline", "latency_budget_ms": self.budget_ms}
-
-    def __str__(self) -> str:
-        return f"deadline:t={self.budget_ms:g}"
+        return largest(table, fits) if found.due else table.levels[-1]
 
 
 @dataclass(frozen=True)
-class Slack:
+class Slack(WithBudget):
     """The paper's rule with a share ``alpha`` of the budget, plus the deadlines of the batch.
 
     The rule alone lets the last request in the queue finish exactly at the budget, so that under sustained load all
@@ -191,30 +145,22 @@ class Slack:
     that would be late even at the smallest level are ignored in this choice.
     """
 
-    budget_ms: float
+    name = "slack"
+
     alpha: float = ALPHA
 
     def choose(self, table: Table[ChoiceT], load: Load, found: Triage | None = None) -> ChoiceT:
-        budgets = load.budgets_ms or (self.budget_ms,) * len(load.ages_ms)
-        spare = [min(self.budget_ms, budget) - (age or 0.0) - load.overhead_ms
-                 for budget, age in zip(budgets, load.ages_ms, strict=True)]  # fmt: skip
         fastest = table.p95_ms(table.levels[-1], load.rows, load.tokens)
-        tightest = min((ms for ms in spare if ms >= fastest), default=math.inf)
+        tightest = min((ms for ms in load.left_ms(self.budget_ms) if ms >= fastest), default=math.inf)
         limit_ms = self.alpha * self.budget_ms
         return largest_within(table, load, limit_ms, tightest_ms=tightest, turnaround_ms=load.turnaround_ms)
 
-    def check(self, levels: Sequence[Choice]) -> None:
-        """Any levels will do."""
-
-    def smallest(self, levels: Sequence[ChoiceT]) -> ChoiceT:
-        return levels[-1]
-
     def settings(self) -> dict[str, str | float]:
-        return {"policy": "slack", "latency_budget_ms": self.budget_ms, "alpha": self.alpha}
+        return super().settings() | {"alpha": self.alpha}
 
     def __str__(self) -> str:
         alpha = f"{self.alpha:g}".removeprefix("0")
-        return f"slack:t={self.budget_ms:g},alpha={alpha}"
+        return f"{super().__str__()},alpha={alpha}"
 
 
 def largest_within(
@@ -226,19 +172,21 @@ def largest_within(
         and  t_k^p95(rows, tokens) <= tightest
 
     With B = W = b = 1 and r = turnaround = 0 this is the paper's (g + 1) t_k <= T. If no level fits, the smallest level
-    is returned, because a late answer is better than none.
+    is returned.
     """
     rounds = math.ceil(load.queue_depth / (load.batch_size * load.workers))
-    for level in table.levels[:-1]:
+
+    def fits(level: ChoiceT) -> bool:
         in_hand = table.mean_ms(level, load.rows, load.tokens)
         behind = rounds * (table.mean_ms(level, load.full_rows, load.tokens) + turnaround_ms)
         in_time = table.p95_ms(level, load.rows, load.tokens) <= tightest_ms
-        if in_time and in_hand + behind + load.overhead_ms <= limit_ms:
-            return level
-    return table.levels[-1]
+        return in_time and in_hand + behind + load.overhead_ms <= limit_ms
+
+    return largest(table, fits)
 
 
-POLICIES: dict[str, type[Policy]] = {"deadline": Deadline, "slack": Slack, "queue": Queue, "fixed": Fixed, **PEERS}
+WITH_BUDGET: dict[str, type[WithBudget]] = {kind.name: kind for kind in (Deadline, Slack, Queue, *PEERS)}
+POLICIES = (*WITH_BUDGET, "fixed")
 OPTIONS: dict[str, tuple[str, ...]] = dict.fromkeys(POLICIES, ("t",)) | {"slack": ("t", "alpha"), "fixed": ()}
 
 
@@ -265,7 +213,4 @@ def parse_policy(text: str, *, default_budget_ms: float | None = None, default_a
         raise InputError(f"policy {text!r}: needs a budget above 0 in ms, such as {name}:t=250")
     if not 0 < alpha <= 1:
         raise InputError(f"policy {text!r}: alpha must be above 0 and at most 1")
-    if name == "slack":
-        return Slack(budget_ms, alpha)
-    with_budget: dict[str, Callable[[float], Policy]] = {"queue": Queue, "deadline": Deadline, **PEERS}
-    return with_budget[name](budget_ms)
+    return Slack(budget_ms, alpha) if name == "slack" else WITH_BUDGET[name](budget_ms)

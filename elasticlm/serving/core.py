@@ -20,6 +20,7 @@ from elasticlm.serving.live_settings import LiveSettings
 from elasticlm.serving.requests import (
     INTERNAL,
     AcceptedRequest,
+    Request,
     RequestError,
     accept,
     rows_of,
@@ -127,38 +128,36 @@ class ServingCore:
     ) -> list[Answer | RequestError]:
         """Return the outcome of every request: errors as they are, the others as the engine decides."""
         accepted = [item for item in read if isinstance(item, AcceptedRequest)]
+        if not accepted:
+            return [item for item in read if isinstance(item, RequestError)]
         load = Load(
-            queue_depth=backlog.queue_depth, batch_size=self.batch_size, workers=backlog.workers,
+            queue_depth=backlog.queue_depth, batch=len(accepted), batch_size=self.batch_size, workers=backlog.workers,
             overhead_ms=settings.overhead_ms, turnaround_ms=backlog.turnaround_ms, refusal_ms=backlog.refusal_ms,
             table_ratio=self._ratio.value if settings.correct_table else 1.0,
-            budget_ms=settings.budget_ms, waiting_ages_ms=backlog.waiting_ages_ms,
-            arrivals_rps=backlog.arrivals_rps, last_level=self._last_level,
+            arrivals_rps=backlog.arrivals_rps, last_level=self._last_level, budget_ms=settings.budget_ms,
+            ages_ms=tuple(item.age_ms for item in accepted), budgets_ms=tuple(item.budget_ms for item in accepted),
+            waiting_ages_ms=backlog.waiting_ages_ms,
         )  # fmt: skip
-        answers = iter(self._answered(accepted, load, stages))
+        answers = iter(self._answered([item.request for item in accepted], load, stages))
         outcomes = [next(answers) if isinstance(item, AcceptedRequest) else item for item in read]
         self._last_level = next((each.level for each in outcomes if isinstance(each, Answer)), self._last_level)
         return outcomes
 
-    def _answered(
-        self, accepted: Sequence[AcceptedRequest], load: Load, stages: Stages
-    ) -> Sequence[Answer | RequestError]:
+    def _answered(self, requests: Sequence[Request], load: Load, stages: Stages) -> Sequence[Answer | RequestError]:
         """Answer the requests together, or one by one if that raises."""
-        if not accepted:
-            return []
-        ages_ms, budgets_ms = (tuple(getattr(item, name) for item in accepted) for name in ("age_ms", "budget_ms"))
-        batch = replace(load, batch=len(accepted), ages_ms=ages_ms, budgets_ms=budgets_ms)
         try:
-            return self.engine.answer([item.request for item in accepted], batch, stages)
+            return self.engine.answer(requests, load, stages)
         except Exception:
             stages.done("failed")
-            if len(accepted) == 1:
+            if len(requests) == 1:
                 return [_internal_error("answering a request")]
-            logger.warning("answering a batch of %d failed; its requests are answered one by one", len(accepted))
+            logger.warning("answering a batch of %d failed; its requests are answered one by one", len(requests))
         outcomes: list[Answer | RequestError] = []
-        for i, item in enumerate(accepted):
-            behind = replace(load, queue_depth=load.queue_depth + len(accepted) - i - 1,
-                             waiting_ages_ms=(*ages_ms[i + 1 :], *load.waiting_ages_ms))  # fmt: skip
-            outcomes += self._answered([item], behind, stages)
+        for i, request in enumerate(requests):
+            behind = (*load.ages_ms[i + 1 :], *load.waiting_ages_ms)
+            depth = load.queue_depth + len(requests) - i - 1
+            alone = replace(load.of_requests([i]), queue_depth=depth, waiting_ages_ms=behind)
+            outcomes += self._answered([request], alone, stages)
         return outcomes
 
     def _report(

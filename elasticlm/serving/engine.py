@@ -313,29 +313,15 @@ def warmed_up(model: ElasticModel, table: LatencyTable, settings: Settings) -> L
 
 def warn_if_stale(file: Path, table: LatencyTable, here: Setup) -> None:
     """Log a warning if the table was measured on another machine or in another setup than the current one."""
-    then, here_now = table.setup, machine(())
-    differences = [
-        f"{name} {before}, here {now}"
-        for name, before, now in (
-            ("CPU", table.cpu, here_now["cpu"]),
-            ("instruction sets", _listed(table.instruction_sets), _listed(here_now["instruction_sets"])),
-            ("threads", then.threads, here.threads),
-            ("backend", then.backend, here.backend),
-            ("precision", then.precision, here.precision),
-            ("device", then.device, here.device),
-        )
-        if before not in (None, now)
-    ]
+    setups = ((name, getattr(table.setup, name), getattr(here, name)) for name in Setup.__dataclass_fields__)
+    differences = [f"{name} {then}, here {now}" for name, (then, now) in table.differences_from(machine(())).items()]
+    differences += [f"{name} {then}, here {now}" for name, then, now in setups if then != now]
     if differences:
         logger.warning(
             "STALE LATENCY TABLE: %s was measured with %s. Levels are chosen by service times of another setup: run "
             "`elasticlm profile` on this machine, or set profile_on_start: true",
             file, "; ".join(differences),
         )  # fmt: skip
-
-
-def _listed(names: Sequence[str] | None) -> str | None:
-    return None if names is None else " ".join(names) or "none of note"
 
 
 def rescaled(table: LatencyTable, model: ElasticModel, threads: int) -> LatencyTable:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Self, TypeVar, get_args, get_type_hints
 
 from elasticlm import backend as backends
 from elasticlm.errors import InputError
@@ -27,6 +27,16 @@ class SettingsGroup:
         hints = get_type_hints(type(self))
         for field in fields(self):
             object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), hints[field.name]))
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of the settings."""
+        return [field.name for field in fields(cls)]
+
+    @classmethod
+    def of_section(cls, section: Mapping[str, Any]) -> Self:
+        """Take the settings of this group from an archive's section `handler`, and leave those of other groups."""
+        return cls(**{name: section[name] for name in cls.names() if name in section})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +98,6 @@ class Settings(SettingsGroup):
         for name, value in self.parsed_policy().settings().items():
             object.__setattr__(self, name, value)
 
-    @classmethod
-    def of_section(cls, section: Mapping[str, Any]) -> "Settings":
-        """Take the settings of the core from an archive's section `handler`, and leave those of its server."""
-        return cls(**{field.name: section[field.name] for field in fields(cls) if field.name in section})
-
     def parsed_policy(self) -> Policy:
         """Return the policy, with budget and alpha filled in from the settings."""
         try:
@@ -118,15 +123,11 @@ def read_section(section: Mapping[str, Any] | None, core: type[GroupT], server: 
     if section is not None and not isinstance(section, Mapping):
         raise InputError(f"handler: expected settings (name: value), found {type(section).__name__}")
     given = {str(name): value for name, value in (section or {}).items()}
-    names = {kind: {field.name for field in fields(kind)} for kind in (core, server)}
+    known = sorted([*core.names(), *server.names()])
     for name in given:
-        if name not in names[core] | names[server]:
-            known = sorted(names[core] | names[server])
+        if name not in known:
             raise InputError(f"model-config.yaml, section handler: {unknown('setting', name, known)}")
-    return (
-        core(**{name: value for name, value in given.items() if name in names[core]}),
-        server(**{name: value for name, value in given.items() if name in names[server]}),
-    )
+    return core.of_section(given), server.of_section(given)
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:

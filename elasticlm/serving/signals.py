@@ -141,17 +141,13 @@ class Arrivals:
         points = self._points
         while len(points) > 1 and points[1][1] < first:
             points.popleft()
-        ages: list[float | None] = []
-        earlier, later = itertools.pairwise(points), None
-        for number in range(first, last + 1):
-            while later is None or later[1][1] < number:
-                later = next(earlier, None)
-                if later is None:
-                    return (*ages, *(None,) * (last + 1 - number))
-            (low_s, before), (high_s, _) = later
-            arrived_s = low_s + (high_s - low_s) / 4
-            ages.append(max(0.0, now_s - arrived_s) * 1e3 if before < number else None)
-        return tuple(ages)
+        there_before = points[0][1] if points else last
+        ages: list[float | None] = [None] * (min(there_before, last) - first + 1)
+        for (low_s, _), (high_s, arrived) in itertools.pairwise(points):
+            count = min(arrived, last) - first + 1 - len(ages)
+            if count > 0:
+                ages += [max(0.0, now_s - low_s - (high_s - low_s) / 4) * 1e3] * count
+        return (*ages, *(None,) * (last - first + 1 - len(ages)))
 
 
 # -- What a batch costs beyond the model -------------------------------------------------------------------------------

@@ -1,15 +1,13 @@
 """Rushes while something is broken: every request gets an answer or a status, and all is well afterwards."""
 
-import threading
 import time
-from http.server import ThreadingHTTPServer
 
 import pytest
 from archives import archive, servable
 from driving import MEANS_MS, QUERIES, ask, max_diff, rush
 
 from elasticlm.benchmarks.server import TorchServe
-from elasticlm.benchmarks.stress_run import FAULTS, SlowProxy
+from elasticlm.benchmarks.stress_run import FAULTS, SlowProxy, settings_of
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
 
@@ -25,20 +23,13 @@ def packed(tiny_artifact, tmp_path_factory):
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_rush_is_served_whatever_is_broken(packed, model, name):
     fault = FAULTS[name]
-    handler = dict(fault.handler)
-    port = ThreadingHTTPServer(("127.0.0.1", 0), fault.port) if fault.port else None
-    if port:
-        threading.Thread(target=port.serve_forever, daemon=True).start()
-        handler["management_url"] = f"http://127.0.0.1:{port.server_port}"
-    try:
-        with TorchServe({"mini": packed}, handler=handler, token_auth=fault.token_auth) as server:
-            SlowProxy.target = server.management_url
-            with fault.during(server, "mini"):
-                _serve(server, model, fault)
-    finally:
-        if port:
-            port.shutdown()
-            port.server_close()
+    with (
+        settings_of(fault) as handler,
+        TorchServe({"mini": packed}, handler=handler, token_auth=fault.token_auth) as server,
+    ):
+        SlowProxy.target = server.management_url
+        with fault.during(server, "mini"):
+            _serve(server, model, fault)
 
 
 def _serve(server, model, fault):

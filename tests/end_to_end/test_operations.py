@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from archives import archive, servable
 from driving import MEANS_MS, QUERIES, SCHEDULE, ask, ask_idle, max_diff, rush
 
 from elasticlm.benchmarks.server import ServerError, TorchServe, free_ports
+from elasticlm.benchmarks.stress_run import Website
 from elasticlm.model.elastic_model import ElasticModel
 
 pytestmark = pytest.mark.end_to_end
@@ -207,18 +208,6 @@ def test_without_the_management_api_requests_are_neither_refused_nor_slowed(trou
         assert reply.ok
     assert sorted(took)[15] < 0.1
     assert troubled.logs().count("cannot be reached") == 1
-
-
-class Website(BaseHTTPRequestHandler):
-    """Answers everything with 200 and a page."""
-
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"<html>welcome</html>")
-
-    def log_message(self, *args):
-        pass
 
 
 def test_something_else_at_the_management_address_fails_no_request(troubled):

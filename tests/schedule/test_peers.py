@@ -3,7 +3,7 @@
 import pytest
 
 from elasticlm import LatencyTable, Load, parse_policy
-from elasticlm.schedule.peers import capacity_rps
+from elasticlm.schedule.admission import capacity_rps
 from elasticlm.schedule.policies import decide
 
 TABLE = LatencyTable.from_means({100: 50.0, 50: 25.0, 10: 5.0})  # 20, 40 and 200 requests per second
@@ -39,8 +39,10 @@ def test_switching_returns_to_a_larger_level_later_than_it_leaves_it(last_level,
 
 
 def test_capacity_counts_batches_workers_and_the_turnaround():
-    load = Load(batch_size=2, batch=1, workers=3, turnaround_ms=10.0)
-    assert capacity_rps(TABLE, 10, load) == pytest.approx(2 * 3 * 1000 / (2 * 5 + 10))
+    server = {"batch_rows": 2, "tokens": None, "batch_size": 2, "workers": 3, "turnaround_ms": 10.0}
+    assert capacity_rps(TABLE, 10, **server) == pytest.approx(2 * 3 * 1000 / (2 * 5 + 10))
+    busy = Load(batch_size=2, batch=1, workers=3, turnaround_ms=10.0, arrivals_rps=capacity_rps(TABLE, 50, **server))
+    assert decide(parse_policy("demand:t=250"), TABLE, busy).level == 10  # level 50 has no headroom left
 
 
 @pytest.mark.parametrize("name", ["slackfit", "switching", "demand"])
