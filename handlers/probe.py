@@ -4,8 +4,10 @@ import json
 import logging
 import math
 import os
+import select
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -16,15 +18,19 @@ from elasticlm.serving.signals import QueueStatus
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 0.005
-"""Maximum time to wait for the management API."""
+"""How long a batch waits for an answer. One that comes later is used for a later batch."""
+SLOW_PAUSE_S = 0.1
+"""After a late answer, no batch waits for this long: in a burst the server is busy with other things."""
 FAILED_PAUSE_S, REFUSED_PAUSE_S = 0.1, 1.0
-"""Pauses after a missing answer and after a refusal, so that a closed management port costs almost nothing."""
+"""Pauses after a failed connection and after a refusal, so that a closed management port costs almost nothing."""
+GIVE_UP_S = 1.0
+"""After this time an answer is no longer expected."""
 LONGEST_REPLY = 1 << 20
 """Bytes of an answer that are read at most."""
 
 
 class ManagementProbe:
-    """Reads the queue from TorchServe's management API. Returns None instead of raising, whatever answers.
+    """Asks TorchServe's management API about the queue. Returns None instead of raising, whatever answers.
 
     Args:
         url: the management address, `http://127.0.0.1:8081`.
@@ -47,45 +53,80 @@ class ManagementProbe:
         address = urlsplit(url)
         self._url, self._path = url, f"/models/{quote(model_name)}"
         self._connection = HTTPConnection(address.hostname or "127.0.0.1", address.port or 80, timeout=timeout_s)
-        self._key_file = key_file
+        self._key_file, self._timeout_s = key_file, timeout_s
         self._pid = os.getpid() if worker_pid is None else worker_pid
         self._clock = clock
-        self._quiet_until = -math.inf
+        self._quiet_until = self._impatient_until = -math.inf
+        self._asked: tuple[float, int] | None = None
         self._warned: set[str] = set()
         self._headers = self._read_headers()
 
-    def __call__(self) -> QueueStatus | None:
+    def __call__(self, taken: int = 0) -> QueueStatus | None:
+        """Return the newest answer: to this question, or to an earlier one if its answer has come since.
+
+        Args:
+            taken: requests that the workers have taken from the queue so far; returned with the answer.
+        """
+        late = None
+        if self._asked and self._clock() - self._asked[0] > GIVE_UP_S:
+            self._fail(0.0)
+        if self._asked:
+            late = self._answer(0.0)
+            if self._asked:
+                return None
         if self._clock() < self._quiet_until:
-            return None
+            return late
         try:
             self._connection.request("GET", self._path, headers=self._headers)
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: a key that no header can carry
+            self._unreachable(error)
+            return late
+        self._asked = self._clock(), taken
+        answer = self._answer(self._timeout_s if self._clock() >= self._impatient_until else 0.0)
+        if self._asked:
+            self._impatient_until = max(self._impatient_until, self._clock() + SLOW_PAUSE_S)
+        return answer or late
+
+    def _answer(self, wait_s: float) -> QueueStatus | None:
+        """Return the answer to the last question; None if it has not come within `wait_s`, or is of no use."""
+        assert self._asked
+        poll = select.poll()
+        poll.register(self._connection.sock, select.POLLIN)
+        if not poll.poll(math.ceil(1e3 * wait_s)):
+            return None
+        (_, taken), self._asked = self._asked, None
+        try:
             reply = self._connection.getresponse()
             body = reply.read(LONGEST_REPLY)
-        except (OSError, HTTPException, ValueError) as error:  # ValueError: a key that no header can carry
-            self._connection.close()  # a late answer must not be read as the next one
-            if not isinstance(error, TimeoutError):
-                self._warn(f"management API at {self._url} cannot be reached ({error})")
-            self._rest(FAILED_PAUSE_S)
+        except (OSError, HTTPException, ValueError) as error:
+            self._unreachable(error)
             return None
         if reply.status != 200:
             self._headers = self._read_headers()
             self._warn(f"management API at {self._url} refuses (HTTP {reply.status}): check management_key_file")
-            self._rest(REFUSED_PAUSE_S)
+            self._quiet_until = self._clock() + REFUSED_PAUSE_S
             return None
         try:
             status = read_status(body)
-        except InputError as error:
-            self._connection.close()  # the rest of an endless answer is not read
+        except InputError as error:  # the rest of an endless answer is not read
             self._warn(f"management API at {self._url} is not TorchServe's ({error}): check management_url")
-            self._rest(REFUSED_PAUSE_S)
+            self._fail(REFUSED_PAUSE_S)
             return None
         if self._pid not in status.pids:
             self._warn(f"management API at {self._url} does not list this worker: check management_url")
-            self._rest(REFUSED_PAUSE_S)
+            self._quiet_until = self._clock() + REFUSED_PAUSE_S
             return None
-        return status
+        return replace(status, taken=taken)
 
-    def _rest(self, pause_s: float) -> None:
+    def _unreachable(self, error: Exception) -> None:
+        if not isinstance(error, TimeoutError):
+            self._warn(f"management API at {self._url} cannot be reached ({error})")
+        self._fail(FAILED_PAUSE_S)
+
+    def _fail(self, pause_s: float) -> None:
+        """Close the connection, so that a late answer is not taken for the next one, and ask nothing for a while."""
+        self._connection.close()
+        self._asked = None
         self._quiet_until = self._clock() + pause_s
 
     def _warn(self, problem: str) -> None:

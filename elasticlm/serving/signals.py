@@ -4,7 +4,7 @@ Three signals are combined:
 
 1. Batch fill, which costs nothing: if a batch arrives incomplete, no request is waiting behind it.
 2. A probe, which asks the server how many requests are waiting (handlers.probe for TorchServe). It is called only when
-   a full batch arrives; its last answer is used for one second.
+   a full batch arrives. Its last answer is used for one second, and its answer may be to an earlier question.
 3. Age: the current time minus the header X-Request-Start; without the header, an estimate from how many requests had
    arrived when (see `Arrivals`). The workers of a model share their counts (elasticlm.serving.shared_counts).
 
@@ -13,7 +13,6 @@ In addition, the time that the worker needs per batch beyond the latency table's
 This module does not depend on a server; clocks and the probe are passed as arguments.
 """
 
-import itertools
 import math
 import re
 import statistics
@@ -39,11 +38,19 @@ IDLE_S = 0.005
 
 @dataclass(frozen=True)
 class QueueStatus:
-    """What the management API reports: waiting requests without the current batch, and the workers that are ready."""
+    """What the management API reports.
+
+    Attributes:
+        pending: waiting requests without the current batch.
+        workers: workers that are ready.
+        pids: process ids of all workers.
+        taken: requests that the workers had taken from the queue when it was asked.
+    """
 
     pending: int
     workers: int
     pids: frozenset[int] = frozenset()
+    taken: int = 0
 
 
 # -- 3. Age ------------------------------------------------------------------------------------------------------------
@@ -118,35 +125,33 @@ class Arrivals:
     """
 
     def __init__(self) -> None:
-        self._points: deque[tuple[float, int]] = deque()
+        self.arrived = 0
+        """The number of requests known to have arrived."""
+        self._estimates_s: deque[float] = deque()  # of the last requests up to number `arrived`
+        self._seen_s: float | None = None
 
     def saw(self, now_s: float, arrived: int) -> None:
         """Record that at least `arrived` requests had arrived by `now_s`."""
-        if self._points:
-            arrived = max(arrived, self._points[-1][1])
-            now_s = max(now_s, self._points[-1][0])
-        self._points.append((now_s, arrived))
-
-    @property
-    def arrived(self) -> int:
-        """The number of requests known to have arrived."""
-        return self._points[-1][1] if self._points else 0
+        came = max(0, arrived - self.arrived)
+        if self._seen_s is not None:
+            now_s = max(now_s, self._seen_s)
+            self._estimates_s.extend([self._seen_s + (now_s - self._seen_s) / 4] * came)
+        self._seen_s = now_s
+        self.arrived += came
 
     def forget(self) -> None:
-        """Drop all points."""
-        self._points.clear()
+        """Drop everything."""
+        self.arrived, self._seen_s = 0, None
+        self._estimates_s.clear()
 
     def ages_ms(self, first: int, last: int, now_s: float) -> tuple[float | None, ...]:
-        """Return the ages of requests `first` to `last`; None if unknown. Points from before `first` are dropped."""
-        points = self._points
-        while len(points) > 1 and points[1][1] < first:
-            points.popleft()
-        there_before = points[0][1] if points else last
-        ages: list[float | None] = [None] * (min(there_before, last) - first + 1)
-        for (low_s, _), (high_s, arrived) in itertools.pairwise(points):
-            count = min(arrived, last) - first + 1 - len(ages)
-            if count > 0:
-                ages += [max(0.0, now_s - low_s - (high_s - low_s) / 4) * 1e3] * count
+        """Return the ages of requests `first` to `last`; None if unknown. Those before `first` are dropped."""
+        estimates_s = self._estimates_s
+        while estimates_s and self.arrived - len(estimates_s) + 1 < first:
+            estimates_s.popleft()
+        unknown = min(self.arrived - len(estimates_s), last) - first + 1
+        known = [(now_s - arrived_s) * 1e3 for arrived_s in estimates_s]
+        ages = [*(None,) * unknown, *known][: last - first + 1]
         return (*ages, *(None,) * (last - first + 1 - len(ages)))
 
 
@@ -203,7 +208,8 @@ class QueueSignal:
     """A BacklogSource that combines batch fill, probe and arrivals.
 
     Args:
-        probe: reads the queue from the management API; None if there is none.
+        probe: asks the management API about the queue, given how many requests the workers have taken; None if there is
+            none.
         batch_size: B, the maximum batch size of the server.
         workers: W as configured; replaced by the probe's count once there is one.
         batch_delay_s: how long the server waits for a batch to fill.
@@ -212,7 +218,7 @@ class QueueSignal:
 
     def __init__(
         self,
-        probe: Callable[[], QueueStatus | None] | None,
+        probe: Callable[[int], QueueStatus | None] | None,
         *,
         batch_size: int,
         workers: int = 1,
@@ -240,15 +246,16 @@ class QueueSignal:
             self._arrivals.saw(now_s - self._batch_delay_s, taken - count)
         full = count >= self._batch_size
         self._full_in_a_row = self._full_in_a_row + 1 if full and self._idle_since is not None and not was_idle else 0
-        status = self._probe() if self._probe and full else None
-        pending = self._pending(status, full, now_s)
+        status = self._probe(taken) if self._probe and full else None
+        pending = self._pending(status, full, now_s, taken, was_idle=was_idle)
         if paused and pending == 0 and self._arrivals.arrived > taken:
             self._arrivals.forget()  # what was admitted and is neither taken nor waiting has been lost
         if pending is not None:
-            self._arrivals.saw(now_s, taken + pending)
+            self._arrivals.saw(now_s, (status.taken if status else taken) + pending)
         depth = pending if pending is not None else self._assumed_depth(now_s)
-        known = self._workers == 1 or self._counts.shared
-        ages_ms = self._arrivals.ages_ms(taken - count + 1, taken + depth, now_s) if known else (None,) * count
+        ages_ms = self._arrivals.ages_ms(taken - count + 1, taken + depth, now_s)
+        if self._workers > 1 and not self._counts.shared:
+            ages_ms = (None,) * count
         others_wait = full if pending is None else pending >= self._batch_size * self._workers
         self._turnaround.batch_came(now_s, was_idle=was_idle, others_wait=others_wait)
         return Backlog(
@@ -269,11 +276,16 @@ class QueueSignal:
         self._idle_since = self._clock()
         self._turnaround.batch_done(report)
 
-    def _pending(self, status: QueueStatus | None, full: bool, now_s: float) -> int | None:
+    def _pending(
+        self, status: QueueStatus | None, full: bool, now_s: float, taken: int, *, was_idle: bool
+    ) -> int | None:
         """Return the number of waiting requests if it is known: from the probe, or 0 behind a batch with room."""
         if not full:
             self._last = None  # the queue is empty, so the last probe is out of date
             return 0
+        if was_idle and (status is None or status.taken < taken):
+            self._last = None  # so is an answer from before the worker was idle
+            return None
         if status is None:
             return None
         if self._pids - status.pids:

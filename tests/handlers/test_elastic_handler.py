@@ -102,7 +102,7 @@ def test_headers_of_requests_reach_the_core_and_metrics_reach_torchserve():
 
 def test_the_turnaround_leaves_out_what_the_latency_table_contains():
     engine = Slow(0.03)
-    made = handler(engine, lambda: QueueStatus(9, 1), batch_size=1)
+    made = handler(engine, lambda taken: QueueStatus(9, 1, taken=taken), batch_size=1)
     for _ in range(3):
         handle(made, [b'{"text": "a"}'])
     assert 0 < engine.loads[-1].turnaround_ms < 20

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -114,8 +115,12 @@ REFUSED = BatchReport(queue_depth=0, service_s=0.0, errors=Counter({"late": 1}))
 
 def signal(statuses, *, batch_size, workers=1, batch_delay_s=0.0, counts=None):
     clock, left = Clock(), list(statuses)
-    probe = (lambda: left.pop(0)) if statuses else None
-    made = QueueSignal(probe, batch_size=batch_size, workers=workers, batch_delay_s=batch_delay_s,
+
+    def probe(taken):
+        status = left.pop(0)
+        return replace(status, taken=taken) if status and not status.taken else status
+
+    made = QueueSignal(probe if statuses else None, batch_size=batch_size, workers=workers, batch_delay_s=batch_delay_s,
                        counts=counts, clock=clock)  # fmt: skip
     return made, clock, left
 
@@ -217,6 +222,26 @@ def test_several_workers_know_ages_only_if_they_share_their_counts(tmp_path):
             queue.batch_done(DONE)
         ages_ms = (*backlog.ages_ms, *backlog.waiting_ages_ms)
         assert all(age is None for age in ages_ms) is not known
+
+
+def test_a_late_answer_counts_from_when_it_was_asked():
+    queue, clock, _ = signal([QueueStatus(0, 1), None, QueueStatus(3, 1, taken=2)], batch_size=1)
+    for now in (0.0, 0.04, 0.08):
+        queue.batch_done(DONE)
+        clock.now = now
+        backlog = queue.batch_came(1)
+        clock.now = now + 0.04
+    assert (backlog.queue_depth, backlog.probe_up) == (3, True)
+    # Numbers 2 to 5 had come by 0.08 s, since the first answer at 0 s; number 6 is assumed.
+    assert (backlog.ages_ms, backlog.waiting_ages_ms) == (pytest.approx((60,)), pytest.approx((60, 60, None)))
+
+
+def test_an_answer_from_before_the_worker_was_idle_is_not_used():
+    queue, clock, _ = signal([QueueStatus(0, 1), QueueStatus(5, 1, taken=1)], batch_size=1)
+    queue.batch_came(1)
+    queue.batch_done(DONE)
+    clock.now = 0.5
+    assert queue.batch_came(1).queue_depth == 0
 
 
 def test_a_worker_that_disappears_makes_the_points_useless():
@@ -324,17 +349,30 @@ def test_the_probe_reads_the_queue_and_the_workers_that_are_ready(management):
     assert management["asked"] == ["/models/mini"] * 2
 
 
-def test_a_slow_management_port_costs_the_timeout_once_in_a_while_and_is_taken_up_again(management):
+def test_a_slow_management_port_costs_the_timeout_once_in_a_while_and_late_answers_are_used(management):
     probe, clock = make_probe(management, timeout_s=0.005)
     management["delay_s"] = 0.2
     started = time.perf_counter()
-    assert [probe() for _ in range(100)] == [None] * 100
+    assert [probe(7) for _ in range(100)] == [None] * 100
     assert time.perf_counter() - started < 0.1
+    assert len(management["asked"]) == 1
+    time.sleep(0.3)
+    assert probe(9) == QueueStatus(5, 2, PIDS, taken=7)  # nobody waits for the next answer for a while
     management.update(delay_s=0.0, pending=6)
-    time.sleep(0.3)  # the late answer is out by now, and must not be taken for the next one
-    clock.now = 1.0
-    probe._connection.timeout = 1.0
-    assert probe() == QueueStatus(6, 2, PIDS)
+    time.sleep(0.3)
+    assert probe(11) == QueueStatus(6, 2, PIDS, taken=9)
+    time.sleep(0.1)
+    clock.now, probe._timeout_s = 0.5, 1.0
+    assert probe(12) == QueueStatus(6, 2, PIDS, taken=12)
+
+
+def test_an_answer_that_does_not_come_is_given_up(management):
+    probe, clock = make_probe(management, timeout_s=0.005)
+    management["delay_s"] = 0.2
+    assert probe(7) is None
+    management.update(delay_s=0.0)
+    clock.now, probe._timeout_s = 1.1, 1.0
+    assert probe(8) == QueueStatus(5, 2, PIDS, taken=8)
 
 
 def test_a_management_port_that_is_off_warns_once_and_costs_nothing(management, caplog):
