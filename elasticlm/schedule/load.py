@@ -16,6 +16,8 @@ class Load:
         queue_depth: requests waiting behind the batch (g).
         rows: sequences in the batch (a rerank of 8 passages is 8).
         tokens: padded length of the batch; None means the shortest length of the table.
+        waiting_rows, waiting_tokens: the same for one request behind the batch, as a mean over recent ones; None: as
+            those in the batch.
         batch: requests in the batch (b).
         batch_size: maximum number of requests that the server puts into one batch (B).
         workers: workers that share the queue (W).
@@ -37,6 +39,8 @@ class Load:
     queue_depth: int = 0
     rows: int = 1
     tokens: int | None = None
+    waiting_rows: float | None = None
+    waiting_tokens: float | None = None
     batch: int = 1
     batch_size: int = 1
     workers: int = 1
@@ -55,8 +59,9 @@ class Load:
         for name in ("rows", "batch", "batch_size", "workers"):
             if not getattr(self, name) >= 1:
                 raise InputError(f"load: {name} is {getattr(self, name)}, expected 1 or more")
-        if self.tokens is not None and not self.tokens >= 1:
-            raise InputError(f"load: tokens is {self.tokens}, expected 1 or more")
+        for name in ("tokens", "waiting_rows", "waiting_tokens"):
+            if getattr(self, name) is not None and not getattr(self, name) >= 1:
+                raise InputError(f"load: {name} is {getattr(self, name)}, expected 1 or more")
         for name in ("queue_depth", "overhead_ms", "turnaround_ms", "refusal_ms", "arrivals_rps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"load: {name} is {getattr(self, name)}, expected 0 or more")
@@ -68,15 +73,17 @@ class Load:
         if not self.budget_ms > 0:
             raise InputError(f"load: budget_ms is {self.budget_ms}, expected a time above 0 ms")
         for name in ("ages_ms", "waiting_ages_ms"):
-            if not all(age is None or 0 <= age < math.inf for age in getattr(self, name)):
+            known = [age for age in getattr(self, name) if age is not None]
+            if known and not (min(known) >= 0 and sum(known) < math.inf):  # NaN is not below
                 raise InputError(f"load: {name}: expected times of 0 ms or more")
         if not all(budget > 0 for budget in self.budgets_ms):
             raise InputError("load: budgets_ms: expected times above 0 ms")
 
     @property
-    def full_rows(self) -> float:
-        """Sequences in a full batch of requests such as these."""
-        return self.rows * self.batch_size / self.batch
+    def full_batch(self) -> tuple[float, float | None]:
+        """(rows, tokens) of a full batch of requests such as those that wait."""
+        rows = self.rows / self.batch if self.waiting_rows is None else self.waiting_rows
+        return rows * self.batch_size, self.tokens if self.waiting_tokens is None else self.waiting_tokens
 
     def left_ms(self, budget_ms: float) -> list[float]:
         """Return the time that each request of the batch has left for its service; an unknown age counts as 0."""

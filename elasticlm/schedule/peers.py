@@ -10,7 +10,7 @@
   accurate level whose capacity covers the demand of the last seconds with some headroom. Simplified: Proteus solves an
   integer programme over many workers and models; for one worker and one model the rule is its solution.
 
-A static model with shedding, as Clipper serves it (Crankshaw et al., NSDI 2017), is ``fixed:LEVEL``.
+A static model with shedding, as Clipper serves it (Crankshaw et al., NSDI 2017), is ``fixed:LEVEL,t=MS``.
 """
 
 from collections import deque
@@ -92,5 +92,6 @@ PEERS = (SlackFit, Switching, Demand)
 
 
 def _capacity_rps(table: Table[ChoiceT], level: ChoiceT, load: Load) -> float:
-    return capacity_rps(table, level, batch_rows=load.full_rows, tokens=load.tokens, batch_size=load.batch_size,
+    rows, tokens = load.full_batch
+    return capacity_rps(table, level, batch_rows=rows, tokens=tokens, batch_size=load.batch_size,
                         workers=load.workers, turnaround_ms=load.turnaround_ms)  # fmt: skip

@@ -64,13 +64,14 @@ def decide(policy: Policy, table: Table[ChoiceT], load: Load, late: str = "shed"
 
 @dataclass(frozen=True)
 class Fixed:
-    """Always chooses the same level, like a static model."""
+    """Always chooses the same level, like a static model.
+
+    With a budget it refuses requests that it cannot answer in time, like a static model that Clipper serves (Crankshaw
+    et al., NSDI 2017).
+    """
 
     level: Choice
-
-    @property
-    def budget_ms(self) -> None:
-        return None
+    budget_ms: float | None = None
 
     def choose(self, table: Table[ChoiceT], load: Load, found: Triage | None = None) -> ChoiceT:
         return cast(ChoiceT, self.level)  # see check()
@@ -84,10 +85,11 @@ class Fixed:
         return cast(ChoiceT, self.level)
 
     def settings(self) -> dict[str, str | float]:
-        return {"policy": str(self)}
+        budget = {"latency_budget_ms": self.budget_ms} if self.budget_ms else {}
+        return {"policy": f"fixed:{level_name(self.level)}"} | budget
 
     def __str__(self) -> str:
-        return f"fixed:{level_name(self.level)}"
+        return f"fixed:{level_name(self.level)}" + (f",t={self.budget_ms:g}" if self.budget_ms else "")
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Deadline(WithBudget):
     def choose(self, table: Table[ChoiceT], load: Load, found: Triage) -> ChoiceT:
         def fits(level: ChoiceT) -> bool:
             in_hand_ms = table.mean_ms(level, load.rows, load.tokens)
-            round_ms = table.mean_ms(level, load.full_rows, load.tokens) + load.turnaround_ms
+            round_ms = table.mean_ms(level, *load.full_batch) + load.turnaround_ms
             return all(over_ms + in_hand_ms + rounds * round_ms <= 0 for rounds, over_ms in found.due)
 
         return largest(table, fits) if found.due else table.levels[-1]
@@ -178,7 +180,7 @@ def largest_within(
 
     def fits(level: ChoiceT) -> bool:
         in_hand = table.mean_ms(level, load.rows, load.tokens)
-        behind = rounds * (table.mean_ms(level, load.full_rows, load.tokens) + turnaround_ms)
+        behind = rounds * (table.mean_ms(level, *load.full_batch) + turnaround_ms)
         in_time = table.p95_ms(level, load.rows, load.tokens) <= tightest_ms
         return in_time and in_hand + behind + load.overhead_ms <= limit_ms
 
@@ -187,20 +189,25 @@ def largest_within(
 
 WITH_BUDGET: dict[str, type[WithBudget]] = {kind.name: kind for kind in (Deadline, Slack, Queue, *PEERS)}
 POLICIES = (*WITH_BUDGET, "fixed")
-OPTIONS: dict[str, tuple[str, ...]] = dict.fromkeys(POLICIES, ("t",)) | {"slack": ("t", "alpha"), "fixed": ()}
+OPTIONS: dict[str, tuple[str, ...]] = dict.fromkeys(POLICIES, ("t",)) | {"slack": ("t", "alpha")}
 
 
 def parse_policy(text: str, *, default_budget_ms: float | None = None, default_alpha: float = ALPHA) -> Policy:
-    """Return the policy written ``deadline:t=250``, ``slack:t=250,alpha=0.6``, ``queue:t=250`` or ``fixed:50``.
+    """Return the policy written ``deadline:t=250``, ``slack:t=250,alpha=0.6``, ``queue:t=250`` or ``fixed:50,t=250``.
 
-    If t or alpha is missing, the default applies. Raises InputError for unknown names, with the closest match.
+    If t or alpha is missing, the default applies; ``fixed:50`` has no budget. Raises InputError for unknown names, with
+    the closest match.
     """
     name, _, arguments = text.strip().partition(":")
     if name not in POLICIES:
         expected = "expected deadline:t=MS, slack:t=MS,alpha=SHARE, queue:t=MS or fixed:LEVEL"
         raise InputError(f"policy {text!r}: {expected}{near_match(name, POLICIES)}")
+    level = None
     if name == "fixed":
-        return Fixed(parse_choice(arguments))
+        level_text, _, arguments = arguments.partition(",")
+        level = parse_choice(level_text)
+        if not arguments:
+            return Fixed(level)
     options = dict(part.partition("=")[::2] for part in arguments.split(",") if part)
     if unknown := [key for key in options if key not in OPTIONS[name]]:
         raise InputError(f"policy {text!r}: unknown option {unknown[0]!r}, expected {', '.join(OPTIONS[name])}")
@@ -210,7 +217,9 @@ def parse_policy(text: str, *, default_budget_ms: float | None = None, default_a
     except ValueError:
         raise InputError(f"policy {text!r}: t and alpha must be numbers, such as t=250,alpha=0.6") from None
     if not 0 < budget_ms < math.inf:
-        raise InputError(f"policy {text!r}: needs a budget above 0 in ms, such as {name}:t=250")
+        raise InputError(f"policy {text!r}: needs a budget above 0 in ms, such as {POLICIES[0]}:t=250")
     if not 0 < alpha <= 1:
         raise InputError(f"policy {text!r}: alpha must be above 0 and at most 1")
+    if level is not None:
+        return Fixed(level, budget_ms)
     return Slack(budget_ms, alpha) if name == "slack" else WITH_BUDGET[name](budget_ms)

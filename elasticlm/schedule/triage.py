@@ -14,7 +14,6 @@ raised to it.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from elasticlm.schedule.load import Load
@@ -62,33 +61,43 @@ def triage(table: Table[ChoiceT], smallest: ChoiceT, load: Load, late: str) -> T
             due[0] = max(over, due.get(0, -math.inf))
         else:
             lost.append(i)
-    for rounds, over in _waiting(table, smallest, load, in_hand_ms, len(lost), late):
-        due[rounds] = max(over, due.get(rounds, -math.inf))
+    if math.isfinite(load.budget_ms):
+        _add_waiting(due, table, smallest, load, in_hand_ms, len(lost), late)
     refusable = [i for i in lost if ages_ms[i] is not None] if late == "reject" or (late == "shed" and due) else []
     return Triage(tuple(refusable), tuple(due.items()))
 
 
-def _waiting(
-    table: Table[ChoiceT], smallest: ChoiceT, load: Load, in_hand_ms: float, lost: int, late: str
-) -> Iterator[tuple[int, float]]:
-    """Yield (n_i, a_i + r + w_i - 0.9 T) for each savable request that waits."""
-    budget_ms, count = load.budget_ms, load.queue_depth
-    if not math.isfinite(budget_ms):
-        return
-    round_ms = table.mean_ms(smallest, load.full_rows, load.tokens) + load.turnaround_ms
-    per_round, spare_ms = load.batch_size * load.workers, budget_ms - in_hand_ms
-    planned_ms, cost_ms = MARGIN * budget_ms - load.overhead_ms, load.refusal_ms / load.workers
+def _add_waiting(
+    due: dict[int, float],
+    table: Table[ChoiceT],
+    smallest: ChoiceT,
+    load: Load,
+    in_hand_ms: float,
+    lost: int,
+    late: str,
+) -> None:
+    """Add n_i and a_i + r + w_i - 0.9 T of the savable requests that wait.
+
+    This runs for every request in the queue before every batch, so it is written for speed.
+    """
+    count, round_ms = load.queue_depth, table.mean_ms(smallest, *load.full_batch) + load.turnaround_ms
+    per_round, spare_ms = load.batch_size * load.workers, load.budget_ms - in_hand_ms
+    planned_ms, cost_ms = MARGIN * load.budget_ms - load.overhead_ms, load.refusal_ms / load.workers
     ages_ms = load.waiting_ages_ms[:count] + (None,) * (count - len(load.waiting_ages_ms))
-    ahead, refused_ms = 0, lost * cost_ms if late != "answer" else 0.0
+    refused_ms = lost * cost_ms if late != "answer" else 0.0
+    ahead, rounds, rounds_ms = 0, 1, round_ms
     for age in ages_ms:
-        rounds = ahead // per_round + 1
-        waited_ms = (age or 0.0) + refused_ms
-        if waited_ms + rounds * round_ms <= spare_ms:
-            yield rounds, waited_ms - planned_ms
+        waited_ms = age + refused_ms if age else refused_ms
+        savable = waited_ms + rounds_ms <= spare_ms
+        if savable:
+            over = waited_ms - planned_ms
+            if over > due.get(rounds, -math.inf):
+                due[rounds] = over
+        if savable or late == "answer":
             ahead += 1
-        elif late == "answer":
-            ahead += 1
+            if ahead == per_round:
+                ahead, rounds, rounds_ms = 0, rounds + 1, rounds_ms + round_ms
+                if rounds_ms > spare_ms:
+                    return  # nobody behind this one is savable
         else:
             refused_ms += cost_ms
-        if rounds * round_ms > spare_ms:
-            return  # nobody behind this one is savable

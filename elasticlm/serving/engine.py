@@ -23,6 +23,7 @@ from elasticlm.schedule.latency import LatencyTable, Setup, choose_setup
 from elasticlm.schedule.load import Load
 from elasticlm.schedule.policies import Policy, decide
 from elasticlm.schedule.profiling import measure
+from elasticlm.schedule.typical import TypicalRequest
 from elasticlm.serving.bundle import Bundle
 from elasticlm.serving.requests import (
     LATE,
@@ -103,6 +104,7 @@ class Answerer:
         torch.set_num_threads(settings.threads)
         bundle = Bundle(folder)
         self.model, self.table = load_with_latency(bundle.artifact, settings)
+        self._typical = TypicalRequest()
         self.adopt(settings)
         self.index = load_index(bundle.index, self.model, settings.threads)
         self.service = Service(
@@ -175,12 +177,12 @@ class Answerer:
         if "passage" in shapes:
             fixed_ms += self.table.mean_ms(self.model.structures.largest, *shapes["passage"])
         counted = [shape for kind, shape in shapes.items() if kind != "passage"]
+        rows, tokens = sum(rows for rows, _ in counted), max(tokens for _, tokens in counted)
+        self._typical.saw(len(elastic), rows=rows, tokens=tokens)
         load = replace(
-            load.of_requests(elastic),
-            rows=sum(rows for rows, _ in counted),
-            tokens=max(tokens for _, tokens in counted),
-            overhead_ms=load.overhead_ms + fixed_ms,
-        )
+            load.of_requests(elastic), rows=rows, tokens=tokens, overhead_ms=load.overhead_ms + fixed_ms,
+            waiting_rows=self._typical.rows, waiting_tokens=self._typical.tokens,
+        )  # fmt: skip
         decision = decide(self.policy, self.table, load, self.late)
         return decision.level, {elastic[i] for i in decision.refused}
 

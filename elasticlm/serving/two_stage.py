@@ -18,6 +18,7 @@ from elasticlm.retrieval.score_fusion import fused
 from elasticlm.schedule.cascade import MeasuredPair
 from elasticlm.schedule.load import Load
 from elasticlm.schedule.policies import Policy, decide
+from elasticlm.schedule.typical import TypicalRequest
 from elasticlm.serving.bundle import Bundle
 from elasticlm.serving.cascade_times import pair_table
 from elasticlm.serving.engine import Answer, Answerer, Engine, late_error, load_index, load_with_latency, warmed_up
@@ -55,6 +56,7 @@ class TwoStageAnswerer:
         self.retriever, retriever_table = load_with_latency(bundle.artifact, settings)
         self.reranker, reranker_table = load_with_latency(bundle.reranker, settings)
         self.index = load_index(bundle.index, self.retriever, settings.threads)
+        self._typical = TypicalRequest()
         self.passages = PassageTexts(bundle.passages)
         pairs = bundle.read_pairs()
         retriever_table = warmed_up(self.retriever, retriever_table, settings)
@@ -92,7 +94,10 @@ class TwoStageAnswerer:
         inputs = self.retriever.tokenize([request.query for request in searches])
         rows, tokens = self.retriever.counted(inputs)
         stages.done("tokenize")
-        decision = decide(self.policy, self.table, replace(load, rows=rows, tokens=tokens), self.late)
+        self._typical.saw(len(searches), rows=rows, tokens=tokens)
+        load = replace(load, rows=rows, tokens=tokens,
+                       waiting_rows=self._typical.rows, waiting_tokens=self._typical.tokens)  # fmt: skip
+        decision = decide(self.policy, self.table, load, self.late)
         stages.done("decide")
         outcomes: dict[int, Answer | RequestError] = {i: late_error(load, i) for i in decision.refused}
         kept = [i for i in range(len(searches)) if i not in decision.refused]

@@ -37,6 +37,8 @@ def test_what_servers_see_is_accepted():
         ({"table_ratio": 0.0}, "table_ratio is 0"),
         ({"ages_ms": (-1.0,)}, "ages_ms: expected times of 0 ms or more"),
         ({"ages_ms": (math.nan,)}, "ages_ms"),
+        ({"waiting_rows": 0.0}, "waiting_rows is 0.0"),
+        ({"waiting_tokens": float("nan")}, "waiting_tokens is nan"),
         ({"ages_ms": (1.0,), "budgets_ms": (0.0,)}, "budgets_ms: expected times above 0 ms"),
     ],
 )
@@ -49,7 +51,12 @@ def test_a_part_of_a_batch_has_its_share_of_rows_and_its_own_ages():
     load = Load(rows=8, batch=4, batch_size=4, ages_ms=(1.0, 2.0, None, 4.0), budgets_ms=(10.0, 20.0, 30.0, 40.0))
     part = load.of_requests([1, 3])
     assert (part.batch, part.rows, part.ages_ms, part.budgets_ms) == (2, 4, (2.0, 4.0), (20.0, 40.0))
-    assert part.full_rows == load.full_rows == 8
+    assert part.full_batch == load.full_batch == (8, None)
+
+
+def test_those_that_wait_may_be_longer_than_those_in_hand():
+    load = Load(tokens=20, batch_size=4, waiting_rows=2.5, waiting_tokens=96.0)
+    assert load.full_batch == (10.0, 96.0)
 
 
 def test_a_policy_refuses_no_valid_load():

@@ -82,8 +82,10 @@ def test_slack_plans_with_its_share_of_the_budget():
 
 
 @pytest.mark.parametrize(
-    "text", ["deadline:t=250", "fixed:50", "fixed:12.5", "queue:t=250", "slack:t=250,alpha=.6", "slack:t=37.5,alpha=1"]
-)
+    "text",
+    ["deadline:t=250", "fixed:50", "fixed:12.5", "fixed:50,t=250", "fixed:50+10,t=40", "queue:t=250",
+     "slack:t=250,alpha=.6", "slack:t=37.5,alpha=1"],
+)  # fmt: skip
 def test_policies_are_written_as_they_are_read(text):
     assert str(parse_policy(text)) == text
 
@@ -93,6 +95,7 @@ def test_defaults_fill_what_the_text_leaves_out():
     assert parse_policy("slack:alpha=.5", default_budget_ms=90) == Slack(90, 0.5)
     assert parse_policy("queue", default_budget_ms=90, default_alpha=0.1) == Queue(90)
     assert parse_policy("fixed:50") == Fixed(50)
+    assert parse_policy("fixed:50", default_budget_ms=90) == Fixed(50)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +110,8 @@ def test_defaults_fill_what_the_text_leaves_out():
         ("queue:t=-1", "budget above 0"),
         ("queue:t=inf", "budget above 0"),
         ("fixed:", "level"),
+        ("fixed:50,t=0", "budget above 0"),
+        ("fixed:50,alpha=1", "unknown option 'alpha'"),
         ("queue:t=5,alpha=1", "unknown option 'alpha'"),
     ],
 )

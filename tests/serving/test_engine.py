@@ -163,6 +163,15 @@ def test_a_rerank_of_many_passages_weighs_more_than_one(tiny_artifact, tmp_path)
     assert levels == [100, 50, 10]
 
 
+def test_requests_that_wait_are_expected_to_be_as_large_as_those_before(tiny_artifact, tmp_path):
+    served = answerer(with_head(tiny_artifact, tmp_path, "score"))
+    short, queue = Score("ice", ("snow",)), Load(queue_depth=4)
+    (before,) = served.answer([short], queue)
+    served.answer([Score("ice", ("snow",) * 20)], IDLE)
+    (after,) = served.answer([short], queue)
+    assert (before.level, after.level) == (50, 10)
+
+
 def test_labels_do_not_depend_on_what_else_is_in_the_batch(tiny_artifact, tmp_path):
     served = answerer(with_head(tiny_artifact, tmp_path, "classify", ["no", "yes", "maybe"]))
     batch = [Classify(TEXTS[0]), Classify(TEXTS[1], TEXTS[2]), Classify(TEXTS[2])]

@@ -62,6 +62,7 @@ def test_mistakes_are_errors_that_name_the_setting(section, says):
         ({"latency_budget_ms": 250, "policy": "queue"}, "queue:t=250", 250),
         ({"latency_budget_ms": 250, "policy": "fixed:50"}, "fixed:50", 250),
         ({"policy": "fixed:50"}, "fixed:50", math.inf),
+        ({"policy": "fixed:50,t=100", "latency_budget_ms": 250}, "fixed:50", 100),
     ],
 )
 def test_values_in_the_policy_replace_those_of_the_settings(section, policy, budget_ms):
