@@ -1,5 +1,6 @@
 """What the server can bear, measured through the server itself: how many users make a rush."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from elasticlm.model.structure import Choice, level_name
 RUSH = 3.0  # offered load of a rush, in capacities of the largest level
 SMALLEST_BEARS = 0.8  # and at most this share of the capacity of the smallest
 CALIBRATION_S, SETTLING_S = 12.0, 2.0
+BURSTS, BURST = 6, 40  # bursts, one a second, and their requests
+QUEUE_FULL = 503
 WARM_UP = 20  # requests before an arm, so that none pays for a cold server
 
 
@@ -44,6 +47,36 @@ def measure_capacity(
         raise ServerError(f"level {name} answered no request within {CALIBRATION_S:g} s")
     say(f"calibration: level {name} answers {capacity_rps:.1f} requests per second")
     return capacity_rps
+
+
+def measure_ingress_ms(
+    archive: Archive, requests_file: Path, asked: Sequence[Request], traffic: Traffic, *, pin: bool = False
+) -> float:
+    """Return how long the driver and the frontend need per request when many come at once, in ms.
+
+    Bursts are sent to a queue for one request. Nearly all are refused by the frontend, one after another, so that the
+    time from the first refusal to the last tells.
+    """
+    say("calibration: how long the frontend takes per request in a burst")
+    starts_s = [SETTLING_S + number for number in range(BURSTS)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "bursts.csv"
+        file.write_text("t_s\n" + "".join(f"{start_s:.4f}\n" * BURST for start_s in starts_s))
+        bursts = replace(traffic, users=1, spawn_rate=1.0, arrivals=f"trace:{file}", duration_s=starts_s[-1] + 1)
+        largest = f"fixed:{level_name(archive.largest)}"
+        handler = {"late": "answer"}
+        with (
+            archive.serve(largest, 1000.0, 1, handler=handler) as server,
+            pinned(server, archive.name, enabled=pin),
+        ):
+            warm_up(server, archive.name, asked)
+            rows = drive(server.inference_url, archive.name, requests_file, bursts, drain_s=5).rows
+    refused = rows[rows["status"] == QUEUE_FULL]
+    ended = (refused["t_s"] * 1000 + refused["latency_ms"]).groupby(refused["t_s"])
+    per_request_ms = ((ended.max() - ended.min()) / (ended.count() - 1)).median()
+    ingress_ms = round(float(per_request_ms), 3)
+    say(f"calibration: {ingress_ms:g} ms per request")
+    return ingress_ms
 
 
 def rush_users(largest_rps: float, smallest_rps: float, pause_s: tuple[float, float]) -> int:

@@ -16,7 +16,7 @@ keep their form.
 
 Every policy meets the same arrivals and, request by request, the same luck in service time. With one worker, batch size
 1 and an open loop a bound is told as well: the best that any choice of levels could have reached, had it known all
-arrivals and service times. Requests are never refused: the queue has no end and late requests are answered (late).
+arrivals and service times. Requests that cannot be answered in time are refused, see --late and --queue-size.
 
 The result is a folder: trace.csv (a row a request; arm is the policy, with ` on ARRIVALS` where there are several),
 summary.json and policies.png.
@@ -68,7 +68,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--arrivals", nargs="+", required=True, metavar="SPEC", help="trace:FILE.csv, poisson:RATE, "
                          "gamma:RATE,CV (RATE in requests a second) or rush:USERS (closed loop)")  # fmt: skip
     options.add_argument("--policies", nargs="+", metavar="POLICY", help="deadline:t=MS, slack:t=MS,alpha=SHARE, "
-                         "queue:t=MS, fixed:LEVEL; without t: --budget "
+                         "queue:t=MS; without t: --budget; fixed:LEVEL refuses nothing, fixed:LEVEL,t=MS what is late "
                          "(default: deadline slack queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
     options.add_argument("--budget", type=positive_float, metavar="MS", help="latency budget T in ms for policies "
                          "without t, of the picture and of --recommend; every policy is judged by it and by every t "
@@ -89,8 +89,11 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--turnaround-ms", type=non_negative_float, default=2.0, metavar="MS",
                          help="time in ms from one batch of a worker to the next beyond the service time; a server "
                          "publishes it as elastic_turnaround_seconds")  # fmt: skip
-    options.add_argument("--refusal-ms", type=non_negative_float, default=1.0, metavar="MS",
-                         help="time in ms that a worker needs for refusing a request")  # fmt: skip
+    options.add_argument("--refusal-ms", type=non_negative_float, default=0.5, metavar="MS",
+                         help="time in ms that a worker needs for refusing a request, besides the turnaround if it "
+                         "refuses a whole batch")  # fmt: skip
+    options.add_argument("--ingress-ms", type=non_negative_float, default=0.0, metavar="MS", help="time in ms that "
+                         "the server needs to put one request into the queue, one after another")  # fmt: skip
     options.add_argument("--queue-size", type=positive_int, metavar="N", help="requests that may wait; more are "
                          "refused at once (default: any number)")  # fmt: skip
     options.add_argument("--late", default="shed", choices=LATE, help="what to do with requests that cannot be "

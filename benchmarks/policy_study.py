@@ -52,7 +52,7 @@ def run_study(options: argparse.Namespace) -> None:
     server = Server(
         **{name: getattr(options, name) for name in SERVED if getattr(options, name) is not None},
         overhead_ms=options.overhead_ms, turnaround_ms=options.turnaround_ms,
-        refusal_ms=options.refusal_ms, queue_size=options.queue_size,
+        refusal_ms=options.refusal_ms, ingress_ms=options.ingress_ms, queue_size=options.queue_size,
         rows=options.rows, tokens=options.tokens,
     )  # fmt: skip
     policies = parse_policies(options.policies, options.budget, table.levels)
@@ -106,7 +106,7 @@ def study(
     for spec, traffic in traffics.items():
         for name, policy in policies.items():
             arm = name if len(traffics) == 1 else f"{name} on {spec}"
-            served = simulate(policy, table, server, traffic, budget_ms=budgets_ms[0], late=options.late)
+            served = simulate(policy, table, server, traffic, late=options.late)
             traces.append(trace_of(arm, served, traffic, table.levels, quality))
             arms[arm] = {"policy": name, "arrivals": spec}
         told[spec] = _load(traffic, table, server)

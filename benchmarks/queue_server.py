@@ -19,7 +19,10 @@ class Server:
         overhead_ms: time that the server adds to the latency of a request (r), without holding the worker.
         turnaround_ms: time from one batch of a worker to the next beyond the service time, as elasticlm.schedule.load
             defines it. It holds the worker after every batch.
-        refusal_ms: how long a worker needs for refusing one request.
+        refusal_ms: how long a worker needs for refusing one request. If it refuses a whole batch, that takes the
+            turnaround as well.
+        ingress_ms: how long the frontend needs to put one request into the queue, one after another, so that the last
+            of a burst gets there late.
         queue_size: requests that may wait; more are refused by the server itself, which costs the workers nothing.
             None: any number.
         rows: sequences of a request (a rerank of 8 passages is 8).
@@ -31,7 +34,8 @@ class Server:
     max_batch_delay_ms: float = 1.0
     overhead_ms: float = 2.0
     turnaround_ms: float = 2.0
-    refusal_ms: float = 1.0
+    refusal_ms: float = 0.5
+    ingress_ms: float = 0.0
     queue_size: int | None = None
     rows: int = 1
     tokens: int | None = None

@@ -1,12 +1,12 @@
 """A discrete event simulation of the server's queue under the real policies.
 
-What is simulated is TorchServe: requests wait in one queue, first come, first served, for W workers. A free worker
-takes up to B requests; where its batch has room it waits for more, at most the batch delay, and no other worker takes
-any meanwhile. The policy then sees the load and chooses the level. A batch holds its worker for its service time, drawn
-from the latency table, and for the turnaround; its requests are answered together, after the service time and the
-server's own overhead. The policy is told the same turnaround and overhead, as on the server. Requests that cannot be
-answered in time are refused as on the server: by the worker, which is busy with that for a moment, or because the queue
-is full.
+What is simulated is TorchServe: its frontend puts one request after another into a queue, where they wait, first come,
+first served, for W workers. A free worker takes up to B requests; if its batch has room, it waits for more, at most the
+batch delay, and no other worker takes any meanwhile. The policy then sees the load and chooses the level. A batch holds
+its worker for its service time, drawn from the latency table, and for the turnaround; its requests are answered
+together, after the service time and the server's own overhead. The policy is told the same turnaround and overhead, as
+on the server. Requests that cannot be answered in time are refused as on the server: by the worker, which is busy with
+that for a moment, or because the queue is full.
 
 All times are in ms from the start. Nothing here reads a file or a clock: equal arguments give equal results.
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from elasticlm.benchmarks.queue_server import Server
-from elasticlm.benchmarks.queue_traffic import ARRIVAL, DUE, FREE, Traffic
+from elasticlm.benchmarks.queue_traffic import ARRIVAL, DUE, FREE, QUEUED, Traffic
 from elasticlm.benchmarks.service_times import Times
 from elasticlm.model.structure import Choice
 from elasticlm.schedule.load import Load
@@ -80,17 +80,16 @@ def simulate(
     signal: Signal = exact,
     *,
     decided_by: Table | None = None,
-    budget_ms: float = math.inf,
     late: str = "shed",
 ) -> SimulatedRequests:
     """Serve the traffic under a policy until the last request is answered.
 
     Args:
         decided_by: the table that the policy decides by, where it is not the one that service times are drawn from.
-        budget_ms: T, for policies without a budget of their own.
-        late: what to do with requests that cannot be answered in time, see elasticlm.schedule.triage.LATE.
+        late: what a policy with a budget does with requests that cannot be answered in time, see
+            elasticlm.schedule.triage.LATE.
     """
-    budget_ms = policy.budget_ms or budget_ms
+    budget_ms = policy.budget_ms or math.inf
     known = decided_by or table
     events = traffic.first_arrivals()  # a sorted list is a heap
     shares: list[float] = traffic.shares.tolist()
@@ -100,6 +99,7 @@ def simulate(
     waiting: deque[int] = deque()
     forming: list[int] = []  # the batch with room, held by the one worker that collects
     number, idle = 0, server.workers
+    frontend_free_ms = 0.0
     arrived, rate = 0, ArrivalRate()
     last_level: Choice | None = None
 
@@ -115,7 +115,8 @@ def simulate(
         decision = decide(policy, known, Load(
             queue_depth=depth, rows=server.rows * len(batch), tokens=server.tokens, batch=len(batch),
             batch_size=server.batch_size, workers=server.workers, overhead_ms=server.overhead_ms,
-            turnaround_ms=server.turnaround_ms, refusal_ms=server.refusal_ms, budget_ms=budget_ms,
+            turnaround_ms=server.turnaround_ms, budget_ms=budget_ms,
+            refusal_ms=server.refusal_ms + server.turnaround_ms / server.batch_size,
             ages_ms=ages_ms, waiting_ages_ms=waiting_ages_ms,
             arrivals_rps=rate.saw(now_ms / 1e3, arrived), last_level=last_level,
         ), late)  # fmt: skip
@@ -128,13 +129,15 @@ def simulate(
             busy_ms += table.draw_ms(decision.level, server.rows * len(kept), server.tokens, shares[kept[0]])
             for request in kept:
                 finish(request, now_ms + busy_ms + server.overhead_ms, depth, level, ANSWERED)
-            busy_ms += server.turnaround_ms
-        heapq.heappush(events, (now_ms + busy_ms, FREE, 0))
+        heapq.heappush(events, (now_ms + busy_ms + server.turnaround_ms, FREE, 0))
 
     while events:
         now_ms, kind, which = heapq.heappop(events)
         if kind == ARRIVAL:
             arrival_ms[which] = now_ms
+            frontend_free_ms = max(now_ms, frontend_free_ms) + server.ingress_ms
+            heapq.heappush(events, (frontend_free_ms, QUEUED, which))
+        elif kind == QUEUED:
             arrived += 1
             if not forming and not idle and server.queue_size is not None and len(waiting) >= server.queue_size:
                 finish(which, now_ms + server.overhead_ms, len(waiting), len(place) - 1, QUEUE_FULL)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-ARRIVAL, FREE, DUE = range(3)  # kinds of events; at the same moment an arrival comes first
+ARRIVAL, QUEUED, FREE, DUE = range(4)  # kinds of events; at the same moment an arrival comes first
 
 
 class Traffic(Protocol):

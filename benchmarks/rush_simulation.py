@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from elasticlm.benchmarks.arrivals import RAMP, at_load, open_arrivals_s, parse_arrivals
-from elasticlm.benchmarks.calibrate import measure_capacity, rush_users, warm_up
+from elasticlm.benchmarks.calibrate import measure_capacity, measure_ingress_ms, rush_users, warm_up
 from elasticlm.benchmarks.drive import Drive, DriverError, Traffic, drive
 from elasticlm.benchmarks.pinning import pinned
 from elasticlm.benchmarks.replay import write_requests
@@ -21,7 +21,7 @@ from elasticlm.benchmarks.rush_report import write_report
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import ServerError
 from elasticlm.benchmarks.summary import COLUMNS, behind, budget_name, lead, rounds, summarise
-from elasticlm.benchmarks.workload import RELATED_TOKENS, RERANK, Workload, build_workload
+from elasticlm.benchmarks.workload import RERANK, Workload, build_workload, shortener
 from elasticlm.command import print_result, print_table, progress, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
@@ -32,7 +32,9 @@ from elasticlm.model.teacher import passage_encoder
 from elasticlm.retrieval.data_specs import load_corpus, load_retrieval
 from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.schedule.policies import parse_policy
+from elasticlm.serving.settings import Settings
 
+UNBOUNDED = 100_000  # size of a queue that is never full
 SERVICE_TIMES = (5.0, 7.5, 10.0)  # --budgets auto, in service times of the largest level: the paper's ratio
 
 
@@ -67,7 +69,7 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         raise InputError(f"--index: {options.archive} reranks what it finds itself, and answers no embeddings")
     data = load_retrieval(options.data, options.split)
     hits = archive.index is not None and options.index is None
-    workload = build_workload(options.workload, data, hits=hits, shorten=shortener(archive.artifact))
+    workload = build_workload(options.workload, data, hits=hits, shorten=shortener(archive.artifact, options.tokens))
     answers = "scores" if workload.lists is not None else "hits" if hits else "embeddings"
     index = _passage_index(options, archive) if answers == "embeddings" else None
     requests_file = folder / "requests.jsonl"
@@ -85,7 +87,9 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                         for level in (archive.largest, archive.smallest)}  # fmt: skip
     budgets_ms = options.budgets or _budgets_from(archive, capacity_rps)
     arms = arms_of(names, budgets_ms)
+    ingress_ms = None
     if options.load:
+        ingress_ms = measure_ingress_ms(archive, requests_file, workload.requests, traffic, pin=options.pin)
         rate_rps = options.load * capacity_rps[archive.largest]
         times_s = at_load(open_arrivals_s(options.arrivals, options.requests, options.seed), rate_rps, options.arrivals)
         window = folder / "window.csv"
@@ -138,10 +142,16 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             **asdict(traffic), "offered_rps": traffic.offered_rps, "users_auto": options.users is None,
             "capacity_rps": {level_name(level): round(rps, 2) for level, rps in capacity_rps.items()},
         },
+        "server": {
+            "batch_size": archive.batch_size, "workers": archive.workers,
+            "max_batch_delay_ms": archive.max_batch_delay_ms,
+            "overhead_ms": archive.handler.get("overhead_ms", Settings.overhead_ms), "tokens": options.tokens,
+            "queue_size": {arm: serving_of(arm, archive, budgets_ms)[1] for arm in arms},
+        },
         "client_cpu": {arm: round(driven.client_cpu, 3) for arm, _, driven in drives},
     }  # fmt: skip
     if options.load:
-        summary["load"] |= {"arrivals": options.arrivals, "load": options.load}
+        summary["load"] |= {"arrivals": options.arrivals, "load": options.load, "ingress_ms": ingress_ms}
     if "repeat" in trace:
         summary["rounds"] = {"count": options.repeats, **rounds(trace, budgets_ms)}
     if unfinished:
@@ -165,15 +175,30 @@ def run_arm(
 ) -> Drive:
     """Serve the archive under the arm's policy and drive the traffic through it."""
     say(f"{title}: starting TorchServe")
-    queue_size = 100_000 if traffic.arrivals else max(1000, 4 * traffic.users)
-    budget_ms = parse_policy(arm).budget_ms or budgets_ms[0]
-    with archive.serve(arm, budget_ms, queue_size) as server, pinned(server, archive.name, enabled=pin):
+    budget_ms, queue_size, handler = serving_of(arm, archive, budgets_ms)
+    with (
+        archive.serve(arm, budget_ms, queue_size, handler=handler) as server,
+        pinned(server, archive.name, enabled=pin),
+    ):
         warm_up(server, archive.name, workload.requests)
         drain_s = 2 * max(budgets_ms) / 1000 + 5
         with progress(total=round(traffic.duration_s), desc=title, unit="s") as bar:
             return drive(
                 server.inference_url, archive.name, requests_file, traffic, drain_s=drain_s, on_second=_shown_on(bar)
             )
+
+
+def serving_of(arm: str, archive: Archive, budgets_ms: Sequence[float]) -> tuple[float, int, dict[str, object]]:
+    """Return the latency budget in ms, the bound of the queue and settings of the handler for an arm.
+
+    An arm with a budget refuses what it cannot answer in time, and its queue is as long as the archive's, in proportion
+    to the budget. Without one it answers everything, however late, as a static model would be served.
+    """
+    budget_ms = parse_policy(arm).budget_ms
+    if budget_ms is None:
+        return budgets_ms[0], UNBOUNDED, {"late": "answer"}
+    share = budget_ms / archive.handler.get("latency_budget_ms", budget_ms)
+    return budget_ms, max(1, round(share * archive.job_queue_size)), {}
 
 
 def judge(drives: Sequence[tuple[str, int, Drive]], workload: Workload, index: PassageIndex | None) -> pd.DataFrame:
@@ -192,8 +217,8 @@ def judge(drives: Sequence[tuple[str, int, Drive]], workload: Workload, index: P
 def arms_of(names: Sequence[str], budgets_ms: Sequence[float]) -> list[str]:
     """The policies to serve under: one without a budget of its own once for each budget that it is judged by.
 
-    >>> arms_of(["queue", "fixed:50"], [250, 500])
-    ['queue:t=250', 'queue:t=500', 'fixed:50']
+    >>> arms_of(["queue", "fixed:50", "fixed:50,t=250"], [250, 500])
+    ['queue:t=250', 'queue:t=500', 'fixed:50', 'fixed:50,t=250']
     """
     policies = (parse_policy(name, default_budget_ms=budget_ms) for name in names for budget_ms in budgets_ms)
     return list(dict.fromkeys(map(str, policies)))
@@ -229,16 +254,6 @@ def _passage_index(options: argparse.Namespace, archive: Archive) -> PassageInde
     say(f"encoding {len(corpus.ids)} passages, to judge answers by (an --index saves this)")
     vectors = encoder.embed(corpus.passages, kind="passage", show_progress=True).numpy()
     return PassageIndex.build(vectors, corpus.ids, fingerprint=encoder.fingerprint(), corpus_sha256=corpus.sha256)
-
-
-def shortener(artifact: Path) -> Callable[[str], str]:
-    """Return what cuts a text to RELATED_TOKENS tokens of the artifact's tokenizer."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(RELATED_TOKENS)
-    return lambda text: text[: max(end for _, end in tokenizer.encode(text).offsets)]
 
 
 def _shown_on(bar: Any) -> Callable[[float, list[dict[str, str]]], None]:

@@ -44,6 +44,10 @@ class ServiceTimes:
         """Return the times of these levels alone."""
         return ServiceTimes(self.table, levels)
 
+    def scaled(self, factor: float) -> "ServiceTimes":
+        """Return the times multiplied by a factor."""
+        return ServiceTimes(self.table.scaled(dict.fromkeys(self.table.levels, factor)))
+
     def mean_ms(self, level: Choice, rows: float = 1, tokens: float | None = None) -> float:
         """Mean service time in ms."""
         key = (level, rows, tokens)
@@ -105,12 +109,24 @@ class PairTimes(PairTable):
         """Return the table of these pairs alone."""
         return PairTimes(self, levels)
 
+    def scaled(self, factor: float) -> "PairTimes":
+        """Return the times of both stages and of the search multiplied by a factor."""
+        retriever, reranker = (times.scaled(factor) for times in self.stages)
+        table = PairTable(list(self.pairs.values()), retriever, reranker, passage_tokens=self.passage_tokens,
+                          max_tokens=self.max_tokens, search_ms=factor * self.search_ms)  # fmt: skip
+        return PairTimes(table, self.levels)
+
     def draw_ms(self, level: Choice, rows: int, tokens: int | None, share: float) -> float:
         """As ServiceTimes.draw_ms."""
         return at(share, self.quantiles_ms(level, rows, tokens))
 
 
 Times = ServiceTimes | PairTimes
+
+
+def times_of(table: LatencyTable | PairTable) -> Times:
+    """Return the service times of an archive's table."""
+    return PairTimes(table) if isinstance(table, PairTable) else ServiceTimes(table)
 
 
 def _times_of(table: StageTimes) -> ServiceTimes:

@@ -7,7 +7,8 @@ alone and once with the management probe too; with the header X-Request-Start an
 (X-Elastic-Queue-Depth, the wait in Server-Timing) is compared with what the driver saw: a request waited from when it
 was sent to when its batch was taken, and what had been sent but not taken by then stood behind it.
 
-Writes signal.csv, one row per setting, and breakdown.csv: where the time of a single request on an idle server goes.
+Writes signal.csv, one row per setting; long_queue.csv, the cost with 500 requests waiting; and breakdown.csv: where the
+time of a single request on an idle server goes.
 """
 
 import argparse

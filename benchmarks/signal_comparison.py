@@ -21,6 +21,7 @@ from elasticlm.machine import machine
 BATCH_SIZES, WORKERS = (1, 8), (1, 2)
 SIGNALS = {"fill": {"management_url": ""}, "fill and probe": {}}
 LOAD, CV = 1.0, 2.0  # of the largest level's capacity, so that queues come and go; bursty
+WAITING = 500  # requests in the long queue
 BACK_MS = 0.5  # half of a round trip on loopback: from the handler's last stage to the driver
 
 
@@ -50,13 +51,17 @@ def compare_signals(options: argparse.Namespace) -> None:
                     driven = drive(server.inference_url, archive.name, requests_file, sent, drain_s=10)
                 rows.append({"batch size": batch_size, "workers": workers, "signal": signal,
                              "X-Request-Start": "yes" if header else "no", **compare(driven)})  # fmt: skip
+        long_queue = [cost_behind_many(archive, signal, 5000 / capacity_rps, requests_file, requests, options)
+                      for signal in SIGNALS]  # fmt: skip
         breakdown = alone(archive, requests_file, requests, options)
     with new_folder(options.output, overwrite=options.overwrite) as output:
         pd.DataFrame(rows).to_csv(output / "signal.csv", index=False)
+        pd.DataFrame(long_queue).to_csv(output / "long_queue.csv", index=False)
         pd.DataFrame(breakdown).to_csv(output / "breakdown.csv", index=False)
-    print_table(rows)
-    print_table(breakdown)
-    print_result({"output": str(options.output), "machine": machine(), "signal": rows, "breakdown": breakdown})
+    for table in (rows, long_queue, breakdown):
+        print_table(table)
+    print_result({"output": str(options.output), "machine": machine(), "signal": rows, "long_queue": long_queue,
+                  "breakdown": breakdown})  # fmt: skip
 
 
 def compare(driven: Drive) -> dict[str, Any]:
@@ -102,6 +107,33 @@ def timings(headers: pd.Series) -> pd.DataFrame:
     parsed = ({stage.split(";dur=")[0]: float(stage.split(";dur=")[1]) for stage in header.split(", ")}
               for header in headers)  # fmt: skip
     return pd.DataFrame(parsed, index=headers.index).fillna(0.0)
+
+
+def cost_behind_many(
+    archive: Archive,
+    signal: str,
+    budget_ms: float,
+    requests_file: Path,
+    requests: list[Request],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Return what the signal and the decision cost while WAITING requests wait."""
+    say(f"{WAITING} waiting, {signal}")
+    handler = {"late": "answer"} | SIGNALS[signal]
+    with archive.serve("deadline", budget_ms, 2 * WAITING, handler=handler) as server:
+        warm_up(server, archive.name, requests)
+        crowd = Traffic(duration_s=options.duration, users=WAITING + 1, spawn_rate=1000.0, pause_s=(0.0, 0.0),
+                        seed=options.seed)  # fmt: skip
+        rows = drive(server.inference_url, archive.name, requests_file, crowd, drain_s=60).rows
+    rows = rows[(rows["status"] == 200) & (rows["t_s"] + rows["latency_ms"] / 1e3 <= options.duration)]
+    rows = rows.iloc[len(rows) // 2 :]  # by then all users have sent
+    stages = timings(rows["timing"])
+    both = stages["signal"] + stages["decide"]
+    return {"signal": signal, "waiting": WAITING, "requests": len(rows),
+            "believed": float(rows["queue_depth"].median()),
+            **{f"{name} p50 ms": round(float(value.median()), 3)
+               for name, value in (("signal", stages["signal"]), ("decide", stages["decide"]), ("both", both))},
+            }  # fmt: skip
 
 
 def alone(

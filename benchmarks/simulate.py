@@ -3,9 +3,12 @@
     elasticlm simulate --archive model_store/mini.mar --data pydoc --split test \\
         --arms deadline queue fixed:100 fixed:5 --users auto --duration 45 --output out/rush
 
-Every arm sees the same traffic, and is compared with the first over the questions that both were asked. With
-`--repeats 3` all arms run three times, one after another, each round with traffic of its own, and the lead over each
-other arm gets an interval over the rounds besides. An arm that fails ends the run; what was finished before is written.
+An arm refuses what it cannot answer within its budget, and its queue is bounded like the archive's; `fixed:LEVEL` alone
+answers everything, like a static model. Every arm sees the same traffic, and is compared with the first over the
+questions that both were asked. With `--repeats 3` all arms run three times, one after another, each round with traffic
+of its own, and the lead over each other arm gets an interval over the rounds besides. An arm that fails ends the run;
+what was finished before is written.
+
 Open loops: `--arrivals trace:FILE.csv --requests 3000 --load 0.6` takes the trace's busiest window of so many arrivals
 and stretches time until they offer 0.6 of what the largest level can carry.
 
@@ -44,13 +47,16 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--data", required=True, metavar="SPEC", help="queries, passages and judgements")
     options.add_argument("--split", default="test", help="whose queries are sent")
     options.add_argument("--arms", nargs="+", metavar="POLICY", help="deadline:t=MS, slack:t=MS,alpha=SHARE, "
-                         "queue:t=MS, fixed:LEVEL, of a pipeline fixed:50+10; without t: once for each budget "
+                         "queue:t=MS; fixed:LEVEL answers everything, fixed:LEVEL,t=MS refuses what is late; "
+                         "of a pipeline fixed:50+10; others without t: once for each budget "
                          "(default: deadline queue fixed:LARGEST fixed:SMALLEST)")  # fmt: skip
     options.add_argument("--budgets", type=_budgets, default="auto", metavar="MS,..",
                          help="latency budgets T in ms by which every arm is judged; "
                          "auto: 5, 7.5 and 10 service times of the largest level")  # fmt: skip
     options.add_argument("--workload", default="query", help="what users ask: query, related, or "
                          "rerank:N, a query with N passages (BM25's best)")  # fmt: skip
+    options.add_argument("--tokens", type=positive_int, metavar="N", help="with related: only passages of at least N "
+                         "tokens, cut to N, so that all requests cost the same (default: all, cut to 128)")  # fmt: skip
     options.add_argument("--users", type=or_auto(positive_int), default="auto", help="users at the peak; "
                          "auto: enough to offer 3 times the capacity of the largest level, "
                          "at most 0.8 of the smallest's")  # fmt: skip

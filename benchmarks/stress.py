@@ -17,7 +17,7 @@ what is answered within T, the largest level within 2 s after the load, 95% in t
 import argparse
 from pathlib import Path
 
-from elasticlm.arguments import non_negative_int, positive_float
+from elasticlm.arguments import non_negative_int, positive_float, positive_int
 from elasticlm.command import parser, run_in_checkout
 from elasticlm.files import refuse_existing, require_file
 from elasticlm.retrieval.data_specs import check_spec
@@ -39,6 +39,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="what is served")
     options.add_argument("--data", required=True, metavar="SPEC", help="whose queries are sent")
     options.add_argument("--split", default="test", help="whose queries are sent")
+    options.add_argument("--tokens", type=positive_int, metavar="N", help="as in `elasticlm simulate`")
     options.add_argument("--workload", default="related", help="query or related, as in `elasticlm simulate`")
     options.add_argument("--policy", default="deadline", help="the policy that is tested")
     options.add_argument(

@@ -20,11 +20,10 @@ import requests
 from elasticlm.benchmarks.calibrate import measure_capacity, warm_up
 from elasticlm.benchmarks.drive import Traffic, drive
 from elasticlm.benchmarks.replay import Request, write_requests
-from elasticlm.benchmarks.rush_simulation import shortener
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import TorchServe
 from elasticlm.benchmarks.summary import in_time
-from elasticlm.benchmarks.workload import build_workload
+from elasticlm.benchmarks.workload import build_workload, shortener
 from elasticlm.command import print_result, print_table, say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
@@ -165,7 +164,9 @@ def run_stress(options: argparse.Namespace) -> int:
         archive = Archive.unpack(options.archive, folder / "archive")
         budget_ms = options.budget or archive.handler["latency_budget_ms"]
         data = load_retrieval(options.data, options.split)
-        workload = build_workload(options.workload, data, hits=False, shorten=shortener(archive.artifact))
+        workload = build_workload(
+            options.workload, data, hits=False, shorten=shortener(archive.artifact, options.tokens)
+        )
         requests_file = folder / "requests.jsonl"
         write_requests(requests_file, workload.requests)
         once = Traffic(duration_s=1.0, seed=options.seed)

@@ -12,6 +12,8 @@ from elasticlm.errors import InputError
 from elasticlm.retrieval.measures import per_query, ranking
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from elasticlm.retrieval.data_specs import RetrievalData
     from elasticlm.retrieval.passage_index import PassageIndex
 
@@ -63,14 +65,38 @@ class Workload:
         return DEPTH + bool(self.own)
 
 
-def query_workload(data: "RetrievalData", *, hits: bool, shorten: Callable[[str], str]) -> Workload:
+Shorten = Callable[[str], str | None]
+"""Cuts a passage, or returns None if it is to be left out."""
+
+
+def shortener(artifact: "Path", tokens: int | None) -> Shorten:
+    """Return what cuts a text to so many tokens of the artifact's tokenizer and leaves shorter ones out.
+
+    Without a number of tokens, texts are cut to RELATED_TOKENS and none is left out.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(tokens or RELATED_TOKENS)
+
+    def shorten(text: str) -> str | None:
+        encoded = tokenizer.encode(text)
+        if tokens and len(encoded.ids) < tokens:
+            return None
+        return text[: max(end for _, end in encoded.offsets)]
+
+    return shorten
+
+
+def query_workload(data: "RetrievalData", *, hits: bool, shorten: Shorten) -> Workload:
     """Users send the split's queries; an answer's quality is RR@10."""
     k = DEPTH if hits else 0
     requests = [text_request(query_id, text, k) for query_id, text in zip(data.query_ids, data.queries, strict=True)]
     return Workload("query", "RR@10", requests, data.qrels, own={})
 
 
-def related_workload(data: "RetrievalData", *, hits: bool, shorten: Callable[[str], str]) -> Workload:
+def related_workload(data: "RetrievalData", *, hits: bool, shorten: Shorten) -> Workload:
     """Users ask for "more like this": a passage is the query, the other passages of its title are relevant; nDCG@10."""
     of_title: dict[str, list[str]] = {}
     for passage_id, title in zip(data.passage_ids, data.titles, strict=True):
@@ -82,14 +108,15 @@ def related_workload(data: "RetrievalData", *, hits: bool, shorten: Callable[[st
         if len(group) > 1
         for own in group
     }
-    if len(qrels) < RELATED_QUERIES:
+    passages = dict(zip(data.passage_ids, data.passages, strict=True))
+    texts = {own: text for own in qrels if (text := shorten(passages[own])) is not None}
+    if len(texts) < RELATED_QUERIES:
         raise InputError(
-            f"{data.spec}: {len(qrels)} passages share a title with another one; "
+            f"{data.spec}: {len(texts)} passages share a title with another one and are long enough; "
             f"the workload 'related' needs at least {RELATED_QUERIES}"
         )
-    passages = dict(zip(data.passage_ids, data.passages, strict=True))
     k = DEPTH + 1 if hits else 0
-    requests = [text_request(own, shorten(passages[own]), k) for own in qrels]
+    requests = [text_request(own, text, k) for own, text in texts.items()]
     return Workload("related", "nDCG@10", requests, qrels, own={own: own for own in qrels})
 
 
@@ -110,10 +137,10 @@ WORKLOADS = {"query": query_workload, "related": related_workload}
 RERANK = "rerank:"
 
 
-def build_workload(name: str, data: "RetrievalData", *, hits: bool, shorten: Callable[[str], str]) -> Workload:
+def build_workload(name: str, data: "RetrievalData", *, hits: bool, shorten: Shorten) -> Workload:
     """Return the workload called `name`; `hits`: the server searches its own index, else it answers embeddings.
 
-    `shorten` cuts a passage to RELATED_TOKENS tokens.
+    `shorten` is for the passages of the workload `related`.
     """
     if name.startswith(RERANK):
         count = name.removeprefix(RERANK)

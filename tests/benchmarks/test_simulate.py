@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ from archives import archive, pipeline, servable
 from elasticlm.benchmarks import calibrate, rush_simulation
 from elasticlm.benchmarks.calibrate import rush_users
 from elasticlm.benchmarks.drive import DriverError, drive, read_rows
+from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.simulate import main
 from elasticlm.benchmarks.summary import COLUMNS, summarise
 from elasticlm.errors import InputError
@@ -118,6 +120,20 @@ def test_a_pipelines_arms_are_pairs_and_its_hits_are_judged(command, two_stage, 
     assert "100+50" in levels["slack:t=600,alpha=.6"]
     assert summary["workload"]["answers"] == "hits"
     assert all(0 < figures["quality"] <= 1 for figures in summary["arms"].values())
+
+
+@pytest.mark.parametrize(
+    ("arm", "served"),
+    [
+        ("deadline:t=212", (212.0, 22, {})),
+        ("slack:t=424,alpha=.6", (424.0, 44, {})),
+        ("fixed:50,t=5", (5.0, 1, {})),
+        ("fixed:50", (100.0, rush_simulation.UNBOUNDED, {"late": "answer"})),
+    ],
+)
+def test_an_arm_has_a_queue_for_its_budget_and_without_one_answers_everything(mar, tmp_path, arm, served):
+    made = replace(Archive.unpack(mar, tmp_path / "archive"), job_queue_size=22, handler={"latency_budget_ms": 212})
+    assert rush_simulation.serving_of(arm, made, [100.0, 200.0]) == served
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from elasticlm.benchmarks.workload import build_workload
+from elasticlm.benchmarks.workload import build_workload, shortener
 from elasticlm.errors import InputError
 from elasticlm.retrieval.data_specs import RetrievalData
 from elasticlm.retrieval.passage_index import PassageIndex
@@ -22,6 +22,14 @@ def retrieval_data(titles):
 
 def workload(name, data, *, hits):
     return build_workload(name, data, hits=hits, shorten=lambda text: text[:10])
+
+
+def test_texts_are_cut_to_a_length_and_shorter_ones_left_out(tiny_artifact):
+    long, short = "the river and the rain " * 5, "the river"
+    every, equal = shortener(tiny_artifact, None), shortener(tiny_artifact, 8)
+    assert (every(long), every(short)) == (long.strip(), short)
+    assert equal(short) is None
+    assert equal(long) == "the river and the rain the"  # 6 tokens, [CLS] and [SEP]
 
 
 def hits(*passage_ids):
