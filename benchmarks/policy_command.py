@@ -84,7 +84,7 @@ def _options() -> argparse.ArgumentParser:
                          "else 1)")  # fmt: skip
     options.add_argument("--max-batch-delay-ms", type=positive_float, metavar="MS", help="how long a batch waits "
                          "for more, in ms (default: the archive's, else 1)")  # fmt: skip
-    options.add_argument("--overhead-ms", type=non_negative_float, default=2.0, metavar="MS",
+    options.add_argument("--overhead-ms", type=non_negative_float, default=5.0, metavar="MS",
                          help="time in ms that the server adds to the latency of a request")  # fmt: skip
     options.add_argument("--turnaround-ms", type=non_negative_float, default=2.0, metavar="MS",
                          help="time in ms from one batch of a worker to the next beyond the service time; a server "

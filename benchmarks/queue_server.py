@@ -32,7 +32,7 @@ class Server:
     batch_size: int = 1
     workers: int = 1
     max_batch_delay_ms: float = 1.0
-    overhead_ms: float = 2.0
+    overhead_ms: float = 5.0
     turnaround_ms: float = 2.0
     refusal_ms: float = 0.5
     ingress_ms: float = 0.0

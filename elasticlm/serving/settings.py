@@ -73,8 +73,9 @@ class Settings(SettingsGroup):
     """Maximum number of hits in one search."""
     max_body_bytes: int = 256 * 1024
     """Maximum size of a request body."""
-    overhead_ms: float = 2.0
-    """r: time that the server adds to the service time of a request."""
+    overhead_ms: float = 5.0
+    """r: time that the server adds to the service time of a request. TorchServe adds 3 to 6 ms; `elasticlm signal`
+    measures it."""
     profile_on_start: bool = False
     """Measure a few runs of each level before READY and scale the latency table to them."""
     correct_table: bool = True
