@@ -50,6 +50,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--faults", nargs="*", default=None, metavar="NAME", help="probe-off, probe-slow, "
                          "foreign-port, tokens, start-wrong, half-speed (default: all)")  # fmt: skip
     options.add_argument("--duration", type=positive_float, default=60.0, metavar="S", help="seconds per load")
+    options.add_argument("--pin", action="store_true", help="as in `elasticlm simulate`: workers on cores of their own")
     options.add_argument("--seed", type=non_negative_int, default=0, help="of queries, pauses and arrivals")
     options.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     options.add_argument("--overwrite", action="store_true", help="replace the output folder")

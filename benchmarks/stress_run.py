@@ -19,6 +19,7 @@ import requests
 
 from elasticlm.benchmarks.calibrate import measure_capacity, warm_up
 from elasticlm.benchmarks.drive import Traffic, drive
+from elasticlm.benchmarks.pinning import pinned
 from elasticlm.benchmarks.replay import Request, write_requests
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import TorchServe
@@ -170,7 +171,7 @@ def run_stress(options: argparse.Namespace) -> int:
         requests_file = folder / "requests.jsonl"
         write_requests(requests_file, workload.requests)
         once = Traffic(duration_s=1.0, seed=options.seed)
-        smallest_rps, largest_rps = (measure_capacity(archive, level, requests_file, workload.requests, once)
+        smallest_rps, largest_rps = (measure_capacity(archive, level, requests_file, workload.requests, once, pin=options.pin)
                                      for level in (archive.smallest, archive.largest))  # fmt: skip
         stress = Stress(archive, budget_ms, options, requests_file, workload.requests, smallest_rps, largest_rps)
         overload = stress.overload(options.overload) if options.overload else {}
@@ -265,7 +266,8 @@ class Stress:
         self, policy: str, *, handler: Mapping[str, object] | None = None, token_auth: bool = False
     ) -> Iterator[TorchServe]:
         """Run the archive under a policy, warmed up."""
-        with self.archive.serve(policy, self.budget_ms, None, handler=handler, token_auth=token_auth) as server:
+        served = self.archive.serve(policy, self.budget_ms, None, handler=handler, token_auth=token_auth)
+        with served as server, pinned(server, self.archive.name, enabled=self.options.pin):
             warm_up(server, self.archive.name, self.asked)
             arrivals = f"poisson:{self.warm_rps:.2f}"
             self._drive(server, Traffic(duration_s=WARM_UP_S, arrivals=arrivals, token=server.token()))
