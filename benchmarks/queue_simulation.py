@@ -113,7 +113,8 @@ def simulate(
         arrived_ms, waiting_ms = ([arrival_ms[request] for request in part] for part in (batch, waiting))
         depth, ages_ms, waiting_ages_ms = signal(now_ms, arrived_ms, waiting_ms)
         decision = decide(policy, known, Load(
-            queue_depth=depth, rows=server.rows * len(batch), tokens=server.tokens, batch=len(batch),
+            queue_depth=depth, queue_full=0 < len(waiting) >= (server.queue_size or math.inf) - len(batch),
+            rows=server.rows * len(batch), tokens=server.tokens, batch=len(batch),
             batch_size=server.batch_size, workers=server.workers, overhead_ms=server.overhead_ms,
             turnaround_ms=server.turnaround_ms, budget_ms=budget_ms,
             refusal_ms=server.refusal_ms + server.turnaround_ms / server.batch_size,

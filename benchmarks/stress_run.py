@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -156,6 +157,7 @@ FAULTS = {
 
 def run_stress(options: argparse.Namespace) -> int:
     """Run what the options name."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped whatever ends this
     faults = ["none", *(FAULTS if options.faults is None else options.faults)]
     for name in faults:
         if name not in FAULTS:
@@ -171,8 +173,10 @@ def run_stress(options: argparse.Namespace) -> int:
         requests_file = folder / "requests.jsonl"
         write_requests(requests_file, workload.requests)
         once = Traffic(duration_s=1.0, seed=options.seed)
-        smallest_rps, largest_rps = (measure_capacity(archive, level, requests_file, workload.requests, once, pin=options.pin)
-                                     for level in (archive.smallest, archive.largest))  # fmt: skip
+        smallest_rps, largest_rps = (
+            measure_capacity(archive, level, requests_file, workload.requests, once, pin=options.pin)
+            for level in (archive.smallest, archive.largest)
+        )
         stress = Stress(archive, budget_ms, options, requests_file, workload.requests, smallest_rps, largest_rps)
         overload = stress.overload(options.overload) if options.overload else {}
         broken = stress.faults(list(dict.fromkeys(faults))) if options.faults != [] else {}
@@ -229,7 +233,7 @@ class Stress:
             loads[f"{each:g}"] = {
                 "offered rps": round(each * capacity_rps, 1), "goodput rps": round(goodput_rps, 1),
                 "of capacity": round(goodput_rps / capacity_rps, 3), "p99 ms": round(p99_ms, 1),
-                **_statuses(rows), "recovered s": recovered_s,
+                **_statuses(rows), "levels": _level_shares(rows), "recovered s": recovered_s,
                 "holds": bool(goodput_rps >= GOODPUT * capacity_rps and p99_ms <= self.budget_ms
                               and recovered_s is not None),
             }  # fmt: skip
@@ -254,9 +258,8 @@ class Stress:
                 with fault.during(server, self.archive.name):
                     rows = self._drive(server, replace(traffic, token=server.token()))
             share = float(in_time(rows, self.budget_ms).mean())
-            levels = rows.level[rows.status == 200].value_counts(normalize=True).round(3).to_dict()
             found[name] = {"requests": len(rows), "in time %": round(100 * share, 2), **_statuses(rows),
-                           "levels": {str(level): share for level, share in levels.items()},
+                           "levels": _level_shares(rows),
                            "holds": share >= IN_TIME}  # fmt: skip
             say(f"{name}: {found[name]}")
         return {"largest_rps": round(self.largest_rps, 1), "users": users, "faults": found}
@@ -288,6 +291,11 @@ class Stress:
                 return round(elapsed_s, 2)
             time.sleep(0.05)
         return None
+
+
+def _level_shares(rows: pd.DataFrame) -> dict[str, float]:
+    shares = rows.level[rows.status == 200].value_counts(normalize=True).round(3)
+    return {str(level): share for level, share in shares.items()}
 
 
 def _statuses(rows: pd.DataFrame) -> dict[str, int]:

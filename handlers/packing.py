@@ -39,7 +39,7 @@ TEMPLATE = HERE / "model-config.yaml"
 SERVER_SETTINGS = HERE / "config.properties"
 BUDGET_IN_SERVICE_TIMES = 5
 """The default latency budget, in service times of the largest level."""
-TURNAROUND_MS = 2.0
+TURNAROUND_MS = 3.0
 """TorchServe's usual time from one batch to the next beyond the service time."""
 LIST_ROWS, LIST_TOKENS = 8, 128
 """A typical request of a reranker: number of passages, and tokens per pair."""

@@ -151,10 +151,12 @@ def read_status(body: bytes) -> QueueStatus:
     try:
         model = json.loads(body)[0]
         workers = [(worker["pid"], worker["status"]) for worker in model["workers"]]
-        pending = model["jobQueueStatus"]["pendingRequests"]
+        queue = model["jobQueueStatus"]
+        pending, left = queue["pendingRequests"], queue.get("remainingCapacity")
         pids = frozenset(pid for pid, _ in workers)
     except (ValueError, TypeError, LookupError, RecursionError):
         raise InputError("it does not answer with the status of a model") from None
     if type(pending) is not int or pending < 0 or any(type(pid) is not int for pid in pids):
         raise InputError("it does not answer with the status of a queue")
-    return QueueStatus(pending, max(1, sum(status == "READY" for _, status in workers)), pids)
+    capacity = pending + left if type(left) is int else None
+    return QueueStatus(pending, max(1, sum(status == "READY" for _, status in workers)), pids, capacity)

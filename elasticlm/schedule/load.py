@@ -14,6 +14,7 @@ class Load:
 
     Attributes:
         queue_depth: requests waiting behind the batch (g).
+        queue_full: whether the queue was full when the batch was taken, so that requests have been refused.
         rows: sequences in the batch (a rerank of 8 passages is 8).
         tokens: padded length of the batch; None means the shortest length of the table.
         waiting_rows, waiting_tokens: the same for one request behind the batch, as a mean over recent ones; None: as
@@ -37,6 +38,7 @@ class Load:
     """
 
     queue_depth: int = 0
+    queue_full: bool = False
     rows: int = 1
     tokens: int | None = None
     waiting_rows: float | None = None

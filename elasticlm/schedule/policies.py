@@ -118,7 +118,8 @@ class Deadline(WithBudget):
         a_i + r + t_k(batch in hand) + n_i (t_k(full batch) + turnaround) + w_i  <=  0.9 T_i
 
     for every savable request i (see elasticlm.schedule.triage). If none is savable or no level fits, the smallest level
-    answers. With one request of age 0 this is the rule of the paper for 0.9 T. T is the only setting.
+    answers; so it does while the queue is full, because requests are refused that it would make room for. With one
+    request of age 0 this is the rule of the paper for 0.9 T. T is the only setting.
 
     >>> from elasticlm.schedule.latency import LatencyTable
     >>> table = LatencyTable.from_means({50: 40.0, 10: 8.0})
@@ -134,7 +135,7 @@ class Deadline(WithBudget):
             round_ms = table.mean_ms(level, *load.full_batch) + load.turnaround_ms
             return all(over_ms + in_hand_ms + rounds * round_ms <= 0 for rounds, over_ms in found.due)
 
-        return largest(table, fits) if found.due else table.levels[-1]
+        return largest(table, fits) if found.due and not load.queue_full else table.levels[-1]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ class Backlog:
 
     Attributes:
         queue_depth: g, requests waiting behind the batch.
+        queue_full: whether the queue was full when the batch was taken, so that requests have been refused.
         workers: W, workers that share the queue.
         ages_ms: how long each request of the batch has waited, in its order; None if unknown. Empty if none is known.
         waiting_ages_ms: the same for the requests behind the batch, in order of arrival; the last may be missing.
@@ -25,6 +26,7 @@ class Backlog:
     """
 
     queue_depth: int = 0
+    queue_full: bool = False
     workers: int = 1
     ages_ms: tuple[float | None, ...] = ()
     waiting_ages_ms: tuple[float | None, ...] = ()

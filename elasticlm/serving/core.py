@@ -131,7 +131,8 @@ class ServingCore:
         if not accepted:
             return [item for item in read if isinstance(item, RequestError)]
         load = Load(
-            queue_depth=backlog.queue_depth, batch=len(accepted), batch_size=self.batch_size, workers=backlog.workers,
+            queue_depth=backlog.queue_depth, queue_full=backlog.queue_full, workers=backlog.workers,
+            batch=len(accepted), batch_size=self.batch_size,
             overhead_ms=settings.overhead_ms, turnaround_ms=backlog.turnaround_ms, refusal_ms=backlog.refusal_ms,
             table_ratio=self._ratio.value if settings.correct_table else 1.0,
             arrivals_rps=backlog.arrivals_rps, last_level=self._last_level, budget_ms=settings.budget_ms,

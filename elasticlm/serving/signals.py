@@ -44,12 +44,14 @@ class QueueStatus:
         pending: waiting requests without the current batch.
         workers: workers that are ready.
         pids: process ids of all workers.
+        capacity: requests that may wait; None if unknown.
         taken: requests that the workers had taken from the queue when it was asked.
     """
 
     pending: int
     workers: int
     pids: frozenset[int] = frozenset()
+    capacity: int | None = None
     taken: int = 0
 
 
@@ -260,6 +262,7 @@ class QueueSignal:
         self._turnaround.batch_came(now_s, was_idle=was_idle, others_wait=others_wait)
         return Backlog(
             queue_depth=depth,
+            queue_full=bool(status and status.capacity and depth and depth + count >= status.capacity),
             workers=self._workers,
             ages_ms=ages_ms[:count],
             waiting_ages_ms=ages_ms[count:],

@@ -1,6 +1,7 @@
 """The simulated queue: small cases by hand, known formulas, and the bound against every choice there is."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -210,6 +211,15 @@ def test_a_full_queue_refuses_what_comes_beyond_it_at_once():
     )
     assert served.status.tolist() == [200, 200, 200, 503, 200]
     assert served.latency_ms.tolist() == [10, 19, 28, 0, 25]
+
+
+def test_while_the_queue_is_full_the_smallest_level_makes_room():
+    policy, times = parse_policy("deadline:t=1000"), table({50: 10.0, 10: 1.0})
+    server = Server(overhead_ms=0, turnaround_ms=0, queue_size=2)
+    served = simulate(policy, times, server, at(0, 1, 2, 3))
+    assert served.status.tolist() == [200, 200, 200, 503]
+    assert served.answered_ms.tolist() == [10, 11, 21, 3]
+    assert simulate(policy, times, replace(server, queue_size=9), at(0, 1, 2)).answered_ms.tolist() == [10, 20, 30]
 
 
 # -- Batches and workers -----------------------------------------------------------------------------------------------

@@ -201,5 +201,5 @@ def test_the_fastest_setup_that_was_measured_is_served_with_its_graphs_alone(tin
 
 def test_the_queue_holds_what_the_smallest_level_can_answer_in_time(artifact, tmp_path):
     settings = settings_of(pack(artifact, tmp_path, "--policy", "slack:t=200", "--workers", "2"))
-    turnaround_ms = 2.0
+    turnaround_ms = 3.0
     assert settings["jobQueueSize"] == int(0.9 * 2 * (200 - 5.0 - 5.0) / (5.0 + turnaround_ms))

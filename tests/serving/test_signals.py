@@ -224,6 +224,20 @@ def test_several_workers_know_ages_only_if_they_share_their_counts(tmp_path):
         assert all(age is None for age in ages_ms) is not known
 
 
+@pytest.mark.parametrize(
+    ("status", "full"),
+    [
+        (QueueStatus(21, 1, capacity=22), True),
+        (QueueStatus(20, 1, capacity=22), False),
+        (QueueStatus(21, 1), False),
+        (QueueStatus(0, 1, capacity=1), False),
+    ],
+)
+def test_the_queue_was_full_if_it_had_no_room_with_the_batch_in_it(status, full):
+    queue, _, _ = signal([status], batch_size=1)
+    assert queue.batch_came(1).queue_full is full
+
+
 def test_a_late_answer_counts_from_when_it_was_asked():
     queue, clock, _ = signal([QueueStatus(0, 1), None, QueueStatus(3, 1, taken=2)], batch_size=1)
     for now in (0.0, 0.04, 0.08):
@@ -317,7 +331,8 @@ def management():
             state["asked"].append(self.path)
             time.sleep(state["delay_s"])
             refused = state["key"] and self.headers.get("Authorization") != f"Bearer {state['key']}"
-            model = {"workers": WORKERS, "jobQueueStatus": {"pendingRequests": state["pending"]}}
+            queue = {"pendingRequests": state["pending"], "remainingCapacity": 17}
+            model = {"workers": WORKERS, "jobQueueStatus": queue}
             body = b"{}" if refused else json.dumps([model]).encode()
             body = state.get("body", body)
             self.send_response(400 if refused else 200)
@@ -345,7 +360,7 @@ def make_probe(management, **options):
 
 def test_the_probe_reads_the_queue_and_the_workers_that_are_ready(management):
     probe, _ = make_probe(management)
-    assert [probe(), probe()] == [QueueStatus(5, 2, PIDS)] * 2
+    assert [probe(), probe()] == [QueueStatus(5, 2, PIDS, 22)] * 2
     assert management["asked"] == ["/models/mini"] * 2
 
 
@@ -357,13 +372,13 @@ def test_a_slow_management_port_costs_the_timeout_once_in_a_while_and_late_answe
     assert time.perf_counter() - started < 0.1
     assert len(management["asked"]) == 1
     time.sleep(0.3)
-    assert probe(9) == QueueStatus(5, 2, PIDS, taken=7)  # nobody waits for the next answer for a while
+    assert probe(9) == QueueStatus(5, 2, PIDS, 22, taken=7)  # nobody waits for the next answer for a while
     management.update(delay_s=0.0, pending=6)
     time.sleep(0.3)
-    assert probe(11) == QueueStatus(6, 2, PIDS, taken=9)
+    assert probe(11) == QueueStatus(6, 2, PIDS, 23, taken=9)
     time.sleep(0.1)
     clock.now, probe._timeout_s = 0.5, 1.0
-    assert probe(12) == QueueStatus(6, 2, PIDS, taken=12)
+    assert probe(12) == QueueStatus(6, 2, PIDS, 23, taken=12)
 
 
 def test_an_answer_that_does_not_come_is_given_up(management):
@@ -372,7 +387,7 @@ def test_an_answer_that_does_not_come_is_given_up(management):
     assert probe(7) is None
     management.update(delay_s=0.0)
     clock.now, probe._timeout_s = 1.1, 1.0
-    assert probe(8) == QueueStatus(5, 2, PIDS, taken=8)
+    assert probe(8) == QueueStatus(5, 2, PIDS, 22, taken=8)
 
 
 def test_a_management_port_that_is_off_warns_once_and_costs_nothing(management, caplog):
@@ -397,7 +412,7 @@ def test_a_refused_token_is_read_again(management, tmp_path, caplog):
     clock.now = 4.0
     probe()  # refused with the old token; the file is read again
     clock.now = 6.0
-    assert probe() == QueueStatus(5, 2, PIDS)
+    assert probe() == QueueStatus(5, 2, PIDS, 22)
 
 
 def test_another_servers_management_port_is_not_believed(management, caplog):
