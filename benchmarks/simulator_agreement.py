@@ -23,17 +23,21 @@ from elasticlm.errors import InputError
 from elasticlm.files import new_file
 from elasticlm.machine import machine
 from elasticlm.model.folder import LATENCY_FILE
-from elasticlm.model.structure import level_name, parse_choice
+from elasticlm.model.structure import level_name
 from elasticlm.schedule.latency import LatencyTable
 from elasticlm.schedule.policies import parse_policy
 
-DRAWS = 5
+DRAWS = 5  # of the service times
+LEAST_CYCLES = 10  # answers in a row that tell how fast a level was
 WITHIN_POINTS, SHARE_POINTS = 3.0, 5.0  # what the simulator may be off: share in time, share of any level
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm of one run, served and simulated; shares of all requests, by level and within the budget."""
+    """One arm of one run, served and simulated; shares of all requests, by level and within the budget.
+
+    ``speed`` has a factor on the latency table and a turnaround in ms for each round.
+    """
 
     run: str
     arm: str
@@ -41,6 +45,7 @@ class Comparison:
     requests: int
     within_budget: tuple[float, float]
     level_shares: dict[str, tuple[float, float]]
+    speed: list[tuple[float, float]]
 
     @property
     def within_points(self) -> float:
@@ -70,15 +75,10 @@ def compare_with_server(options: argparse.Namespace) -> int:
     for folder in options.runs:
         summary, trace = _read(folder)
         server = served_by(summary)
-        fitted, server = calibrate(table, server, summary["load"]["capacity_rps"])
         queue_sizes = summary["server"]["queue_size"]
-        compared += compare(folder.name, trace, table, fitted, server, queue_sizes, float(_budgets(summary)[0]))
-        largest, shape = table.levels[0], (server.rows, server.tokens)
-        runs[folder.name] = {
-            "load": summary["load"],
-            "turnaround_ms": round(server.turnaround_ms, 3),
-            "factor": round(fitted.mean_ms(largest, *shape) / table.mean_ms(largest, *shape), 3),
-        }
+        found = compare(folder.name, trace, table, server, queue_sizes, float(_budgets(summary)[0]))
+        compared += found
+        runs[folder.name] = {"load": summary["load"], "speed": {one.arm: one.speed for one in found}}
     rows = [
         {"run": one.run, "arm": one.arm, "T ms": one.budget_ms, "requests": one.requests,
          "in time %, served": round(100 * one.within_budget[0], 1),
@@ -108,50 +108,50 @@ def served_by(summary: dict[str, Any]) -> Server:
     )  # fmt: skip
 
 
-def calibrate(table: Times, server: Server, capacity_rps: dict[str, float]) -> tuple[Times, Server]:
-    """Return the table scaled, and the server with the turnaround, with which it has these capacities.
+def calibrate(rows: pd.DataFrame, table: Times, server: Server) -> tuple[float, float]:
+    """Return by what factor the server was slower than its table during a run, and its turnaround in ms.
 
-    1000 W B / capacity = factor x t_k(full batch) + turnaround at both levels. Raises InputError unless there are two.
+    Where requests wait behind a batch, the next answer comes one cycle later: factor x t_k + turnaround. Both are
+    fitted to the median cycle of every level. Raises InputError if fewer than two levels answered often enough.
     """
-    if len(capacity_rps) < 2:
-        raise InputError("the run did not measure the capacities of its largest and smallest level; give it --load")
-    requests = server.workers * server.batch_size
-    (large, large_ms), *_, (small, small_ms) = (
-        (parse_choice(level), 1000 * requests / rps) for level, rps in capacity_rps.items()
-    )
-    table.check_levels([large, small])
-    large_t, small_t = (table.mean_ms(level, server.rows * server.batch_size, server.tokens)
-                        for level in (large, small))  # fmt: skip
-    factor = (large_ms - small_ms) / (large_t - small_t)
-    turnaround_ms = small_ms - factor * small_t
-    if factor <= 0 or turnaround_ms < 0:
-        raise InputError(f"the latency table is not this server's: capacities {capacity_rps} would need a factor of "
-                         f"{factor:.2f} and a turnaround of {turnaround_ms:.2f} ms")  # fmt: skip
-    return table.scaled(factor), replace(server, turnaround_ms=turnaround_ms)
+    rows = rows.assign(ended_ms=1000 * rows["t_s"] + rows["latency_ms"]).sort_values("ended_ms")
+    ended_ms, others_wait = rows["ended_ms"].to_numpy(), rows["queue_depth"].fillna(0).to_numpy() > 0
+    answered = rows["status"].to_numpy() == ANSWERED
+    in_a_row = answered[1:] & answered[:-1] & others_wait[:-1]
+    levels = rows["level"].astype(str).to_numpy()[1:]
+    cycles = pd.DataFrame({"ms": np.diff(ended_ms)[in_a_row], "level": levels[in_a_row]})
+    known = {level_name(level): table.mean_ms(level, server.rows, server.tokens) for level in table.levels}
+    by_level = cycles.groupby("level")["ms"]
+    medians = {level: float(times_ms.median()) for level, times_ms in by_level if len(times_ms) >= LEAST_CYCLES}
+    if len(medians) < 2:
+        raise InputError(f"fewer than two levels answered {LEAST_CYCLES} requests in a row: the run is too short or "
+                         "its load too low to tell how fast the server was")  # fmt: skip
+    expected_ms = np.array([known[level] for level in medians])
+    cycle_ms = np.array(list(medians.values()))
+    factor, turnaround_ms = np.polyfit(expected_ms, cycle_ms, 1, w=1 / cycle_ms)
+    return max(float(factor), 0.01), max(float(turnaround_ms), 0.0)
 
 
 def compare(
-    run_name: str,
-    trace: pd.DataFrame,
-    own_table: Times,
-    table: Times,
-    server: Server,
-    queue_sizes: dict[str, int],
-    budget_ms: float,
+    run_name: str, trace: pd.DataFrame, table: Times, server: Server, queue_sizes: dict[str, int], budget_ms: float
 ) -> list[Comparison]:
     """Simulate every arm of a trace at the arrivals that it met; judge both by the arm's own budget or the given one.
 
-    The policy decides by the artifact's table (``own_table``), as in the server, whatever the server's speed. Service
-    times are drawn DRAWS times; the comparison is with the mean.
+    Service times are drawn DRAWS times; the comparison is with the mean.
     """
     compared = []
     for arm, rows in trace.groupby("arm", sort=False):
-        policy, arm_server = parse_policy(str(arm)), replace(server, queue_size=queue_sizes[str(arm)])
-        judged_ms = policy.budget_ms or budget_ms
+        policy, judged_ms = parse_policy(str(arm)), parse_policy(str(arm)).budget_ms or budget_ms
         rounds = [part for _, part in rows.groupby("repeat")] if "repeat" in rows else [rows]
-        arrivals_ms = [1000 * np.sort(part["t_s"].to_numpy()) for part in rounds]
-        runs = [simulate(policy, table, arm_server, OpenLoop(arrival_ms=times_ms, seed=seed), decided_by=own_table)
-                for times_ms in arrivals_ms for seed in range(DRAWS)]  # fmt: skip
+        runs, speeds = [], []
+        for part in rounds:
+            factor, turnaround_ms = calibrate(part, table, server)
+            speeds.append((round(factor, 3), round(turnaround_ms, 3)))
+            times, times_ms = table.scaled(factor), 1000 * np.sort(part["t_s"].to_numpy())
+            as_fast = replace(server, turnaround_ms=turnaround_ms, queue_size=queue_sizes[str(arm)])
+            runs += [
+                simulate(policy, times, as_fast, OpenLoop(arrival_ms=times_ms, seed=seed)) for seed in range(DRAWS)
+            ]
         levels = np.concatenate([found.level[found.status == ANSWERED] for found in runs])
         served = rows[rows["status"] == ANSWERED]["level"].astype(str).value_counts(normalize=True)
         shares = {
@@ -164,7 +164,7 @@ def compare(
             round(float(in_time(rows, judged_ms).mean()), 4),
             round(float(np.mean([found.in_time(judged_ms).mean() for found in runs])), 4),
         )
-        compared.append(Comparison(run_name, str(arm), judged_ms, len(rows), within, shares))
+        compared.append(Comparison(run_name, str(arm), judged_ms, len(rows), within, shares, speeds))
     return compared
 
 

@@ -3,9 +3,10 @@
     elasticlm stress --archive model_store/mini.mar --data pydoc --index out/index --output out/stress
 
 The capacity is the best goodput of the smallest level alone, over several offered loads: requests per second that it
-answers within T. Under 1.5 and 3 times that for a minute each, the archive's own policy should keep its goodput, and
-answer at the largest level again soon after. Then a rush of twice the largest level's capacity, once for each fault:
-the probe off, slow or answered by something else, tokens rotated, X-Request-Start wrong, the worker slowed to half.
+answers within T. It is measured again around each load, since machines are not equally fast all the time. Under 1.5 and
+3 times that for a minute each, the archive's own policy should keep its goodput, and answer at the largest level again
+soon after. Then a rush of twice the largest level's capacity, once for each fault: the probe off, slow or answered by
+something else, tokens rotated, X-Request-Start wrong, the worker slowed to half.
 
 Before it is measured, every server serves traffic at the smallest level's capacity for a while, until Java has compiled
 what it runs most.

@@ -3,11 +3,11 @@
     elasticlm simulate --archive model_store/mini.mar ... --arrivals gamma:20,4 --load 0.6 --output out/gamma
     elasticlm validate --archive model_store/mini.mar --runs out/gamma out/trace --output out/validation.json
 
-The simulator uses measurements of the server from before the run. How many requests per second it answers at the
-largest and at the smallest level says how long the turnaround from one batch to the next is, and by what factor the
-machine is slower than when the latency table was measured. Bursts into a full queue say how long driver and frontend
-need per request. Everything else is the simulator's own. Its requests all have the same length: give `simulate` the
-option `--tokens`.
+The simulator takes the speed of the machine from the run, since a machine is not equally fast all the time: the time
+from one answer to the next while others wait tells by what factor each level was slower than in the latency table, and
+how long the turnaround was. Bursts into a full queue, sent before the run, say how long driver and frontend need per
+request. Everything else is the simulator's own. Its requests all have the same length: give `simulate` the option
+`--tokens`.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def _options() -> argparse.ArgumentParser:
     served.add_argument("--archive", type=Path, metavar="FILE.mar", help="what was served; also of a pipeline")
     served.add_argument("--model", type=Path, metavar="DIR", help="artifact that was served: its latency.csv")
     options.add_argument("--runs", type=Path, nargs="+", required=True, metavar="DIR", help="outputs of "
-                         "`elasticlm simulate` with --arrivals and --load")  # fmt: skip
+                         "`elasticlm simulate` with --arrivals and --load; one worker, batch size 1")  # fmt: skip
     options.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON file to write")
     options.add_argument("--overwrite", action="store_true", help="replace the output file")
     return options
