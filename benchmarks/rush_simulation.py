@@ -250,7 +250,7 @@ def _passage_index(options: argparse.Namespace, archive: Archive) -> PassageInde
         index = PassageIndex.load(options.index, options.ids)
         index.check(model)
         return index
-    corpus, encoder = load_corpus(options.data), passage_encoder(model, options.teacher)
+    corpus, encoder = load_corpus(options.data).findable, passage_encoder(model, options.teacher)
     say(f"encoding {len(corpus.ids)} passages, to judge answers by (an --index saves this)")
     vectors = encoder.embed(corpus.passages, kind="passage", show_progress=True).numpy()
     return PassageIndex.build(vectors, corpus.ids, fingerprint=encoder.fingerprint(), corpus_sha256=corpus.sha256)

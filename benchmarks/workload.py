@@ -91,9 +91,10 @@ def shortener(artifact: "Path", tokens: int | None) -> Shorten:
 
 def query_workload(data: "RetrievalData", *, hits: bool, shorten: Shorten) -> Workload:
     """Users send the split's queries; an answer's quality is RR@10."""
-    k = DEPTH if hits else 0
+    k = DEPTH + data.has_self_hits if hits else 0
     requests = [text_request(query_id, text, k) for query_id, text in zip(data.query_ids, data.queries, strict=True)]
-    return Workload("query", "RR@10", requests, data.qrels, own={})
+    own = {query_id: query_id for query_id in data.query_ids} if data.has_self_hits else {}
+    return Workload("query", "RR@10", requests, data.qrels, own=own)
 
 
 def related_workload(data: "RetrievalData", *, hits: bool, shorten: Shorten) -> Workload:
@@ -124,9 +125,10 @@ def rerank_workload(data: "RetrievalData", count: int) -> Workload:
     """Users send the split's queries, each with the best `count` passages by BM25; an answer's quality is RR@10."""
     from elasticlm.retrieval.bm25 import bm25_top
 
-    rows, _ = bm25_top(data.queries, data.passages, count)
+    rows, _ = bm25_top(data.queries, data.passages, min(count + data.has_self_hits, len(data.passages)))
     requests, lists = [], {}
     for query_id, text, own in zip(data.query_ids, data.queries, rows.tolist(), strict=True):
+        own = [row for row in own if data.keep_self_hits or data.passage_ids[row] != query_id][:count]
         body = {"query": text, "passages": [data.passages[row] for row in own]}
         requests.append(Request(query_id, json.dumps(body, ensure_ascii=False)))
         lists[query_id] = [data.passage_ids[row] for row in own]

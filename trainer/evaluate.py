@@ -59,6 +59,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         f"{PAIRS_FILE}, for `elasticlm archive`, next to --output")  # fmt: skip
     parser.add_argument("--retriever", metavar="DIR", help="--matrix: artifact folder of the retriever")
     parser.add_argument("--retriever-levels", help="--matrix: levels of the retriever (default: all)")
+    parser.add_argument("--keep-self-hits", action="store_true", help="let queries that stand in the corpus under "
+                        "their own id find themselves (default: such hits are dropped)")  # fmt: skip
     parser.add_argument("--run-dir", help="folder for the TREC runs, one per level")
     parser.add_argument("--save", action="store_true", help=f"also write the result into the artifact's {QUALITY_FILE}")
     parser.add_argument("--batch-size", type=positive_int, default=32, help="queries encoded at once")

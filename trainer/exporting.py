@@ -1,8 +1,9 @@
 """Exporting levels: one alone as an artifact, or all of them as ONNX graphs."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,11 @@ def export_graphs(args: argparse.Namespace) -> None:
     command.print_result({"output": str(graphs_folder(args.model, "").parent), "onnx": result})
 
 
+def _first_relevant(grades: Mapping[str, int], known: Container[str]) -> list[str]:
+    """Return the first relevant passage among those that are known, in a list; an empty one if there is none."""
+    return [pid for pid, grade in grades.items() if grade > 0 and pid in known][:1]
+
+
 class Ranking:
     """What a change of vectors costs in RR@10: queries over a few passages, all encoded by the largest level.
 
@@ -88,12 +94,12 @@ class Ranking:
 
     def __init__(self, model: ElasticModel, sample: RetrievalData) -> None:
         row = {pid: i for i, pid in enumerate(sample.passage_ids)}
-        first = [next(pid for pid, grade in sample.qrels[qid].items() if grade > 0)
-                 for qid in sample.query_ids[:QUERIES]]  # fmt: skip
-        positives = np.array([row[pid] for pid in first])
+        found = ((query, row[pid]) for qid, query in zip(sample.query_ids, sample.queries, strict=True)
+                 for pid in _first_relevant(sample.qrels[qid], row))  # fmt: skip
+        self.queries, first = map(list, zip(*islice(found, QUERIES), strict=True))
+        positives = np.array(first)
         others = np.setdiff1d(np.arange(len(row)), positives)[: max(0, PASSAGES - len(positives))]
         rows = np.union1d(positives, others)
-        self.queries = sample.queries[: len(first)]
         self._labels = torch.from_numpy(np.searchsorted(rows, positives))
         say(f"{sample.spec}, {sample.split}: {len(self.queries)} queries over {len(rows):,} passages")
         self._passages = self._embed(model, [sample.passages[i] for i in rows], model.structures.largest, "passage")

@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     from elasticlm.trainer.training_texts import TokenizedTexts
 
     corpus = load_corpus(args.data)
+    sha256, corpus = corpus.sha256, corpus.findable
     encoder = passage_encoder(load_model(args.model), args.teacher)
     command.say(f"{args.data}: encoding {len(corpus.ids):,} passages")
     texts = TokenizedTexts.of(encoder, corpus.passages, "passage")
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         vectors.all().numpy(),
         corpus.ids,
         fingerprint=encoder.fingerprint(),
-        corpus_sha256=corpus.sha256,
+        corpus_sha256=sha256,
         kind=args.kind,
         seed=args.seed,
     )

@@ -29,7 +29,7 @@ def with_negatives(
     if run:
         negatives = run_negatives(pairs, read_trec_run(Path(run)), count, run)
     else:
-        most = len(pairs.passages) - max(map(len, pairs.positives))
+        most = len(pairs.passages) - max(map(len, pairs.no_negatives))
         negatives = bm25_negatives(pairs, max(count, min(CANDIDATES, most)))
         if judged and any(pairs.refused):
             negatives = judged_first(pairs, negatives, count)
@@ -45,13 +45,13 @@ def bm25_negatives(pairs: TrainingPairs, count: int) -> np.ndarray:
 
     Raises InputError where the corpus has too few passages.
     """
-    most = max(map(len, pairs.positives))
+    most = max(map(len, pairs.no_negatives))
     if len(pairs.passages) < count + most:
         raise InputError(f"{count} negatives a query: the data has only {len(pairs.passages)} passages")
     hits, _ = bm25_top(pairs.queries, pairs.passages, count + most, desc="BM25 negatives")
     return np.array([
-        [row for row in ranked if row not in relevant][:count]
-        for ranked, relevant in zip(hits.tolist(), map(set, pairs.positives), strict=True)
+        [row for row in ranked if row not in excluded][:count]
+        for ranked, excluded in zip(hits.tolist(), pairs.no_negatives, strict=True)
     ])  # fmt: skip
 
 
@@ -74,9 +74,9 @@ def run_negatives(pairs: TrainingPairs, run: dict[str, dict[str, float]], count:
     """
     place = {pid: row for row, pid in enumerate(pairs.passage_ids)}
     negatives = np.empty((len(pairs.queries), count), dtype=np.int64)
-    for i, (qid, relevant) in enumerate(zip(pairs.query_ids, map(set, pairs.positives), strict=True)):
+    for i, (qid, excluded) in enumerate(zip(pairs.query_ids, pairs.no_negatives, strict=True)):
         ranked = sorted(run.get(qid, {}).items(), key=lambda hit: -hit[1])
-        rows = [place[pid] for pid, _ in ranked if pid in place and place[pid] not in relevant][:count]
+        rows = [place[pid] for pid, _ in ranked if pid in place and place[pid] not in excluded][:count]
         if len(rows) < count:
             raise InputError(
                 f"{where}: query {qid!r} has {len(rows)} passages that are not relevant, {count} are needed"

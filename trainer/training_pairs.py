@@ -20,6 +20,7 @@ class TrainingPairs:
     """Queries of a split, and rows of ``passages`` relevant to each, the best grade first.
 
     ``refused`` are those among a query's judged candidates that are not relevant; none where the set has no candidates.
+    ``own`` is the row of the query itself, which must not be a negative; None if it is not among the passages.
     """
 
     query_ids: list[str]
@@ -28,6 +29,7 @@ class TrainingPairs:
     passages: list[str]
     positives: list[list[int]]
     refused: list[list[int]]
+    own: list[int | None]
 
     def sample(self, count: int, seed: int) -> "TrainingPairs":
         """At most so many queries, drawn at random, in their own order; all passages."""
@@ -40,17 +42,26 @@ class TrainingPairs:
             queries=[self.queries[i] for i in rows],
             positives=[self.positives[i] for i in rows],
             refused=[self.refused[i] for i in rows],
+            own=[self.own[i] for i in rows],
         )
 
     def with_passages(self, rows: np.ndarray) -> "TrainingPairs":
         """Only these passages (rows, ascending), all positives and what was refused among them."""
+        place: dict[int | None, int] = {row: i for i, row in enumerate(rows.tolist())}
         return replace(
             self,
             passage_ids=[self.passage_ids[i] for i in rows],
             passages=[self.passages[i] for i in rows],
             positives=[np.searchsorted(rows, found).tolist() for found in self.positives],
             refused=[np.searchsorted(rows, found).tolist() for found in self.refused],
+            own=[place.get(row) for row in self.own],
         )
+
+    @property
+    def no_negatives(self) -> list[set[int]]:
+        """Rows that are no negatives of each query: its positives, and itself."""
+        return [{*positives, *([] if own is None else [own])}
+                for positives, own in zip(self.positives, self.own, strict=True)]  # fmt: skip
 
 
 def load_pairs(specs: Sequence[str], split: str, exclusion: Exclusion) -> TrainingPairs:
@@ -64,6 +75,7 @@ def load_pairs(specs: Sequence[str], split: str, exclusion: Exclusion) -> Traini
     passages: list[str] = []
     positives: list[list[int]] = []
     refused: list[list[int]] = []
+    own: list[int | None] = []
     for spec in specs:
         data = load_retrieval(spec, split)
         kept = [(pid, text) for pid, text in zip(data.passage_ids, data.passages, strict=True) if exclusion.keeps(text)]
@@ -78,9 +90,10 @@ def load_pairs(specs: Sequence[str], split: str, exclusion: Exclusion) -> Traini
                 positives.append([i for _, i in sorted(grades, key=lambda pair: -pair[0])])
                 candidates = (data.candidates or {}).get(qid, {})
                 refused.append([row[pid] for pid, grade in candidates.items() if grade <= 0 and pid in row])
+                own.append(row.get(qid))
     if not queries:
         raise InputError(f"{', '.join(specs)}: no query is left that shares nothing with an excluded set")
-    return TrainingPairs(query_ids, queries, passage_ids, passages, positives, refused)
+    return TrainingPairs(query_ids, queries, passage_ids, passages, positives, refused, own)
 
 
 def texts_to_join(

@@ -1,16 +1,19 @@
 """``beir:DIR``: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv and, optional, candidates/SPLIT.tsv.
 
-Every line is checked when it is read; error messages contain the file and the line number.
+Any of the files may be compressed (.gz). Judgements may have BEIR's three columns or TREC's four. Every line is checked
+when it is read; error messages contain the file and the line number. What public sets lack, such as judged passages
+that are not in the corpus, is counted in one line (see elasticlm.retrieval.corpus.Gaps).
 """
 
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from elasticlm.errors import InputError
-from elasticlm.retrieval.corpus import Corpus, Qrels, RetrievalData, cache_folder, shuffled
+from elasticlm.retrieval.corpus import Corpus, Gaps, Qrels, RetrievalData, cache_folder, shuffled
+from elasticlm.retrieval.lines import numbered_lines, plain_or_gz, split_files
 
-HEADER = "query-id"
+HEADERS = ("query-id", "query_id", "qid")
 
 
 class BeirFolder:
@@ -28,49 +31,47 @@ class BeirFolder:
 
     def queries(self, split: str) -> tuple[list[str], list[str]]:
         """Ids and texts of the queries that qrels/SPLIT.tsv judges, in its order."""
-        texts = self._query_texts()
-        query_ids = list(read_judgements(self._split_file("qrels", split), queries=texts))
-        return query_ids, [texts[qid] for qid in query_ids]
+        texts, gaps = self._query_texts(), Gaps(self.spec)
+        qrels = gaps.without_queries(read_judgements(self._split_file("qrels", split)), texts)
+        gaps.say()
+        return list(qrels), [texts[qid] for qid in qrels]
 
     def retrieval(self, split: str) -> RetrievalData:
-        qrels_file = self._split_file("qrels", split)
-        texts, corpus = self._query_texts(), self.corpus()
-        known = set(corpus.ids)
-        qrels = read_judgements(qrels_file, queries=texts, passages=known)
-        candidates_file = self.folder / "candidates" / f"{split}.tsv"
-        candidates = None
-        if candidates_file.exists():
-            candidates = read_judgements(candidates_file, queries=texts, passages=known)
-            candidates = {qid: candidates[qid] for qid in qrels if qid in candidates}
-        return RetrievalData.of(self.spec, split, corpus, texts, qrels, candidates)
+        qrels = read_judgements(self._split_file("qrels", split))
+        files = split_files(self.folder / "candidates", ".tsv")
+        candidates = read_judgements(files[split]) if split in files else None
+        return RetrievalData.of(self.spec, split, self.corpus(), self._query_texts(), qrels, candidates)
 
     def texts(self, split: str | None, seed: int | None = None) -> list[str]:
         """Passages, which belong to no split."""
-        return shuffled(self.corpus().passages, seed)
+        return shuffled(self.corpus().findable.passages, seed)
 
     def everything(self) -> list[str]:
-        return self.corpus().passages + list(self._query_texts().values())
+        return self.corpus().findable.passages + list(self._query_texts().values())
 
     def _query_texts(self) -> dict[str, str]:
+        """Texts of all queries that have one."""
         columns = read_jsonl(self.folder / "queries.jsonl")
-        return dict(zip(columns["_id"], columns["text"], strict=True))
+        return {qid: text for qid, text in zip(columns["_id"], columns["text"], strict=True) if text.strip()}
 
     def _split_file(self, kind: str, split: str) -> Path:
-        path = self.folder / kind / f"{split}.tsv"
-        if not path.is_file():
-            there = ", ".join(sorted(file.stem for file in path.parent.glob("*.tsv"))) or "none"
+        files = split_files(self.folder / kind, ".tsv")
+        if split not in files:
+            there = ", ".join(files) or "none"
+            path = self.folder / kind / f"{split}.tsv"
             raise InputError(f"{self.spec}: no split {split!r}, since there is no file {path} (splits there: {there})")
-        return path
+        return files[split]
 
 
 def read_jsonl(path: Path) -> dict[str, list[str]]:
-    """Columns ``_id``, ``title``, ``text`` of corpus.jsonl or queries.jsonl, checked; other fields are ignored.
+    """Columns ``_id``, ``title``, ``text`` of corpus.jsonl or queries.jsonl, or of .gz, checked; others are ignored.
 
     Goes through ``datasets`` with our own line reader, since its JSON loader names no line in its errors and guesses
     types from the first block. The parsed columns are kept as Arrow files until the file changes.
     """
     import datasets  # a second to import, which only readers of data should pay
 
+    path = plain_or_gz(path)
     if not path.is_file():
         raise InputError(f"no such file {path}")
     stat = path.stat()
@@ -96,72 +97,53 @@ def read_jsonl(path: Path) -> dict[str, list[str]]:
 def jsonl_rows(path: str, shown_as: str, stamp: tuple[int, int]) -> Iterator[dict[str, str]]:
     """Checked rows of a JSONL file; ``stamp`` tells one state of the file from another in the cache."""
     first_line: dict[str, int] = {}
-    for where, number, line in _lines(Path(path), shown_as):
+    for where, number, line in numbered_lines(Path(path), shown_as):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg})") from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"{where}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise InputError(f'{where}: expected an object such as {{"_id": "7", "text": "..."}}')
-        row_id, title, text = row.get("_id"), row.get("title"), row.get("text")
+        row_id, title, text = row.get("_id"), row.get("title") or "", row.get("text")
         if not isinstance(row_id, str | int) or isinstance(row_id, bool) or not str(row_id).strip():
             raise InputError(f'{where}: expected "_id", a text that is not empty')
-        row_id = str(row_id)
+        row_id = str(row_id).strip()
         if row_id in first_line:
             raise InputError(f'{where}: duplicate "_id" {row_id!r}, first in line {first_line[row_id]}')
-        if not isinstance(text, str) or not isinstance(title, str | None):
+        if not isinstance(text, str) or not isinstance(title, str):
             raise InputError(f'{where}: expected "text" (and "title", where there is one) as texts')
-        if not text.strip():
-            raise InputError(f'{where}: "text" of {row_id!r} is empty; expected some text (or leave the line out)')
         first_line[row_id] = number
-        yield {"_id": row_id, "title": title or "", "text": text}
+        yield {"_id": row_id, "title": title, "text": text}
     if not first_line:
         raise InputError(f"{shown_as} holds no line; expected one JSON object per line")
 
 
-def read_judgements(
-    path: Path, *, queries: Container[str] | None = None, passages: Container[str] | None = None
-) -> Qrels:
-    """Judgements of a TSV file: query id, passage id, grade; a header line is skipped.
+def read_judgements(path: Path) -> Qrels:
+    """Judgements of a file: query id, passage id and grade, separated by tabs, with a header or without; or TREC's.
 
-    Raises InputError with the line number where a line has other columns, the grade is not a whole number, or an id is
-    not among ``queries`` or ``passages`` (where these are given).
+    TREC's four columns are separated by any blanks: query id, an unused one, passage id, grade. Raises InputError with
+    the line number if a line has other columns, the grade is not a whole number, or a pair has two grades.
     """
     qrels: Qrels = {}
-    for where, number, line in _lines(path, str(path)):
-        columns = line.rstrip("\r\n").split("\t")
-        if number == 1 and columns[0].strip().lower().replace("_", "-") == HEADER:
+    for where, number, line in numbered_lines(path):
+        columns = [column.strip() for column in line.split("\t")]
+        if number == 1 and columns[0].lower() in HEADERS:
             continue
         if len(columns) != 3:
-            raise InputError(
-                f"{where}: {len(columns)} column(s); expected 3, separated by tabs: query-id, corpus-id, score"
-            )
-        query_id, passage_id, score = (column.strip() for column in columns)
+            columns = line.split()
+            if len(columns) != 4:
+                raise InputError(f"{where}: expected query-id, corpus-id, score, separated by tabs, or TREC's four "
+                                 "columns: query 0 passage grade")  # fmt: skip
+            del columns[1]
+        query_id, passage_id, score = columns
         try:
             grade = float(score)
         except ValueError:
             grade = float("nan")
         if not grade.is_integer():
             raise InputError(f"{where}: score {score!r}; expected a whole number")
-        if queries is not None and query_id not in queries:
-            raise InputError(f"{where}: query id {query_id!r} is not in queries.jsonl")
-        if passages is not None and passage_id not in passages:
-            raise InputError(f"{where}: passage id {passage_id!r} is not in corpus.jsonl")
         if qrels.setdefault(query_id, {}).setdefault(passage_id, int(grade)) != int(grade):
             raise InputError(f"{where}: passage {passage_id!r} was judged otherwise for query {query_id!r} above")
     if not qrels:
         raise InputError(f"{path} holds no judgement; expected lines of query-id, corpus-id, score")
     return qrels
-
-
-def _lines(path: Path, shown_as: str) -> Iterator[tuple[str, int, str]]:
-    """Where it stands, number and text of every line that is not blank."""
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            where = f"{shown_as}, line {number}"
-            try:
-                line = raw.decode("utf-8-sig")
-            except UnicodeDecodeError:
-                raise InputError(f"{where}: not UTF-8") from None
-            if line.strip():
-                yield where, number, line

@@ -2,12 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
+from elasticlm.command import say
 from elasticlm.errors import InputError
 
 Qrels = dict[str, dict[str, int]]
@@ -27,17 +30,62 @@ class Corpus:
         return [f"{title} {text}".strip() for title, text in zip(self.titles, self.texts, strict=True)]
 
     @property
+    def findable(self) -> "Corpus":
+        """The passages that are not empty; an empty one is part of the corpus, but no search returns it."""
+        rows = [i for i, passage in enumerate(self.passages) if passage]
+        if len(rows) == len(self.ids):
+            return self
+        return Corpus(*([column[i] for i in rows] for column in (self.ids, self.titles, self.texts)))
+
+    @property
     def sha256(self) -> str:
         """SHA-256 over ids and passages in order: another corpus has another value."""
         return _sha256(f"{pid}\t{passage}" for pid, passage in zip(self.ids, self.passages, strict=True))
 
 
+class Gaps:
+    """Counts what a public set lacks, and says so in one line.
+
+    Judged passages that the corpus lacks stay relevant, and are never found; neither are empty passages. Judged queries
+    without a text are left out.
+    """
+
+    _said: ClassVar[set[str]] = set()
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+        self._counts: dict[str, int] = {}
+
+    def count(self, what: str, number: int) -> None:
+        """Add to a kind; ``what`` is written for several, such as "judged passages are not in the corpus"."""
+        if number:
+            self._counts[what] = number
+
+    def without_queries(self, qrels: Qrels, texts: Container[str]) -> Qrels:
+        """Return the judgements of the queries that have a text. Raises InputError if none has."""
+        kept = {qid: grades for qid, grades in qrels.items() if qid in texts}
+        if not kept:
+            raise InputError(f"{self.spec}: none of the judged queries, such as {next(iter(qrels))!r}, has a text")
+        self.count("judged queries without a text are left out", len(qrels) - len(kept))
+        return kept
+
+    def say(self) -> None:
+        """Write the line, unless nothing was counted or the same has been said before."""
+        line = f"{self.spec}: " + ", ".join(f"{number:,} {what}" for what, number in self._counts.items())
+        if self._counts and line not in self._said:
+            self._said.add(line)
+            say(line)
+
+
 @dataclass(frozen=True)
 class RetrievalData:
-    """One split: the whole corpus, and the queries that the split judges.
+    """One split: the passages of the corpus that are not empty, and the queries that the split judges.
 
-    ``qrels[query_id][passage_id]`` is the grade; positive means above 0. ``candidates`` holds, where the source has
-    them, the labelled passages that a reranker orders for each query.
+    Attributes:
+        qrels: ``qrels[query_id][passage_id]`` is the grade; positive means above 0. It may judge passages that are not
+            in the corpus.
+        candidates: the labelled passages that a reranker orders for each query, if the source has any.
+        keep_self_hits: whether a query may find itself, see ``without_self``.
     """
 
     spec: str
@@ -49,10 +97,28 @@ class RetrievalData:
     queries: list[str]
     qrels: Qrels
     candidates: Qrels | None = None
+    keep_self_hits: bool = False
 
     def __post_init__(self) -> None:
-        if not any(grade > 0 for grades in self.qrels.values() for grade in grades.values()):
+        relevant = [pid for grades in self.qrels.values() for pid, grade in grades.items() if grade > 0]
+        if not relevant:
             raise InputError(f"{self.spec}: split {self.split} judges no passage as relevant (score above 0)")
+        if self._known.isdisjoint(relevant):
+            raise InputError(f"{self.spec}: none of the passages that split {self.split} judges as relevant, such as "
+                             f"{relevant[0]!r}, is in the corpus")  # fmt: skip
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.passage_ids)
+
+    @cached_property
+    def has_self_hits(self) -> bool:
+        """Whether some query stands in the corpus under its own id (ArguAna, Quora) and must not find itself."""
+        return not self.keep_self_hits and not self._known.isdisjoint(self.query_ids)
+
+    def without_self(self, query_id: str, hits: Mapping[str, float]) -> dict[str, float]:
+        """Return a query's hits, passage ids with scores, without the query itself."""
+        return {pid: score for pid, score in hits.items() if self.keep_self_hits or pid != query_id}
 
     @classmethod
     def of(
@@ -64,13 +130,26 @@ class RetrievalData:
         qrels: Qrels,
         candidates: Qrels | None = None,
     ) -> "RetrievalData":
-        """A split from its judgements, in their order: the whole corpus, and the ``texts`` of the judged queries."""
+        """A split from its judgements, in their order: the corpus, and the ``texts`` of the judged queries.
+
+        What is missing is counted and said; candidates that are not in the corpus are left out.
+        """
+        gaps, findable = Gaps(spec), corpus.findable
+        qrels = gaps.without_queries(qrels, texts)
+        known, found = set(corpus.ids), set(findable.ids)
+        judged = {pid for grades in qrels.values() for pid in grades}
+        gaps.count("judged passages are not in the corpus", len(judged - known))
+        gaps.count("passages are empty", len(known) - len(found))
+        if candidates is not None:
+            candidates = {qid: {pid: grade for pid, grade in candidates[qid].items() if pid in found}
+                          for qid in qrels if candidates.get(qid)}  # fmt: skip
+        gaps.say()
         return cls(
             spec=spec,
             split=split,
-            passage_ids=corpus.ids,
-            titles=corpus.titles,
-            passages=corpus.passages,
+            passage_ids=findable.ids,
+            titles=findable.titles,
+            passages=findable.passages,
             query_ids=list(qrels),
             queries=[texts[qid] for qid in qrels],
             qrels=qrels,

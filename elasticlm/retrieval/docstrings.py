@@ -26,7 +26,7 @@ from pathlib import Path
 from elasticlm.command import progress
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
-from elasticlm.retrieval.beir import HEADER, BeirFolder, read_jsonl
+from elasticlm.retrieval.beir import HEADERS, BeirFolder, read_jsonl
 from elasticlm.retrieval.corpus import cache_folder, sha1_share
 
 PASSAGES, TEST_QUERIES, DEV_QUERIES, TRAIN_QUERIES = 5_000, 1_000, 500, 20_000
@@ -223,7 +223,7 @@ def write(made: Selection, folder: Path) -> None:
         _write_jsonl(folder / UNJUDGED, ({"_id": f"q:{doc.passage_id}", "text": doc.summary} for doc in made.unjudged))
     (folder / "qrels").mkdir()
     for split, docs in made.splits.items():
-        lines = [f"{HEADER}\tcorpus-id\tscore", *(f"q:{doc.passage_id}\t{doc.passage_id}\t1" for doc in docs)]
+        lines = [f"{HEADERS[0]}\tcorpus-id\tscore", *(f"q:{doc.passage_id}\t{doc.passage_id}\t1" for doc in docs)]
         (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
 
 

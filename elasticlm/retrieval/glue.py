@@ -8,6 +8,7 @@ from typing import NoReturn
 from elasticlm.errors import InputError
 from elasticlm.retrieval.corpus import Corpus
 from elasticlm.retrieval.labelled import Labelled, Row, labelled
+from elasticlm.retrieval.lines import numbered_lines, split_files
 
 
 class GlueFolder:
@@ -39,43 +40,40 @@ class GlueFolder:
         raise InputError(f"{self.spec} holds single sentences, not running text")
 
     def everything(self) -> Iterator[str]:
-        for file in sorted(self.folder.glob("*.jsonl")):
+        for file in split_files(self.folder, ".jsonl").values():
             for _, sentence in _sentences(file):
                 yield sentence
 
     def _file(self, split: str) -> Path:
-        file = self.folder / f"{split}.jsonl"
-        if not file.is_file():
-            there = ", ".join(sorted(found.stem for found in self.folder.glob("*.jsonl"))) or "none"
+        files = split_files(self.folder, ".jsonl")
+        if split not in files:
+            file, there = self.folder / f"{split}.jsonl", ", ".join(files) or "none"
             raise InputError(f"{self.spec}: no split {split!r}, since there is no file {file} (splits there: {there})")
-        return file
+        return files[split]
 
 
 def _labelled_rows(file: Path) -> Iterator[tuple[str, Row]]:
     """Rows with file and line; what they hold is not checked."""
-    with open(file, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            place = f"{file}, line {number}"
-            try:
-                row = json.loads(line)
-                yield place, (row["sentence1"], row.get("sentence2"), row["label"])
-            except (ValueError, TypeError, KeyError, AttributeError):
-                raise InputError(
-                    f'{place}: expected {{"sentence1": "...", "sentence2": "..." or null, "label": ...}}'
-                ) from None
+    for place, _, line in numbered_lines(file):
+        try:
+            row = json.loads(line)
+            yield place, (row["sentence1"], row.get("sentence2"), row["label"])
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise InputError(
+                f'{place}: expected {{"sentence1": "...", "sentence2": "..." or null, "label": ...}}'
+            ) from None
 
 
 def _sentences(file: Path) -> Iterator[tuple[str, str]]:
     """Row ids and sentences, stripped; InputError with the line where one is wrong."""
-    with open(file, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                first, second = row["sentence1"], row.get("sentence2")
-            except (ValueError, TypeError, KeyError, AttributeError):
-                first = second = None
-            if not (isinstance(first, str) and isinstance(second, str | None)):
-                raise InputError(f'{file}, line {number}: expected {{"sentence1": "...", "sentence2": "..." or null}}')
-            for place, sentence in (("1", first), ("2", second)):
-                if sentence and sentence.strip():
-                    yield f"{number}.{place}", sentence.strip()
+    for place, number, line in numbered_lines(file):
+        try:
+            row = json.loads(line)
+            first, second = row["sentence1"], row.get("sentence2")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            first = second = None
+        if not (isinstance(first, str) and isinstance(second, str | None)):
+            raise InputError(f'{place}: expected {{"sentence1": "...", "sentence2": "..." or null}}')
+        for part, sentence in (("1", first), ("2", second)):
+            if sentence and sentence.strip():
+                yield f"{number}.{part}", sentence.strip()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from elasticlm.command import say
 from elasticlm.errors import InputError
-from elasticlm.retrieval.corpus import Corpus, Qrels, RetrievalData, cache_folder, shuffled
+from elasticlm.retrieval.corpus import Corpus, Gaps, Qrels, RetrievalData, cache_folder, shuffled
 from elasticlm.retrieval.labelled import Labelled, Row, labelled
 from elasticlm.retrieval.text_file import MIN_QUERY_WORDS, Paragraphs
 
@@ -48,7 +48,7 @@ class HubDataset:
 
     def corpus(self) -> Corpus:
         if self._is_beir:
-            columns = self._table("corpus", passages=True)
+            columns = self._table("corpus")
             return Corpus(columns["_id"], columns["title"], columns["text"])
         rows = self._open(self.path, self.config, None)
         return self._judged(rows, None)[0] if _is_tevatron(rows) else self._paragraphs(None).corpus()
@@ -59,9 +59,10 @@ class HubDataset:
             if not _is_tevatron(rows):
                 return self._paragraphs(split).sentences()
             return _column(rows, self.spec, "query_id"), _column(rows, self.spec, "query")
-        texts = self._query_texts()
-        query_ids = list(self._qrels(split, queries=texts))
-        return query_ids, [texts[qid] for qid in query_ids]
+        texts, gaps = self._query_texts(), Gaps(self.spec)
+        qrels = gaps.without_queries(self._qrels(split), texts)
+        gaps.say()
+        return list(qrels), [texts[qid] for qid in qrels]
 
     def retrieval(self, split: str) -> RetrievalData:
         if not self._is_beir:
@@ -70,17 +71,15 @@ class HubDataset:
                 return RetrievalData.of(self.spec, split, *self._judged(rows, split))
             paragraphs = self._paragraphs(split)
             return paragraphs.pairs(split, paragraphs)
-        texts, corpus = self._query_texts(), self.corpus()
-        qrels = self._qrels(split, queries=texts, passages=set(corpus.ids))
-        return RetrievalData.of(self.spec, split, corpus, texts, qrels)
+        return RetrievalData.of(self.spec, split, self.corpus(), self._query_texts(), self._qrels(split))
 
     def texts(self, split: str | None, seed: int | None = None) -> Iterable[str]:
         """Passages; of a text set its lines, read from disk (a very large set: from the hub) as they are taken."""
         if self._is_beir:
-            return shuffled(self.corpus().passages, seed)
+            return shuffled(self.corpus().findable.passages, seed)
         rows = self._open(self.path, self.config, split, whole=True)
         if _is_tevatron(rows):
-            return shuffled(self._judged(rows, split)[0].passages, seed)
+            return shuffled(self._judged(rows, split)[0].findable.passages, seed)
         if seed is not None:
             rows = rows.shuffle(seed=seed)  # an order of rows, or of a buffer of a stream; texts stay where they are
         return self._lines(rows, self._text_column(rows))
@@ -104,7 +103,7 @@ class HubDataset:
 
     def everything(self) -> Iterable[str]:
         if self._is_beir:
-            return self.corpus().passages + list(self._query_texts().values())
+            return self.corpus().findable.passages + list(self._query_texts().values())
         import datasets
 
         with _loading(self.spec):
@@ -125,35 +124,32 @@ class HubDataset:
         return self.config is None and {"corpus", "queries"} <= set(self._configs)
 
     def _query_texts(self) -> dict[str, str]:
-        columns = self._table("queries", passages=False)
-        return dict(zip(columns["_id"], columns["text"], strict=True))
+        """Texts of all queries that have one."""
+        columns = self._table("queries")
+        return {qid: text for qid, text in zip(columns["_id"], columns["text"], strict=True) if text.strip()}
 
-    def _table(self, config: str, *, passages: bool) -> dict[str, list[str]]:
+    def _table(self, config: str) -> dict[str, list[str]]:
         """Checked columns of the corpus or the queries, whose one split bears any name."""
         rows = self._open(self.path, config, None)
         where = f"{self.spec}, configuration {config}"
         columns = {"_id": _column(rows, where, "_id", "id"), "text": _column(rows, where, "text")}
         columns["title"] = _column(rows, where, "title") if "title" in rows.column_names else [""] * len(rows)
         ids = set()
-        for number, (row_id, text) in enumerate(zip(columns["_id"], columns["text"], strict=True)):
+        for number, row_id in enumerate(columns["_id"]):
             if row_id in ids:
                 raise InputError(f"{where}, row {number}: duplicate id {row_id!r}")
-            if not text.strip():
-                raise InputError(f"{where}, row {number}: the text of {row_id!r} is empty")
             ids.add(row_id)
         return columns
 
-    def _qrels(self, split: str, *, queries: dict[str, str], passages: set[str] | None = None) -> Qrels:
+    def _qrels(self, split: str) -> Qrels:
         config = next((name for name in ("qrels", "default") if name in self._configs), None)
         rows = self._open(self.path if config else f"{self.path}-qrels", config, split)
         where = f"{self.spec}, judgements of split {split}"
         query_ids, passage_ids = _column(rows, where, "query-id"), _column(rows, where, "corpus-id")
         qrels: Qrels = {}
         for number, (qid, pid, score) in enumerate(zip(query_ids, passage_ids, rows["score"], strict=True)):
-            if qid not in queries:
-                raise InputError(f"{where}, row {number}: query id {qid!r} is not among the queries")
-            if passages is not None and pid not in passages:
-                raise InputError(f"{where}, row {number}: passage id {pid!r} is not in the corpus")
+            if not isinstance(score, int | float) or not float(score).is_integer():
+                raise InputError(f"{where}, row {number}: score {score!r}; expected a whole number")
             qrels.setdefault(qid, {})[pid] = int(score)
         return qrels
 

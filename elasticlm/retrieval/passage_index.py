@@ -1,7 +1,8 @@
 """The passage index: FAISS by inner product, passage ids beside it. Needs faiss and numpy only.
 
 An index folder holds passages.faiss, ids.txt (one passage id a line, row order) and index.json (fingerprint of what
-encoded the passages, dim, count, SHA-256 of the corpus). An index made elsewhere is a FAISS file with an ids file.
+encoded the passages, dim, count, SHA-256 of the corpus). An index made elsewhere is a FAISS file with an ids file. Its
+metric may be L2 if its vectors have length 1. If it numbers its vectors itself, number n is line n of the ids file.
 """
 
 import json
@@ -9,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
 
 FAISS_FILE, IDS_FILE, JSON_FILE = "passages.faiss", "ids.txt", "index.json"
 SAMPLE, LEAST_COSINE = 16, 0.95
+LENGTHS_CHECKED, LENGTH_TOLERANCE = 1000, 0.01
 
 
 class PassageIndex:
     """Passages as vectors, searched by inner product.
 
     Args:
-        index: a FAISS index with the inner product as its metric.
-        ids: passage ids in row order.
+        index: a FAISS index; its metric is the inner product, or L2 over vectors of length 1.
+        ids: passage ids in the order of the index's numbers, which are its rows unless it was given others.
         fingerprint: of the model that encoded the passages; None where it is unknown.
         corpus_sha256: of the corpus; None where it is unknown.
         name: how errors call it.
@@ -46,15 +48,21 @@ class PassageIndex:
         corpus_sha256: str | None = None,
         name: str = "index",
     ) -> None:
-        if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise InputError(f"{name}: its metric is not the inner product")
-        if isinstance(index, faiss.IndexIDMap):  # rows, not numbers of its own: ids are in row order
-            self._owner, index = index, faiss.downcast_index(index.index)  # frees what is in it when it goes
+        if not index.ntotal:
+            raise InputError(f"{name}: holds no passage")
+        if (numbers := own_numbers(index)) is not None:
+            by_row = _ids_of(numbers, ids, name)
+            if isinstance(index, faiss.IndexIDMap):  # an inverted file keeps its numbers
+                self._owner, index = index, faiss.downcast_index(index.index)  # frees what is in it when it goes
+                ids = by_row
         if index.ntotal != len(ids):
             raise InputError(f"{name}: {index.ntotal} vectors, but {len(ids)} ids")
-        if not ids:
-            raise InputError(f"{name}: holds no passage")
         self.faiss, self.ids, self.name = index, list(ids), name
+        self._has_distances = index.metric_type == faiss.METRIC_L2
+        if self._has_distances:
+            self._check_lengths()
+        elif index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise InputError(f"{name}: its metric is neither the inner product nor L2")
         self.fingerprint, self.corpus_sha256 = fingerprint, corpus_sha256
         self.row = {pid: row for row, pid in enumerate(self.ids)}
         if len(self.row) < len(self.ids):
@@ -149,8 +157,7 @@ class PassageIndex:
 
     def vectors(self) -> np.ndarray:
         """All vectors, float32 [passages, dim], in row order (decoded, where the index compresses them)."""
-        if hasattr(self.faiss, "make_direct_map"):  # an inverted file finds rows through it
-            self.faiss.make_direct_map()
+        self._make_rows_accessible()
         return self.faiss.reconstruct_n(0, len(self))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, list[list[str]]]:
@@ -159,8 +166,25 @@ class PassageIndex:
         Args:
             queries: vectors [queries, dim].
         """
-        scores, rows = self.faiss.search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(self)))
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        scores, rows = self.faiss.search(queries, min(k, len(self)))
+        if self._has_distances:  # |q - x|^2 = |q|^2 + 1 - 2 q x
+            scores = (1 + (queries**2).sum(axis=1, keepdims=True) - scores) / 2
         return scores, [[self.ids[row] for row in hits if row >= 0] for hits in rows]
+
+    def _check_lengths(self) -> None:
+        """Raise InputError unless a sample of the vectors has length 1."""
+        rows = np.unique(np.linspace(0, len(self) - 1, LENGTHS_CHECKED).astype(np.int64))
+        self._make_rows_accessible()
+        lengths = np.linalg.norm(self.faiss.reconstruct_batch(rows), axis=1)
+        if (worst := float(np.abs(lengths - 1).max())) > LENGTH_TOLERANCE:
+            raise InputError(f"{self.name}: its metric is L2 and its vectors do not have length 1 (off by up to "
+                             f"{worst:.2g}), so that it does not rank by the inner product")  # fmt: skip
+
+    def _make_rows_accessible(self) -> None:
+        inner = _inner(self.faiss)
+        if isinstance(inner, faiss.IndexIVF):  # it finds rows through this
+            inner.make_direct_map()
 
     def time_search(self, queries: np.ndarray, k: int) -> float:
         """Return the median time in ms of a search, each query [queries, dim] by itself."""
@@ -230,7 +254,7 @@ class PassageIndex:
             passages: passage by id.
             embed: passages -> vectors [passages, dim] of the model that should have made the index.
         """
-        known = [pid for pid in self.ids if pid in passages]
+        known = [pid for pid in self.ids if passages.get(pid)]
         if not known:
             raise InputError(f"{self.name}: none of its passage ids (such as {self.ids[0]!r}) is in the data")
         chosen = [known[i * len(known) // SAMPLE] for i in range(SAMPLE)] if len(known) > SAMPLE else known
@@ -244,6 +268,34 @@ class PassageIndex:
                 f"cosine of {cosine:.3f} with it, expected at least {LEAST_COSINE}"
             )
         return cosine
+
+
+def _inner(index: faiss.Index) -> faiss.Index:
+    """Return the index behind a transformation of its vectors."""
+    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+
+
+def own_numbers(index: faiss.Index) -> np.ndarray | None:
+    """Return the numbers that an index was given for its vectors [vectors], in row order; None if it has none."""
+    if isinstance(index, faiss.IndexIDMap):
+        return faiss.vector_to_array(index.id_map)
+    if isinstance(inner := _inner(index), faiss.IndexIVF):
+        lists: Any = inner.invlists
+        return np.concatenate([
+            faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number)).copy()
+            for number in range(lists.nlist) if lists.list_size(number)
+        ])  # fmt: skip
+    return None
+
+
+def _ids_of(numbers: np.ndarray, ids: Sequence[str], name: str) -> list[str]:
+    """Return the id of each number: its line. Raises InputError if a number has none, or two vectors have the same."""
+    if numbers.min() < 0 or numbers.max() >= len(ids):
+        wrong = numbers[(numbers < 0) | (numbers >= len(ids))][0]
+        raise InputError(f"{name}: its own numbers are no lines of the ids file, such as {wrong} of {len(ids)} lines")
+    if len(np.unique(numbers)) < len(numbers):
+        raise InputError(f"{name}: two of its vectors have the same number")
+    return [ids[number] for number in numbers.tolist()]
 
 
 def _read_json(file: Path) -> dict:

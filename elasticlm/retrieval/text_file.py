@@ -9,6 +9,7 @@ from pathlib import Path
 
 from elasticlm.errors import InputError
 from elasticlm.retrieval.corpus import Corpus, RetrievalData, sha1_share, shuffled
+from elasticlm.retrieval.lines import numbered_lines
 
 SHARES = 20  # one share of the paragraphs is test, one dev, the rest train
 MIN_QUERY_WORDS, MAX_QUERY_WORDS = 4, 60
@@ -88,12 +89,7 @@ class TextFile:
         return self.corpus().texts
 
     def _paragraphs(self, split: str | None = None) -> Paragraphs:
-        try:
-            lines = self.path.read_text("utf-8-sig").split("\n")
-        except UnicodeDecodeError as error:
-            line = error.object[: error.start].count(b"\n") + 1
-            raise InputError(f"{self.path}, line {line}: not UTF-8") from None
-        rows = [(str(number), line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+        rows = [(str(number), line.strip()) for _, number, line in numbered_lines(self.path)]
         if not rows:
             raise InputError(f"{self.path} holds no text; expected one paragraph per line")
         if split not in (None, "train", "dev", "test"):

@@ -75,7 +75,7 @@ def test_other_kinds_of_faiss_index_work(vectors, tmp_path, kind):
     made = faiss.index_factory(32, kind, faiss.METRIC_INNER_PRODUCT)
     made.train(vectors)
     if kind.startswith("IDMap"):
-        made.add_with_ids(vectors, np.arange(1000, 1040))
+        made.add_with_ids(vectors, np.arange(40))
     else:
         made.add(vectors)
     faiss.write_index(made, str(tmp_path / "made.faiss"))
@@ -84,6 +84,64 @@ def test_other_kinds_of_faiss_index_work(vectors, tmp_path, kind):
     assert index.fingerprint is None
     np.testing.assert_allclose(index.vectors(), vectors, atol=1e-6)
     assert [hits[0] for hits in index.search(vectors[:3], 2)[1]] == IDS[:3]
+
+
+def made_elsewhere(made, folder, ids):
+    faiss.write_index(made, str(folder / "made.faiss"))
+    (folder / "made.txt").write_text("\n".join(ids))
+    return PassageIndex.load(folder / "made.faiss", folder / "made.txt")
+
+
+@pytest.mark.parametrize("kind", ["IDMap,Flat", "IDMap2,Flat", "IDMap,HNSW8", "IVF4,Flat", "PCA32,IVF4,Flat"])
+@pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
+def test_an_index_with_numbers_of_its_own_finds_their_ids(vectors, tmp_path, kind, metric):
+    made = faiss.index_factory(32, kind, metric)
+    made.train(vectors)
+    numbers = np.random.default_rng(2).permutation(40)
+    made.add_with_ids(vectors, numbers)
+    index = made_elsewhere(made, tmp_path, IDS)
+    assert [hits[0] for hits in index.search(vectors[:5], 2)[1]] == [IDS[number] for number in numbers[:5]]
+
+
+def test_numbers_may_leave_lines_of_the_ids_out(vectors, tmp_path):
+    made = faiss.index_factory(32, "IDMap,Flat", faiss.METRIC_INNER_PRODUCT)
+    made.add_with_ids(vectors[:3], np.array([30, 7, 12]))
+    index = made_elsewhere(made, tmp_path, IDS)
+    assert index.ids == ["p30", "p7", "p12"]
+    np.testing.assert_array_equal(index.vectors(), vectors[:3])
+
+
+@pytest.mark.parametrize("kind", ["IDMap,Flat", "IVF4,Flat"])
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [(np.arange(1000, 1040), "such as 1000 of 40 lines"), (np.arange(-1, 39), "such as -1 of 40 lines"),
+     (np.arange(40) // 2, "two of its vectors have the same number")],
+)  # fmt: skip
+def test_numbers_without_an_id_are_refused(vectors, tmp_path, kind, numbers, message):
+    made = faiss.index_factory(32, kind, faiss.METRIC_INNER_PRODUCT)
+    made.train(vectors)
+    made.add_with_ids(vectors, numbers)
+    with pytest.raises(InputError, match=message):
+        made_elsewhere(made, tmp_path, IDS)
+
+
+@pytest.mark.parametrize("kind", ["Flat", "IVF4,Flat", "HNSW8", "IDMap,Flat", "SQ8"])
+def test_distances_between_vectors_of_length_1_rank_like_the_inner_product(vectors, index, tmp_path, kind):
+    made = faiss.index_factory(32, kind, faiss.METRIC_L2)
+    made.train(vectors)
+    add = made.add if not kind.startswith("IDMap") else lambda rows: made.add_with_ids(rows, np.arange(40))
+    add(vectors)
+    queries = 3 * vectors[:4]
+    found, expected = made_elsewhere(made, tmp_path, IDS).search(queries, 1), index.search(queries, 1)
+    assert found[1] == expected[1]
+    np.testing.assert_allclose(found[0], expected[0], atol=0.05 if kind == "SQ8" else 1e-5)
+
+
+def test_distances_between_other_vectors_are_refused(vectors, tmp_path):
+    made = faiss.IndexFlatL2(32)
+    made.add(2 * vectors)
+    with pytest.raises(InputError, match="do not have length 1"):
+        made_elsewhere(made, tmp_path, IDS)
 
 
 def test_an_index_of_another_model_is_refused(index, vectors, tiny_artifact):
@@ -147,8 +205,11 @@ def test_what_is_no_index_is_refused(vectors, tmp_path):
     with pytest.raises(InputError, match="--ids"):
         PassageIndex.load(tmp_path / "l2.faiss")
     (tmp_path / "ids.txt").write_text("\n".join(IDS))
-    with pytest.raises(InputError, match="not the inner product"):
-        PassageIndex.load(tmp_path / "l2.faiss", tmp_path / "ids.txt")
+    other = faiss.IndexFlat(32, faiss.METRIC_L1)
+    other.add(vectors)
+    faiss.write_index(other, str(tmp_path / "l1.faiss"))
+    with pytest.raises(InputError, match="neither the inner product nor L2"):
+        PassageIndex.load(tmp_path / "l1.faiss", tmp_path / "ids.txt")
     with pytest.raises(InputError, match="'Flatt'"):
         PassageIndex.build(vectors, IDS, fingerprint=None, corpus_sha256=None, kind="Flatt")
 

@@ -86,7 +86,7 @@ def test_a_reranker_fine_tuned_whole_is_pruned_by_its_own_loss(command, tiny_ber
 
 
 def test_what_was_judged_and_refused_comes_before_the_negatives_of_bm25():
-    pairs = TrainingPairs(["q", "r"], ["?", "!"], [*"abcdef"], [*"ABCDEF"], [[0], [1]], [[4, 2], []])
+    pairs = TrainingPairs(["q", "r"], ["?", "!"], [*"abcdef"], [*"ABCDEF"], [[0], [1]], [[4, 2], []], [None, None])
     found = judged_first(pairs, np.array([[2, 3, 5], [5, 3, 2]]), 3)
     assert found.tolist() == [[4, 2, 3], [5, 3, 2]]
     kept = pairs.with_passages(np.array([0, 1, 2, 4]))
@@ -132,7 +132,7 @@ def test_bm25_scores_of_chosen_passages_are_those_of_the_ranking():
 
 
 def test_negatives_of_a_run_are_its_best_that_are_not_relevant(tmp_path):
-    pairs = TrainingPairs(["q"], ["?"], ["a", "b", "c", "d"], [*"ABCD"], [[1]], [[]])
+    pairs = TrainingPairs(["q"], ["?"], ["a", "b", "c", "d"], [*"ABCD"], [[1]], [[]], [None])
     run = {"q": {"b": 9.0, "d": 8.0, "x": 7.0, "a": 6.0}}
     assert run_negatives(pairs, run, 2, "some.run").tolist() == [[3, 0]]
     with pytest.raises(InputError, match=r"some.run: query 'q' has 2 .* 3 are needed"):

@@ -17,6 +17,7 @@ from elasticlm.schedule.cascade import MeasuredPair
 from elasticlm.trainer.evaluation.base import Evaluation
 from elasticlm.trainer.evaluation.fusion_weights import fuse
 from elasticlm.trainer.evaluation.reranking import MEASURES, draw, rerank
+from elasticlm.trainer.evaluation.retrieving import first_stage
 from elasticlm.trainer.training_texts import TokenizedTexts
 
 ALONE = "alone"
@@ -47,8 +48,10 @@ def evaluate(
         raise InputError(f"{index.name}: {data.spec} does not have its passage {foreign!r}, to be reranked")
     kept = draw(data.query_ids, max_queries, seed)
     text = dict(zip(data.query_ids, data.queries, strict=True))
+    queries = [text[qid] for qid in kept]
     lists = {
-        level: _search(retriever, level, [text[qid] for qid in kept], kept, index, depth) for level in retriever_levels
+        level: first_stage(data, kept, retriever.embed(queries, level=level, show_progress=True).numpy(), index, depth)
+        for level in retriever_levels
     }
     union = {qid: dict.fromkeys(pid for found in lists.values() for pid in found[qid]) for qid in kept}
     texts = TokenizedTexts.of_pairs(reranker, [(text[qid], passages[pid]) for qid in kept for pid in union[qid]])
@@ -103,13 +106,6 @@ def draw_matrix(pairs: Sequence[MeasuredPair], file: Path) -> None:
     figure.colorbar(image, label=pairs[0].measure)
     with new_file(file) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
-
-
-def _search(
-    retriever: ElasticModel, level: Level, queries: list[str], query_ids: list[str], index: PassageIndex, depth: int
-) -> metrics.Run:
-    vectors = retriever.embed(queries, level=level, show_progress=True).numpy()
-    return metrics.make_run(query_ids, *index.search(vectors, depth))
 
 
 def _grid(pairs: Sequence[MeasuredPair]) -> tuple[list[str], list[str], np.ndarray]:

@@ -62,7 +62,7 @@ def evaluate(args: argparse.Namespace) -> None:
         command.print_table(classification.table(result))
         command.print_result(summary)
         return
-    data = load_retrieval(args.data, args.split)
+    data = replace(load_retrieval(args.data, args.split), keep_self_hits=args.keep_self_hits)
     if args.matrix:
         result, pairs = evaluate_pipeline(args, model, data, levels)
         pairs_file = Path(args.output).with_name(PAIRS_FILE)

@@ -1,6 +1,7 @@
 """Measure how well every level reranks judged candidates or the top of a first stage, for ``elasticlm evaluate``."""
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -164,12 +165,13 @@ def _lists(
         scores = bm25_scores(queries, data.passages, [[row[pid] for pid in pids] for pids in own])
         return {qid: dict(zip(p, s.tolist(), strict=True)) for qid, p, s in zip(kept, own, scores, strict=True)}
     if run is None:
-        rows, found = bm25_top(queries, data.passages, min(depth, len(data.passages)))
+        rows, found = bm25_top(queries, data.passages, min(depth + data.has_self_hits, len(data.passages)))
         ids = [[data.passage_ids[i] for i in some] for some in rows.tolist()]
-        return {qid: dict(zip(p, s, strict=True)) for qid, p, s in zip(kept, ids, found.tolist(), strict=True)}
+        hits = {qid: dict(zip(p, s, strict=True)) for qid, p, s in zip(kept, ids, found.tolist(), strict=True)}
+        return {qid: dict(islice(data.without_self(qid, own).items(), depth)) for qid, own in hits.items()}
     lists: Lists = {}
     for qid in kept:
-        best = metrics.ranking(run.get(qid, {}))[:depth]
+        best = metrics.ranking(data.without_self(qid, run.get(qid, {})))[:depth]
         if unknown := next((pid for pid in best if pid not in row), None):
             raise InputError(f"the run ranks passage {unknown!r} for query {qid!r}, which {data.spec} does not have")
         lists[qid] = {pid: run[qid][pid] for pid in best}

@@ -6,6 +6,7 @@ level. Retention is a level's metric divided by the teacher's metric with the te
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -116,9 +117,17 @@ def check_index(index: PassageIndex, model: ElasticModel, encoder: ElasticModel,
         command.say(f"{index.name}: {len(index) - len(data.passage_ids):,} more passages than {data.spec} compete here")
 
 
+def first_stage(
+    data: RetrievalData, query_ids: Sequence[str], queries: np.ndarray, index: PassageIndex, depth: int
+) -> metrics.Run:
+    """Return the best ``depth`` passages of each query vector [queries, dim]; no query finds itself."""
+    run = metrics.make_run(query_ids, *index.search(queries, depth + data.has_self_hits))
+    return {qid: dict(islice(data.without_self(qid, hits).items(), depth)) for qid, hits in run.items()}
+
+
 def _row(model: ElasticModel, level: Level, data: RetrievalData, index: PassageIndex, batch_size: int) -> Row:
     queries = model.embed(data.queries, level=level, batch_size=batch_size, show_progress=True).numpy()
-    run = metrics.make_run(data.query_ids, *index.search(queries, metrics.DEPTH))
+    run = first_stage(data, data.query_ids, queries, index, metrics.DEPTH)
     values = metrics.per_query(data.qrels, run)
     if data.candidates:
         values |= _rerank(queries, data, index)
