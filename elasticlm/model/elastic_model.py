@@ -3,13 +3,14 @@
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from elasticlm.backend import BACKENDS, Backend, counted_tokens
 from elasticlm.backend.onnx_runtime import OnnxBackend, check_export, graphs_folder
@@ -24,8 +25,12 @@ from elasticlm.model.download import download
 from elasticlm.model.encoder import ElasticEncoder
 from elasticlm.model.heads import HEAD_PREFIX, finish, fresh_weights, make_head, pool
 from elasticlm.model.structure import ElasticStructure, Level
+from elasticlm.model.tokenizing import PairTemplate, Tokenized, tokenize, tokenize_pairs
 
 Kind = Literal["query", "passage"]
+
+CHUNK_TOKENS = 8192
+"""Tokens that a level runs on at once: 64 texts of 128 tokens, 16 of 512."""
 
 
 class ElasticModel(nn.Module):
@@ -163,29 +168,30 @@ class ElasticModel(nn.Module):
         """Whether a stored fingerprint, of this format or an older one, is that of this model."""
         return stored is not None and artifact.has_fingerprint(self, stored)
 
-    def tokenize(self, texts: Sequence[str], kind: Kind = "query") -> BatchEncoding:
+    def tokenize(self, texts: Sequence[str], kind: Kind = "query") -> Tokenized:
         """Return input_ids and attention_mask, LongTensors [batch, tokens], padded to the longest.
 
         Families that use token types get token_type_ids [batch, tokens] too.
-        The prompt of ``kind`` is put before each text; texts over its length limit are truncated (see truncated()).
+        The prompt of ``kind`` is put before each text; texts over its length limit are cut (see Tokenized.cut).
         """
-        prompt, limit = self.config.prompts.of(kind), self.config.max_tokens.of(kind)
-        return self._tokenize([prompt + text for text in texts], None, limit=limit)
+        limit, prompt = self.config.max_tokens.of(kind), self.config.prompts.of(kind)
+        return tokenize(self.tokenizer, texts, limit, prompt=prompt, types=self._types).on(self.device)
 
-    def tokenize_pairs(self, firsts: Sequence[str], seconds: Sequence[str] | None) -> BatchEncoding:
+    def tokenize_pairs(self, firsts: Sequence[str], seconds: Sequence[str] | None) -> Tokenized:
         """Like tokenize(), for pairs of texts (or single ones), without prompts."""
-        return self._tokenize(list(firsts), seconds, limit=self.config.max_tokens.pair)
+        limit = self.config.max_tokens.pair
+        if seconds is None:
+            return tokenize(self.tokenizer, firsts, limit, types=self._types).on(self.device)
+        return tokenize_pairs(self.tokenizer, self._pair_template, firsts, seconds, limit,
+                              types=self._types).on(self.device)  # fmt: skip
 
-    def _tokenize(self, firsts: list[str], seconds: Sequence[str] | None, *, limit: int) -> BatchEncoding:
-        pairs = None if seconds is None else list(seconds)
-        return self.tokenizer(firsts, pairs, padding=True, truncation=True, max_length=limit,
-                              return_token_type_ids=self.encoder.family.uses_token_types,
-                              return_tensors="pt").to(self.device)  # fmt: skip
+    @property
+    def _types(self) -> bool:
+        return self.encoder.family.uses_token_types
 
-    @staticmethod
-    def truncated(inputs: BatchEncoding) -> list[bool]:
-        """Which texts of a tokenised batch were cut at the length limit."""
-        return [bool(encoding.overflowing) for encoding in inputs.encodings or ()]
+    @cached_property
+    def _pair_template(self) -> PairTemplate:
+        return PairTemplate.of(self.tokenizer)
 
     def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Pool hidden states [batch, tokens, dim] to vectors [batch, dim], normalised where the model says so."""
@@ -204,8 +210,22 @@ class ElasticModel(nn.Module):
 
     @torch.inference_mode()
     def encode(self, inputs: Mapping[str, Tensor], level: Level) -> Tensor:
-        """Run one level on a tokenised batch through the backend, without gradients. For serving and measuring."""
-        return self.finish(self.backend.hidden(inputs, level), inputs["attention_mask"])
+        """Run one level on a tokenised batch through the backend, without gradients. For serving and measuring.
+
+        Batches of more than CHUNK_TOKENS, padding included, are run in parts, so that the memory that they need is
+        bounded.
+        """
+        rows, tokens = inputs["attention_mask"].shape
+        if rows * tokens <= CHUNK_TOKENS or rows == 1:
+            return self.finish(self.backend.hidden(inputs, level), inputs["attention_mask"])
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        parts = [torch.from_numpy(part) for part in batches_by_length(lengths, max_tokens=CHUNK_TOKENS)]
+        outputs = []
+        for part in parts:
+            longest = max(lengths[row] for row in part.tolist())
+            chunk = {name: tensor[part, :longest] for name, tensor in inputs.items()}
+            outputs.append(self.finish(self.backend.hidden(chunk, level), chunk["attention_mask"]))
+        return torch.cat(outputs)[torch.cat(parts).argsort()]
 
     def counted(self, inputs: Mapping[str, Tensor]) -> tuple[int, int]:
         """Rows and tokens that a tokenised batch counts as for a latency table of this backend."""

@@ -90,7 +90,7 @@ class ServingCore:
         stages = Stages()
         settings = self._settings()
         headers = [{name.lower(): value for name, value in request.headers.items()} for request in requests]
-        starts = [by_name.get("x-request-start") for by_name in headers]
+        starts = [by_name.get("x-request-start") if settings.trust_request_start else None for by_name in headers]
         ages_ms, ignored_starts = self._starts.ages_ms(
             starts, backlog.ages_ms or (None,) * len(requests), now_s,
             was_idle=backlog.was_idle, budget_ms=settings.budget_ms,

@@ -3,6 +3,7 @@
 This module does not depend on a server; elasticlm.handlers adapts it to TorchServe.
 """
 
+import itertools
 import logging
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +13,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import BatchEncoding
 
 from elasticlm.errors import InputError
 from elasticlm.machine import machine
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import Choice, Level
+from elasticlm.model.tokenizing import Tokenized
 from elasticlm.schedule.latency import LatencyTable, Setup, choose_setup
 from elasticlm.schedule.load import Load
 from elasticlm.schedule.policies import Policy, decide
@@ -29,6 +30,7 @@ from elasticlm.serving.requests import (
     LATE,
     Classify,
     Embed,
+    EmbedMany,
     Request,
     RequestError,
     Score,
@@ -186,18 +188,16 @@ class Answerer:
         decision = decide(self.policy, self.table, load, self.late)
         return decision.level, {elastic[i] for i in decision.refused}
 
-    def _tokenise(self, kind: str, requests: Sequence[Request]) -> BatchEncoding:
+    def _tokenise(self, kind: str, requests: Sequence[Request]) -> Tokenized:
         """Tokenise requests of one kind, with one row per text or pair."""
         if kind in ("query", "passage"):
-            texts = [request.query if isinstance(request, Search) else request.text for request in requests]  # type: ignore[union-attr]
+            texts = [text for request in requests for text in _single_texts(request)]
             return self.model.tokenize(texts, kind)  # type: ignore[arg-type]
         pairs = [pair for request in requests for pair in _pairs(request)]
         firsts, seconds = map(list, zip(*pairs, strict=True))
         return self.model.tokenize_pairs(firsts, seconds if kind == "pair" else None)
 
-    def _run(
-        self, requests: Sequence[Request], inputs: BatchEncoding, level: Level, stages: Stages
-    ) -> Iterator[Answer]:
+    def _run(self, requests: Sequence[Request], inputs: Tokenized, level: Level, stages: Stages) -> Iterator[Answer]:
         """Yield the requests' answers at a level; `inputs` holds their rows one after another."""
         outputs = self.model.encode(inputs, level).float().cpu()
         stages.done("forward")
@@ -205,7 +205,7 @@ class Answerer:
                                    for each in (self.model.structures.largest, level))  # fmt: skip
         hits = self._search(requests, outputs)
         stages.done("search")
-        truncated = self.model.truncated(inputs)
+        truncated = inputs.cut
         row = 0
         for request in requests:
             rows = rows_of(request)
@@ -221,6 +221,8 @@ class Answerer:
         match request:
             case Embed():
                 return {"embedding": outputs[0].numpy()}
+            case EmbedMany():
+                return {"embeddings": outputs.numpy()}
             case Search(k=k):
                 return {"hits": next(hits)[:k]}
             case Score():
@@ -236,7 +238,9 @@ class Answerer:
 
     def _search(self, requests: Sequence[Request], vectors: Tensor) -> Iterator[list[dict[str, Any]]]:
         """Return the hits of every search among the requests, computed in one call to the index."""
-        searches = [(i, request.k) for i, request in enumerate(requests) if isinstance(request, Search)]
+        rows_before = itertools.accumulate(map(rows_of, requests), initial=0)
+        searches = [(row, request.k) for row, request in zip(rows_before, requests, strict=False)
+                    if isinstance(request, Search)]  # fmt: skip
         if not searches:
             return iter(())
         assert self.index is not None  # refuse_unserved() rejects searches if there is no index
@@ -258,7 +262,7 @@ def late_error(load: Load, i: int) -> RequestError:
 def _kind(request: Request) -> str:
     """Return the group of requests that can share a forward pass: query, passage, pair, or single (sentence)."""
     match request:
-        case Embed(kind=kind):
+        case Embed(kind=kind) | EmbedMany(kind=kind):
             return kind
         case Search():
             return "query"
@@ -266,6 +270,16 @@ def _kind(request: Request) -> str:
             return "single"
         case _:
             return "pair"
+
+
+def _single_texts(request: Request) -> Sequence[str]:
+    match request:
+        case Embed(text=text) | Search(query=text):
+            return [text]
+        case EmbedMany(texts=texts):
+            return texts
+        case _:
+            raise TypeError(f"{type(request).__name__} has no texts of its own")
 
 
 def _pairs(request: Request) -> list[tuple[str, str | None]]:

@@ -5,6 +5,8 @@ mounted ConfigMap or be kept under version control. Each worker checks the file'
 """
 
 import logging
+import os
+import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 CHANGEABLE = ("latency_budget_ms", "policy", "alpha", "late")
 LOOK_EVERY_S = 1.0
+LARGEST = 64 * 1024  # bytes of a live file
 
 
 class LiveSettings:
@@ -63,10 +66,11 @@ class LiveSettings:
         return self._now
 
     def _read(self) -> Settings:
+        assert self._file is not None
         try:
-            content: Any = yaml.safe_load(self._file.read_text("utf-8")) or {}  # type: ignore[union-attr]
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"cannot be read ({' '.join(str(error).split())})") from None
+            content: Any = yaml.safe_load(_read_regular(self._file)) or {}
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, no such date
+            raise InputError(f"cannot be read ({' '.join(str(error).split())[:200]})") from None
         if not isinstance(content, dict):
             raise InputError(f"expected a mapping with any of {', '.join(CHANGEABLE)}")
         for name in content:
@@ -74,7 +78,10 @@ class LiveSettings:
                 raise InputError(
                     f"{unknown('live setting', str(name), CHANGEABLE)}; to change others, pack the archive again"
                 )
-        changed = replace(self._packed, **content)
+        try:
+            changed = replace(self._packed, **content)
+        except OverflowError as error:
+            raise InputError(str(error)) from None
         _check_effect(content, changed)
         return changed
 
@@ -94,9 +101,21 @@ def _check_effect(content: Mapping[str, Any], settings: Settings) -> None:
         raise InputError("late: reject has no effect without latency_budget_ms")
 
 
+def _read_regular(file: Path) -> str:
+    """Return the text of a small regular file. Raises OSError for anything else, such as a FIFO, without waiting."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as opened:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("it is not a regular file")
+        content = opened.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise OSError(f"it is larger than {LARGEST} bytes")
+    return content.decode("utf-8")
+
+
 def _stamp(file: Path) -> tuple[int, int] | None:
     try:
-        stat = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return stat.st_mtime_ns, stat.st_size
+    return status.st_mtime_ns, status.st_size

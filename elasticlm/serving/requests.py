@@ -1,8 +1,9 @@
 """Parse and validate request bodies and headers; an invalid request raises RequestError with an HTTP status.
 
-All functions are pure: they use no server, no model and no clock. A body is one of four requests:
+All functions are pure: they use no server, no model and no clock. A body is one of five requests:
 
     {"text": "...", "as": "query"|"passage"}      Embed
+    {"texts": ["...", ..], "as": ...}             EmbedMany
     {"query": "...", "k": 10}                     Search
     {"query": "...", "passages": ["...", ..]}     Score
     {"sentence1": "...", "sentence2": "..."|null} Classify
@@ -20,10 +21,10 @@ from elasticlm.serving.settings import Settings
 BAD_REQUEST, NOT_ACCEPTABLE, TOO_LARGE, INTERNAL, LATE = 400, 406, 413, 500, 504
 JSON, BINARY = "application/json", "application/octet-stream"
 KINDS = ("query", "passage")
-FORMS = (("text", "as"), ("query", "k"), ("query", "passages"), ("sentence1", "sentence2"))
+FORMS = (("text", "as"), ("texts", "as"), ("query", "k"), ("query", "passages"), ("sentence1", "sentence2"))
 FIELDS = tuple(dict.fromkeys(field for form in FORMS for field in form))
 OPTIONAL = {"as", "sentence2"}
-EXPECTED = "send exactly one of {text, as}, {query, k}, {query, passages}, {sentence1, sentence2}"
+EXPECTED = "send exactly one of {text, as}, {texts, as}, {query, k}, {query, passages}, {sentence1, sentence2}"
 
 
 class RequestError(ValueError):
@@ -45,6 +46,12 @@ class Embed:
 
 
 @dataclass(frozen=True)
+class EmbedMany:
+    texts: tuple[str, ...]
+    kind: Literal["query", "passage"] = "query"
+
+
+@dataclass(frozen=True)
 class Search:
     query: str
     k: int
@@ -62,7 +69,7 @@ class Classify:
     sentence2: str | None = None
 
 
-Request = Embed | Search | Score | Classify
+Request = Embed | EmbedMany | Search | Score | Classify
 
 
 @dataclass(frozen=True)
@@ -108,13 +115,18 @@ def accept(
     """
     request = parse(read_body(body, settings), settings)
     refuse_unserved(request, service)
-    budget_ms = latency_budget_ms(headers.get("x-latency-budget-ms"), settings.budget_ms)
+    header = headers.get("x-latency-budget-ms") if settings.trust_latency_budget else None
+    budget_ms = latency_budget_ms(header, settings.budget_ms)
     return AcceptedRequest(request, age_ms, budget_ms, wants_binary(headers.get("accept"), request))
 
 
 def rows_of(request: Request) -> int:
     """Return the number of sequences that a request adds to a batch."""
-    return len(request.passages) if isinstance(request, Score) else 1
+    match request:
+        case Score(passages=texts) | EmbedMany(texts=texts):
+            return len(texts)
+        case _:
+            return 1
 
 
 def wants_binary(accept: str | None, request: Request) -> bool:
@@ -125,7 +137,7 @@ def wants_binary(accept: str | None, request: Request) -> bool:
     types = {part.partition(";")[0].strip().lower() for part in (accept or "").split(",")}
     if BINARY not in types or types & {JSON, "application/*", "*/*"}:
         return False
-    if not isinstance(request, Embed | Score):
+    if not isinstance(request, Embed | EmbedMany | Score):
         raise RequestError(
             "not_acceptable", f"only embeddings and scores are available as {BINARY}: accept {JSON}", NOT_ACCEPTABLE
         )
@@ -140,11 +152,23 @@ def read_body(body: bytes, settings: Settings) -> Any:
         limit = settings.max_body_bytes
         raise RequestError("too_large", f"body of {len(body)} bytes; setting max_body_bytes is {limit}", TOO_LARGE)
     try:
-        return json.loads(body.decode("utf-8"))
+        return json.loads(body.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except RequestError:
+        raise
     except RecursionError:
         raise RequestError("bad_json", "body is nested too deeply") from None
     except ValueError as error:
         raise RequestError("bad_json", f"body is not JSON in UTF-8: {error}") from None
+
+
+def _without_duplicates(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of an object. Raises RequestError if two have the same name: which one counts is undefined."""
+    value = dict(fields)
+    if len(value) < len(fields):
+        names = [name for name, _ in fields]
+        twice = next(name for name in value if names.count(name) > 1)
+        raise RequestError("duplicate_field", f"field {twice[:80]!r} occurs {names.count(twice)} times")
+    return value
 
 
 def parse(value: Any, settings: Settings) -> Request:
@@ -157,26 +181,31 @@ def parse(value: Any, settings: Settings) -> Request:
     form = _form(set(value))
     if form == ("text", "as"):
         return Embed(_text(value, "text"), _kind(value.get("as", "query")))
+    if form == ("texts", "as"):
+        texts = _texts(value["texts"], "texts", settings.max_texts, "max_texts")
+        return EmbedMany(texts, _kind(value.get("as", "query")))
     if form == ("query", "k"):
         return Search(_text(value, "query"), _k(value["k"], settings))
     if form == ("query", "passages"):
-        return Score(_text(value, "query"), _passages(value["passages"], settings))
+        passages = _texts(value["passages"], "passages", settings.max_passages, "max_passages")
+        return Score(_text(value, "query"), passages)
     second = None if value.get("sentence2") is None else _text(value, "sentence2")
     return Classify(_text(value, "sentence1"), second)
 
 
 def refuse_unserved(request: Request, service: Service) -> None:
     """Raise RequestError if the archive cannot answer this request."""
-    served = {"embed": Embed | Search, "search": Search, "score": Score, "classify": Classify}[service.task]
+    served = {"embed": Embed | EmbedMany | Search, "search": Search, "score": Score, "classify": Classify}[service.task]
     if not isinstance(request, served):
-        serves = {"embed": "{text, as}" + (" and {query, k}" if service.has_index else ""), "search": "{query, k}",
-                  "score": "{query, passages}", "classify": "{sentence1, sentence2}"}[service.task]  # fmt: skip
+        serves = {"embed": "{text, as}, {texts, as}" + (", {query, k}" if service.has_index else ""),
+                  "search": "{query, k}", "score": "{query, passages}",
+                  "classify": "{sentence1, sentence2}"}[service.task]  # fmt: skip
         raise RequestError("wrong_task", f"this model's task is {service.task!r}: it answers {serves}")
     if isinstance(request, Search) and not service.has_index:
         raise RequestError(
             "no_index", "this archive has no index: pack it with elasticlm archive --index DIR to answer searches"
         )
-    if isinstance(request, Embed) and request.kind == "passage" and service.passages_encoder != "largest":
+    if isinstance(request, Embed | EmbedMany) and request.kind == "passage" and service.passages_encoder != "largest":
         raise RequestError(
             "wrong_encoder",
             "passages of this model are encoded by its teacher, not by the model itself: "
@@ -242,14 +271,12 @@ def _k(k: Any, settings: Settings) -> int:
     return k
 
 
-def _passages(passages: Any, settings: Settings) -> tuple[str, ...]:
-    if not isinstance(passages, list):
-        raise RequestError("wrong_type", f"passages is {_json_type(passages)}, expected a list of strings")
-    if not 1 <= len(passages) <= settings.max_passages:
-        raise RequestError(
-            "bad_value", f"{len(passages)} passages, expected 1 to {settings.max_passages} (setting max_passages)"
-        )
-    return tuple(_checked_text(passage, f"passages[{i}]") for i, passage in enumerate(passages))
+def _texts(texts: Any, name: str, most: int, setting: str) -> tuple[str, ...]:
+    if not isinstance(texts, list):
+        raise RequestError("wrong_type", f"{name} is {_json_type(texts)}, expected a list of strings")
+    if not 1 <= len(texts) <= most:
+        raise RequestError("bad_value", f"{len(texts)} {name}, expected 1 to {most} (setting {setting})")
+    return tuple(_checked_text(text, f"{name}[{i}]") for i, text in enumerate(texts))
 
 
 def _json_type(value: Any) -> str:

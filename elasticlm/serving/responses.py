@@ -11,11 +11,11 @@ from elasticlm.serving.requests import BINARY, JSON, RequestError
 def encoded(outcome: Answer | RequestError, *, binary: bool = False) -> tuple[bytes, str]:
     """Return the body of an answer or error, and its content type.
 
-    A binary body is little-endian float32: [dim] for an embedding, [passages] for scores.
+    A binary body is little-endian float32: [dim] for an embedding, [texts, dim] for several, [passages] for scores.
     """
     if isinstance(outcome, RequestError):  # json, not orjson: the message may quote unpaired surrogates
         return json.dumps(outcome.answer(), separators=(",", ":")).encode(), JSON
     if binary:
-        numbers = outcome.body["embedding"] if "embedding" in outcome.body else outcome.body["scores"]
+        numbers = next(outcome.body[name] for name in ("embedding", "embeddings", "scores") if name in outcome.body)
         return numbers.astype("<f4", copy=False).tobytes(), BINARY
     return orjson.dumps(outcome.body, option=orjson.OPT_SERIALIZE_NUMPY), JSON

@@ -67,6 +67,8 @@ class Settings(SettingsGroup):
     """Precision of weights and matrix products: `fp32`, or `int8` if exported; `auto` works as for the backend."""
     max_tokens: int | None = None
     """Length limit of queries and pairs in tokens, below the artifact's limit. It does not apply to passages."""
+    max_texts: int = 100
+    """Maximum number of texts in one embedding request."""
     max_passages: int = 100
     """Maximum number of passages in one scoring request."""
     max_k: int = 1000
@@ -76,6 +78,10 @@ class Settings(SettingsGroup):
     overhead_ms: float = 5.0
     """r: time that the server adds to the service time of a request. TorchServe adds 3 to 6 ms; `elasticlm signal`
     measures it."""
+    trust_request_start: bool = True
+    """Take the age of a request from the header X-Request-Start."""
+    trust_latency_budget: bool = True
+    """Let a request ask for a smaller budget with the header X-Latency-Budget-Ms."""
     profile_on_start: bool = False
     """Measure a few runs of each level before READY and scale the latency table to them."""
     correct_table: bool = True
@@ -88,7 +94,7 @@ class Settings(SettingsGroup):
         _within("latency_budget_ms", self.latency_budget_ms, above=0)
         _within("alpha", self.alpha, above=0, most=1)
         _within("overhead_ms", self.overhead_ms, least=0)
-        for name in ("threads", "max_passages", "max_k", "max_body_bytes"):
+        for name in ("threads", "max_texts", "max_passages", "max_k", "max_body_bytes"):
             _within(name, getattr(self, name), least=1)
         _within("max_tokens", self.max_tokens, least=3)
         for name, allowed in (("late", LATE), ("backend", BACKENDS), ("precision", PRECISIONS)):

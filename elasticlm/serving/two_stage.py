@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import BatchEncoding
 
 from elasticlm.model.structure import Choice, Level
+from elasticlm.model.tokenizing import Tokenized
 from elasticlm.retrieval.passage_texts import PassageTexts
 from elasticlm.retrieval.score_fusion import fused
 from elasticlm.schedule.cascade import MeasuredPair
@@ -108,7 +108,7 @@ class TwoStageAnswerer:
             outcomes |= zip(kept, self._found([searches[i] for i in kept], inputs, decision.level, stages), strict=True)
         return [outcomes[i] for i in range(len(searches))]
 
-    def _found(self, searches: Sequence[Search], inputs: BatchEncoding, levels: Choice, stages: Stages) -> list[Answer]:
+    def _found(self, searches: Sequence[Search], inputs: Tokenized, levels: Choice, stages: Stages) -> list[Answer]:
         """Return the answers to tokenised searches, computed by a pair of levels."""
         pair = self.table[levels]
         vectors = self.retriever.encode(inputs, pair.retriever).float().cpu().numpy()
@@ -122,7 +122,7 @@ class TwoStageAnswerer:
         largest_ms, expected_ms = (self.table.mean_ms(each, rows, tokens) / rows
                                    for each in (self.table.levels[0], levels))  # fmt: skip
         bodies = [_body(hits, search.k, pair) for hits, search in zip(lists, searches, strict=True)]
-        for body, cut in zip(bodies, self.retriever.truncated(inputs), strict=True):
+        for body, cut in zip(bodies, inputs.cut, strict=True):
             body |= {"truncated": True} if cut else {}
         stages.done("convert")
         return [Answer(body, levels, largest_ms, expected_ms) for body in bodies]

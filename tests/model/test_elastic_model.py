@@ -87,10 +87,25 @@ def test_embeddings_keep_the_order_of_the_texts(model):
     assert (together - alone).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("most", [1, 60, 100])
+def test_large_batches_run_in_parts_and_answer_the_same(model, monkeypatch, most):
+    inputs = model.tokenize([" ".join(["ice"] * (1 + 7 * i % 23)) for i in range(20)])
+    expected, shapes, hidden = model.encode(inputs, 50), [], model.backend.hidden
+    monkeypatch.setattr("elasticlm.model.elastic_model.CHUNK_TOKENS", most)
+    monkeypatch.setattr(
+        model.backend,
+        "hidden",
+        lambda part, level: shapes.append(tuple(part["input_ids"].shape)) or hidden(part, level),
+    )
+    assert (model.encode(inputs, 50) - expected).abs().max() < 1e-5
+    assert sum(rows for rows, _ in shapes) == 20
+    assert all(rows * tokens <= most or rows == 1 for rows, tokens in shapes)
+
+
 def test_texts_over_the_limit_are_truncated_and_said_to_be(model):
     inputs = model.tokenize(["ice " * 100, "ice"])
     assert inputs["input_ids"].shape == (2, 48)
-    assert model.truncated(inputs) == [True, False]
+    assert inputs.cut == [True, False]
 
 
 def test_prompts_stand_before_the_text(model):

@@ -106,6 +106,13 @@ def test_headers_are_read_in_any_case(name):
     assert made.engine.loads[0].budgets_ms == (100.0,)
 
 
+def test_headers_of_clients_that_are_not_trusted_change_nothing():
+    made = core(trust_request_start=False, trust_latency_budget=False)
+    *_, report = handle(made, raw("a", **ONE_SECOND_OLD, **{"X-Latency-Budget-Ms": "5.5"}))
+    assert (made.engine.loads[0].ages_ms, made.engine.loads[0].budgets_ms) == ((None,), (250.0,))
+    assert report.ignored_starts == 0
+
+
 def test_starts_that_are_not_valid_are_ignored_and_counted():
     made = core()
     *_, report = handle(made, raw("a", **{"X-Request-Start": "soon"}), raw("b", **{"X-Request-Start": "9e9"}))

@@ -19,7 +19,7 @@ from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.schedule.latency import LatencyTable, Setup
 from elasticlm.schedule.load import Load
 from elasticlm.serving.engine import Answerer
-from elasticlm.serving.requests import Classify, Embed, Score, Search
+from elasticlm.serving.requests import Classify, Embed, EmbedMany, Score, Search
 from elasticlm.serving.responses import encoded
 from elasticlm.serving.settings import Settings
 from elasticlm.serving.stages import Stages
@@ -127,6 +127,19 @@ def test_search_finds_what_the_index_holds_in_its_own_ids(query_side):
     assert sorted(hit["id"] for hit in answers[2].body["hits"]) == sorted(PASSAGES)
     assert "embedding" in answers[1].body
     assert all(orjson.loads(encoded(answer)[0])["level"] == 100 for answer in answers)
+
+
+def test_several_texts_in_one_request_are_embedded_like_single_ones(query_side):
+    served = answerer(query_side, latency_budget_ms=2500)
+    search = Search("the river and the rain", 2)
+    many, found = served.answer([EmbedMany(tuple(TEXTS)), search], IDLE)
+    assert max_diff(many.body["embeddings"], served.model.embed(TEXTS, level=100)) < 1e-5
+    (alone,) = served.answer([search], IDLE)
+    assert [hit["id"] for hit in found.body["hits"]] == [hit["id"] for hit in alone.body["hits"]]
+    body, _ = encoded(many, binary=True)
+    assert len(body) == 4 * 32 * len(TEXTS)
+    assert np.array(orjson.loads(encoded(many)[0])["embeddings"]).shape == (len(TEXTS), 32)
+    assert answerer(query_side).answer([EmbedMany(tuple(TEXTS * 2))], IDLE)[0].level < 100  # rows weigh
 
 
 def test_long_texts_say_that_they_were_cut_and_their_neighbours_do_not(query_side):

@@ -54,6 +54,29 @@ def test_a_change_is_taken_and_adopted_once(live):
     assert len(live.adopted) == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["latency_budget_ms: 2024-13-45", "latency_budget_ms: " + "9" * 400, "latency_budget_ms: 2024-12-24",
+     "policy: " + "[" * 5000, "{" * 5000, "latency_budget_ms: 1e999", "latency_budget_ms: .nan", "policy: [queue]",
+     "late: 1", "? {a: 1}\n: 2", "1: 2", "!!python/object/apply:os.system [ls]", "&a [*a]", "a: &x [*x]", "\x00",
+     "policy: " + "x" * 100_000],
+)  # fmt: skip
+def test_whatever_the_file_holds_the_settings_stay(live, caplog, text):
+    assert live.write(text).latency_budget_ms == 250
+    assert len([record for record in caplog.records if "keeping the previous" in record.message]) == 1
+    assert live.write("latency_budget_ms: 100").latency_budget_ms == 100
+
+
+def test_a_file_that_is_not_utf8_and_a_fifo_leave_the_settings_as_they_are(live, caplog):
+    live.file.write_bytes(b"latency_budget_ms: 1\xff")
+    assert live().latency_budget_ms == 250
+    live.file.unlink()
+    os.mkfifo(live.file)
+    live.clock.now += LOOK_EVERY_S + 0.1
+    assert live().latency_budget_ms == 250
+    assert [("not a regular file" in record.message) for record in caplog.records] == [False, True]
+
+
 def test_the_file_is_looked_at_once_a_second(live):
     live()
     live.file.write_text("latency_budget_ms: 90")

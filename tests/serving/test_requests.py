@@ -9,6 +9,7 @@ from elasticlm.serving.requests import (
     AcceptedRequest,
     Classify,
     Embed,
+    EmbedMany,
     RequestError,
     Score,
     Search,
@@ -23,7 +24,7 @@ from elasticlm.serving.requests import (
 )
 from elasticlm.serving.settings import Settings
 
-SETTINGS = Settings(latency_budget_ms=250, max_passages=3, max_k=10, max_body_bytes=1000)
+SETTINGS = Settings(latency_budget_ms=250, max_texts=2, max_passages=3, max_k=10, max_body_bytes=1000)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,8 @@ SETTINGS = Settings(latency_budget_ms=250, max_passages=3, max_k=10, max_body_by
     [
         ({"text": "ice"}, Embed("ice", "query")),
         ({"text": "ice", "as": "passage"}, Embed("ice", "passage")),
+        ({"texts": ["ice", "snow"]}, EmbedMany(("ice", "snow"), "query")),
+        ({"texts": ["ice"], "as": "passage"}, EmbedMany(("ice",), "passage")),
         ({"query": "ice", "k": 10}, Search("ice", 10)),
         ({"query": "ice", "passages": ["a", "b"]}, Score("ice", ("a", "b"))),
         ({"sentence1": "ice", "sentence2": "snow"}, Classify("ice", "snow")),
@@ -63,6 +66,12 @@ def test_each_form_becomes_its_request(value, request_):
         ({"text": "ice", "sentence1": "snow"}, "mixed_fields", "exactly one of"),
         ({"text": 3}, "wrong_type", "text is a number, expected a string"),
         ({"text": None}, "wrong_type", "text is null"),
+        ({"texts": "ice"}, "wrong_type", "texts is a string, expected a list"),
+        ({"texts": []}, "bad_value", "0 texts, expected 1 to 2 (setting max_texts)"),
+        ({"texts": ["a"] * 3}, "bad_value", "3 texts, expected 1 to 2 (setting max_texts)"),
+        ({"texts": ["a", None]}, "wrong_type", "texts[1] is null"),
+        ({"texts": ["a", " "]}, "empty_text", "texts[1] is blank"),
+        ({"texts": ["a"], "text": "a"}, "mixed_fields", "exactly one of"),
         ({"text": ["ice"]}, "wrong_type", "text is a list"),
         ({"text": ""}, "empty_text", "text is empty"),
         ({"text": " \t\n\u3000"}, "empty_text", "text is blank"),
@@ -102,6 +111,8 @@ def test_wrong_requests_are_refused_with_what_would_be_right(value, code, says):
         (b'{"k": ' + b"1" * 900 + b"}", None, None),
         (b'"' + b"x" * 1000, "too_large", 413),
         (b"", "no_body", 400),
+        (b'{"text": "a", "text": "b"}', "duplicate_field", 400),
+        (b'{"text": {"x": 1, "x": 1}}', "duplicate_field", 400),
     ],
 )
 def test_bodies_that_are_no_json_are_refused(body, code, status):
@@ -125,6 +136,9 @@ def test_deeply_nested_json_is_refused_not_fatal():
         (Embed("ice"), Service("embed"), None),
         (Embed("ice", "passage"), Service("embed", "largest"), None),
         (Embed("ice", "passage"), Service("embed", "teacher"), "wrong_encoder"),
+        (EmbedMany(("ice",)), Service("embed"), None),
+        (EmbedMany(("ice",), "passage"), Service("embed", "teacher"), "wrong_encoder"),
+        (EmbedMany(("ice",)), Service("score"), "wrong_task"),
         (Embed("ice", "passage"), Service("embed", None), "wrong_encoder"),
         (Search("ice", 3), Service("embed", "teacher", has_index=True), None),
         (Search("ice", 3), Service("embed", "teacher"), "no_index"),
@@ -159,6 +173,19 @@ def test_a_budget_that_is_no_time_is_refused(header):
     assert (error.value.code, error.value.status) == ("bad_header", 400)
 
 
+def test_a_long_unknown_name_is_refused_quickly():
+    with pytest.raises(RequestError, match="unknown field 'xxx") as error:
+        parse({"x" * 250_000: 1}, SETTINGS)
+    assert len(error.value.message) < 300
+
+
+def test_a_budget_in_a_header_counts_only_if_clients_are_trusted():
+    settings = Settings(latency_budget_ms=250, trust_latency_budget=False)
+    for header in ("100", "soon"):
+        headers = {"x-latency-budget-ms": header}
+        assert accept(b'{"text": "ice"}', headers, 7, settings, Service("embed")).budget_ms == 250
+
+
 def test_an_accepted_request_knows_its_age_and_its_own_budget():
     settings, service = Settings(latency_budget_ms=250), Service("embed")
     body = b'{"text": "ice"}'
@@ -166,7 +193,10 @@ def test_an_accepted_request_knows_its_age_and_its_own_budget():
     assert accept(body, {"x-latency-budget-ms": "100"}, 7, settings, service) == AcceptedRequest(Embed("ice"), 7, 100)
 
 
-@pytest.mark.parametrize(("request_", "rows"), [(Embed("ice"), 1), (Score("ice", ("a", "b")), 2), (Classify("a"), 1)])
+@pytest.mark.parametrize(
+    ("request_", "rows"),
+    [(Embed("ice"), 1), (EmbedMany(("a", "b", "c")), 3), (Score("ice", ("a", "b")), 2), (Classify("a"), 1)],
+)
 def test_a_rerank_has_as_many_rows_as_passages(request_, rows):
     assert rows_of(request_) == rows
 
