@@ -1,4 +1,4 @@
-"""Write files and folders atomically: an output is either complete or absent."""
+"""Write files and folders atomically and durably: an output is either complete or absent, even after a power loss."""
 
 import hashlib
 import os
@@ -23,6 +23,7 @@ def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        _sync(temporary)
         if path.is_dir():  # rename the old folder and delete it last, so that a crash loses neither
             old = _sibling(path)
             path.rename(old)
@@ -30,6 +31,7 @@ def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             temporary.rename(path)
+        _sync_one(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -43,7 +45,9 @@ def new_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     temporary = _sibling(path)
     try:
         yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
+        _sync_one(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -69,6 +73,20 @@ def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Write a file, or all of a folder, to disk, so that a rename cannot become durable before the content."""
+    for each in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        _sync_one(each)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sibling(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """Describe the machine on which a result was measured; every result contains this description."""
 
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -38,11 +39,54 @@ def machine(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     return {
         "cpu": _cpu(),
         "instruction_sets": list(instruction_sets(_cpuinfo())),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": cores(),
         "python": platform.python_version(),
         "versions": {name: installed for name in packages if (installed := _version(name))},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
+
+
+def cores() -> int:
+    """Return how many cores this process can use: those that it may run on, or fewer if a control group limits it.
+
+    A limit is a quota of processor time (``cpu.max``, ``docker run --cpus 2``); a part of a core counts as one.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([allowed, *(max(1, math.ceil(quota)) for quota in cpu_quotas())])
+
+
+def cpu_quotas(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> list[float]:
+    """Return the cores' worth of time that each control group above this process allows it; none if unlimited.
+
+    Version 2 has ``cpu.max`` ("200000 100000": two cores), version 1 ``cpu.cfs_quota_us`` and ``cpu.cfs_period_us``.
+    """
+    try:
+        lines = membership.read_text("utf-8").splitlines()
+    except OSError:
+        return []
+    quotas = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "cpu" if controllers else root
+        group = top / path.lstrip("/")
+        for folder in [group, *group.parents]:
+            if top in (folder, *folder.parents) and (quota := _quota(folder)) is not None:
+                quotas.append(quota)
+    return quotas
+
+
+def _quota(group: Path) -> float | None:
+    try:
+        if (file := group / "cpu.max").is_file():
+            limit, period = file.read_text("utf-8").split()
+        else:
+            limit = (group / "cpu.cfs_quota_us").read_text("utf-8").strip()
+            period = (group / "cpu.cfs_period_us").read_text("utf-8").strip()
+        return float(limit) / float(period) if limit not in ("max", "-1") else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
 
 
 def instruction_sets(cpuinfo: str) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 Texts are cut into blocks of 4,096. A block's file is named by the SHA-256 of all that its vectors depend on: the
 model's fingerprint (weights, tokenizer, pooling, ...) and the block's token ids. So a resumed run, a longer one or
-another recipe finds what is there, and an interrupted one loses a block at most. Vectors are computed in fp32.
+another recipe finds what is there, and an interrupted one loses a block at most. A file that is cut off is computed
+again. Vectors are computed in fp32.
 """
 
 import hashlib
@@ -64,12 +65,15 @@ def stored_vectors(
     blocks = [texts.part(start, start + BLOCK) for start in range(0, len(texts), BLOCK)]
     fingerprint = model.fingerprint()
     files = [folder / f"{_key(fingerprint, block)}.npy" for block in blocks]
+    shapes = [(len(block), model.config.hidden_size) for block in blocks]
     order = [*range(processes.rank, len(blocks), processes.count), *range(len(blocks))]
-    if not all(file.exists() for file in files):
+    if not all(map(_is_whole, files, shapes)):
         bar = progress(total=len(texts), desc=desc, unit="text")
         with on_onnx_runtime(model):
             for number in order:
-                if files[number].exists():  # the second part of the range: whatever another process has not made here
+                if _is_whole(
+                    files[number], shapes[number]
+                ):  # the second part of the range: whatever another process has not made here
                     continue
                 vectors = encode(model, blocks[number], processes, precision="fp32", bar=bar)
                 with new_file(files[number]) as temporary, open(temporary, "wb") as out:
@@ -77,6 +81,14 @@ def stored_vectors(
         bar.close()
     processes.wait()
     return StoredVectors(files)
+
+
+def _is_whole(file: Path, shape: tuple[int, int]) -> bool:
+    """Whether a block's file is there and not cut off."""
+    try:
+        return np.load(file, mmap_mode="r").shape == shape
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 def _key(fingerprint: str, block: TokenizedTexts) -> str:

@@ -13,7 +13,7 @@ MAR-INF/             TorchServe's manifest
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ import yaml
 import elasticlm
 from elasticlm.errors import InputError
 from elasticlm.model.artifact import read_config
+from elasticlm.model.folder import CONFIG_FILE, GRAPHS_FOLDER, LATENCY_FILE, QUALITY_FILE, WEIGHTS_FILE
 from elasticlm.model.structure import Choice, ElasticStructure
 from elasticlm.retrieval.passage_texts import PassageTexts
 from elasticlm.schedule.cascade import PAIRS_FILE, MeasuredPair, read_pairs, write_pairs
@@ -34,6 +35,10 @@ ARTIFACT, INDEX, RERANKER, PASSAGES = "artifact", "index", "reranker", "passages
 OLD_RERANKER = "ranker"
 """The reranker's folder in archives of format 1."""
 MANIFEST = "MAR-INF/MANIFEST.json"
+SERVED_FILES = (CONFIG_FILE, WEIGHTS_FILE, LATENCY_FILE, QUALITY_FILE, "tokenizer.json", "tokenizer_config.json",
+                "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
+                "*.model")  # fmt: skip
+"""What is copied from an artifact besides its graphs; the rest, such as settings of the training, is left behind."""
 
 
 @dataclass(frozen=True)
@@ -144,18 +149,35 @@ def stage(
     Args:
         artifact: the model's artifact folder.
         adapter: folder of the package that adapts the library to the server (elasticlm.handlers).
-        left_out: names of files and folders that are not copied from artifacts; hidden files are never copied.
+        left_out: names of folders of graphs that are not copied from artifacts.
+
+    Only the files that are needed to serve are copied. Raises InputError if one of them is a symbolic link, which could
+    put any file of this machine into the archive.
     """
-    ignored: Callable[..., set[str]] = shutil.ignore_patterns(".*", *left_out)
     _copy_code(Path(elasticlm.__file__).parent, folder / "elasticlm")
     _copy_code(adapter, folder / "elasticlm" / "handlers")
-    shutil.copytree(artifact, folder / ARTIFACT, ignore=ignored)
+    _copy_artifact(artifact, folder / ARTIFACT, left_out)
     if index is not None:
         index.save(folder / INDEX)
     if second is not None:
-        shutil.copytree(second.reranker, folder / RERANKER, ignore=ignored)
+        _copy_artifact(second.reranker, folder / RERANKER, left_out)
         PassageTexts.write(folder / PASSAGES, second.passages)
         write_pairs(folder / PAIRS_FILE, second.pairs)
+
+
+def _copy_artifact(artifact: Path, target: Path, left_out: Sequence[str]) -> None:
+    """Copy the files of an artifact that are needed to serve it."""
+    files = [file for pattern in SERVED_FILES for file in sorted(artifact.glob(pattern))]
+    if GRAPHS_FOLDER not in left_out:
+        files += [file for file in sorted(artifact.glob(f"{GRAPHS_FOLDER}/*/*")) if file.parent.name not in left_out]
+    for file in files:
+        parts = [artifact / part for part in (file, *file.parents) if artifact in part.parents]
+        if link := next((part for part in parts if part.is_symlink()), None):
+            raise InputError(f"{link}: a symbolic link; an archive holds the artifact's own files: put a copy there")
+        if file.is_file() and not file.name.startswith("."):
+            copy = target / file.relative_to(artifact)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 def _copy_code(package: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ from elasticlm.handlers.archive import main
 from elasticlm.handlers.packing import TEMPLATE, fill, round_up
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.schedule.latency import LatencyTable, Setup
+from elasticlm.serving.bundle import stage
 
 MEANS_MS = {100: 40.0, 50: 20.0, 10: 5.0}
 
@@ -197,6 +198,41 @@ def test_the_fastest_setup_that_was_measured_is_served_with_its_graphs_alone(tin
     assert not [name for name in torch.namelist() if "/onnx/" in name.removeprefix("elasticlm")]
     with pytest.raises(InputError, match="nothing was measured for int8"):
         pack(artifact, tmp_path / "int8", "--precision", "int8")
+
+
+def test_only_what_is_served_is_packed(artifact, tmp_path):
+    artifact = shutil.copytree(artifact, tmp_path / "artifact")
+    for name in ("training.json", "loss.png", ".secret", "tokenizer_backup_of_home.tar"):
+        (artifact / name).write_text("private")
+    packed = [name for name in pack(artifact, tmp_path).namelist() if name.startswith("artifact/")]
+    assert {"artifact/config.json", "artifact/model.safetensors", "artifact/tokenizer.json"} <= set(packed)
+    assert not {
+        "artifact/training.json",
+        "artifact/loss.png",
+        "artifact/.secret",
+        "artifact/tokenizer_backup_of_home.tar",
+    } & set(packed)
+
+
+@pytest.mark.parametrize("name", ["latency.csv", "tokenizer.json", "onnx/fp32/50.onnx", "onnx/fp32", "vocab.txt"])
+def test_a_symbolic_link_is_refused(artifact, tmp_path, name):
+    artifact, private = shutil.copytree(artifact, tmp_path / "artifact"), tmp_path / "private"
+    link = artifact / name
+    if name == "onnx/fp32":
+        private.mkdir()
+        (private / "50.onnx").write_text("private")
+    elif link.exists():
+        link.rename(private)
+    else:
+        private.write_text("private")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(private)
+    with pytest.raises(InputError, match="a symbolic link"):
+        stage(tmp_path / "staged", artifact, adapter=TEMPLATE.parent)
+    if "onnx" not in name:  # this artifact is served by PyTorch
+        with pytest.raises(InputError, match="a symbolic link"):
+            pack(artifact, tmp_path)
+        assert not list(tmp_path.glob("*.mar"))
 
 
 def test_the_queue_holds_what_the_smallest_level_can_answer_in_time(artifact, tmp_path):

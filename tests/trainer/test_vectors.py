@@ -47,6 +47,14 @@ def test_what_is_on_disk_is_not_computed_again(make, monkeypatch, tmp_path):
     assert make().all().equal(first)
 
 
+def test_a_file_that_is_cut_off_is_computed_again(make, tmp_path):
+    first = make().all()
+    file, other = sorted((tmp_path / "v").glob("*.npy"))[:2]
+    file.write_bytes(file.read_bytes()[:-8])
+    other.write_bytes(b"")
+    assert make().all().equal(first)
+
+
 def test_another_model_has_vectors_of_its_own(make, tiny_artifact, tmp_path):
     make()
     before = set((tmp_path / "v").iterdir())
