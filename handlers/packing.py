@@ -1,6 +1,8 @@
 """Pack an archive: read and check its parts, fill in its settings, and run torch-model-archiver."""
 
 import argparse
+import bisect
+import math
 import os
 import re
 import shutil
@@ -28,7 +30,7 @@ from elasticlm.schedule.admission import queue_bound
 from elasticlm.schedule.cascade import PairTable, read_pairs
 from elasticlm.schedule.latency import LatencyTable
 from elasticlm.schedule.policies import Policy, parse_policy
-from elasticlm.schedule.table import Table
+from elasticlm.schedule.table import ChoiceT, Table
 from elasticlm.serving import bundle
 from elasticlm.serving.bundle import SecondStage
 from elasticlm.serving.cascade_times import pair_table
@@ -41,6 +43,12 @@ BUDGET_IN_SERVICE_TIMES = 5
 """The default latency budget, in service times of the largest level."""
 TURNAROUND_MS = 3.0
 """TorchServe's usual time from one batch to the next beyond the service time."""
+MOST_ROWS = 1000
+"""Maximum number of texts or passages per request, whatever the budget."""
+BYTES_PER_TOKEN = 8
+"""Bytes of a request body per token of its texts, for a limit that no reasonable request reaches."""
+LEAST_RESPONSE_TIMEOUT_S, RESPONSE_TIMEOUT_IN_BUDGETS = 30, 20
+"""After this time TorchServe restarts a worker that does not respond; meanwhile all requests wait."""
 LIST_ROWS, LIST_TOKENS = 8, 128
 """A typical request of a reranker: number of passages, and tokens per pair."""
 
@@ -66,16 +74,23 @@ def make_archive(options: argparse.Namespace, target: Path) -> None:
     tokens = options.tokens or tokens
     policy, default_ms = chosen_policy(options.policy, levels, times, options.batch_size * rows, tokens)
     schedule = {"latency_budget_ms": default_ms} | policy.settings()
+    budget_ms = policy.budget_ms or default_ms
     waiting = queue_bound(
-        times, policy.smallest(levels), budget_ms=policy.budget_ms or default_ms,
+        times, policy.smallest(levels), budget_ms=budget_ms,
         batch_size=options.batch_size, workers=options.workers, rows=rows, tokens=tokens,
         overhead_ms=Settings.overhead_ms, turnaround_ms=TURNAROUND_MS,
     )  # fmt: skip
-    depth = {"max_k": min(pair.depth for pair in second.pairs)} if second else {}  # hits that every pair can return
+    if second:
+        limits = {"max_k": min(pair.depth for pair in second.pairs)}  # hits that every pair can return
+    else:
+        most = most_rows(times, policy.smallest(levels), budget_ms - Settings.overhead_ms, tokens)
+        most_bytes = max(Settings.max_body_bytes, most * model.config.max_tokens.pair * BYTES_PER_TOKEN)
+        limits = {"max_passages" if model.config.task == "score" else "max_texts": most, "max_body_bytes": most_bytes}
     config = fill(TEMPLATE.read_text(encoding="utf-8"), {
         "minWorkers": options.workers, "maxWorkers": options.workers, "batchSize": options.batch_size,
         "maxBatchDelay": options.max_batch_delay_ms, "jobQueueSize": waiting, "threads": setup.threads,
-        "backend": setup.backend, "precision": setup.precision, **schedule, **depth,
+        "backend": setup.backend, "precision": setup.precision, **schedule, **limits,
+        "responseTimeout": max(LEAST_RESPONSE_TIMEOUT_S, math.ceil(RESPONSE_TIMEOUT_IN_BUDGETS * budget_ms / 1000)),
     })  # fmt: skip
     read_handler_section(yaml.safe_load(config)["handler"])
     with new_file(target, overwrite=options.overwrite) as temporary:
@@ -190,6 +205,17 @@ def chosen_policy(
     except InputError as error:
         raise InputError(f"--policy: {error}") from None
     return chosen, budget_ms
+
+
+def most_rows(table: Table[ChoiceT], level: ChoiceT, available_ms: float, tokens: float) -> int:
+    """Return how many texts or passages of a typical length the level answers in the available time, 1 to MOST_ROWS.
+
+    >>> table = LatencyTable.from_means({10: 5.0})
+    >>> [most_rows(table, 10, ms, 16) for ms in (52.0, 3.0, 1e9)]
+    [10, 1, 1000]
+    """
+    counts = range(1, MOST_ROWS + 1)
+    return max(1, bisect.bisect_right(counts, available_ms, key=lambda rows: table.mean_ms(level, rows, tokens)))
 
 
 def round_up(ms: float) -> float:

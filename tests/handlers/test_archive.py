@@ -235,6 +235,13 @@ def test_a_symbolic_link_is_refused(artifact, tmp_path, name):
         assert not list(tmp_path.glob("*.mar"))
 
 
+@pytest.mark.parametrize(("budget_ms", "texts", "timeout_s"), [(200, 39, 30), (4000, 799, 80), (6, 1, 30)])
+def test_limits_and_timeout_follow_from_the_budget(artifact, tmp_path, budget_ms, texts, timeout_s):
+    settings = settings_of(pack(artifact, tmp_path, "--policy", f"deadline:t={budget_ms}"))
+    assert (settings["handler"]["max_texts"], settings["responseTimeout"]) == (texts, timeout_s)
+    assert settings["handler"]["max_body_bytes"] == max(262144, texts * 64 * 8)
+
+
 def test_the_queue_holds_what_the_smallest_level_can_answer_in_time(artifact, tmp_path):
     settings = settings_of(pack(artifact, tmp_path, "--policy", "slack:t=200", "--workers", "2"))
     turnaround_ms = 3.0
