@@ -47,6 +47,8 @@ MOST_ROWS = 1000
 """Maximum number of texts or passages per request, whatever the budget."""
 BYTES_PER_TOKEN = 8
 """Bytes of a request body per token of its texts, for a limit that no reasonable request reaches."""
+SERVERS_MOST_BYTES = 1 << 20
+"""max_request_size of config.properties."""
 LEAST_RESPONSE_TIMEOUT_S, RESPONSE_TIMEOUT_IN_BUDGETS = 30, 20
 """After this time TorchServe restarts a worker that does not respond; meanwhile all requests wait."""
 LIST_ROWS, LIST_TOKENS = 8, 128
@@ -84,7 +86,8 @@ def make_archive(options: argparse.Namespace, target: Path) -> None:
         limits = {"max_k": min(pair.depth for pair in second.pairs)}  # hits that every pair can return
     else:
         most = most_rows(times, policy.smallest(levels), budget_ms - Settings.overhead_ms, tokens)
-        most_bytes = max(Settings.max_body_bytes, most * model.config.max_tokens.pair * BYTES_PER_TOKEN)
+        needed = most * model.config.max_tokens.pair * BYTES_PER_TOKEN
+        most_bytes = min(max(Settings.max_body_bytes, needed), SERVERS_MOST_BYTES)
         limits = {"max_passages" if model.config.task == "score" else "max_texts": most, "max_body_bytes": most_bytes}
     config = fill(TEMPLATE.read_text(encoding="utf-8"), {
         "minWorkers": options.workers, "maxWorkers": options.workers, "batchSize": options.batch_size,
