@@ -35,12 +35,12 @@ def two_columns(place):
     append(place / "set/qrels/train.tsv", "train0\tp1\n")
 
 
-def unknown_passage(place):
-    append(place / "set/qrels/train.tsv", "train0\tp999\t1\n")
+def grade_in_words(place):
+    append(place / "set/qrels/train.tsv", "train0\tp1\thigh\n")
 
 
-def empty_text(place):
-    append(place / "set/corpus.jsonl", '{"_id": "p60", "title": "", "text": "  "}\n')
+def no_text(place):
+    append(place / "set/corpus.jsonl", '{"_id": "p60", "title": "ice"}\n')
 
 
 def truncated_weights(place):
@@ -72,8 +72,8 @@ ARCHIVE = "archive --model model --name tiny --output made"
         (None, PRUNE.replace("--levels 50", "--levels 50,0"), "'0': expected a percentage"),
         (None, PRUNE.replace("--levels 50", "--levels 101"), "expected a percentage"),
         (two_columns, PRUNE, r"set/qrels/train\.tsv, line 122"),
-        (unknown_passage, PRUNE, "p999"),
-        (empty_text, EVALUATE, r"set/corpus\.jsonl, line 61"),
+        (grade_in_words, PRUNE, "'high'"),
+        (no_text, EVALUATE, r"set/corpus\.jsonl, line 61"),
         (truncated_weights, EVALUATE, r"model\.safetensors: truncated"),
         (truncated_weights, ALIGN, r"model\.safetensors: truncated"),
         (foreign_index, EVALUATE + " --index index", "encoded by another model"),

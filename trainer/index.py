@@ -9,6 +9,7 @@ from pathlib import Path
 
 from elasticlm import command
 from elasticlm.arguments import non_negative_int
+from elasticlm.errors import InputError
 from elasticlm.trainer.inputs import check_data, check_model
 from elasticlm.trainer.loop_options import check_output
 
@@ -40,6 +41,8 @@ def main(argv: list[str] | None = None) -> None:
 
     corpus = load_corpus(args.data)
     sha256, corpus = corpus.sha256, corpus.findable
+    if not corpus.ids:
+        raise InputError(f"{args.data}: every passage is empty")
     encoder = passage_encoder(load_model(args.model), args.teacher)
     command.say(f"{args.data}: encoding {len(corpus.ids):,} passages")
     texts = TokenizedTexts.of(encoder, corpus.passages, "passage")

@@ -1,6 +1,7 @@
 """Workloads: which requests are sent, and what an answer is worth."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,13 @@ def test_query_sends_the_splits_queries_and_judges_by_reciprocal_rank(with_hits,
     assert json.loads(made.requests[0].body) == body
 
 
+def test_a_query_that_stands_in_the_corpus_is_not_its_own_answer():
+    data = replace(retrieval_data(["t"] * 20), query_ids=["p1", "b"], qrels={"p1": {"p0": 1}, "b": {"p2": 1}})
+    made = workload("query", data, hits=True)
+    assert json.loads(made.requests[0].body)["k"] == 11
+    assert made.quality(["p1"], [hits("p1", "p0")], None).tolist() == [1]
+
+
 def test_the_same_query_is_judged_at_each_of_its_answers():
     made = workload("query", retrieval_data(["t"] * 20), hits=True)
     answers = [hits("p0"), hits("p5", "p2"), hits("p1", "p3", "p4", "p0"), hits("p7")]
@@ -103,7 +111,7 @@ def test_related_needs_a_hundred_passages_that_share_a_title():
 
 def test_a_rerank_sends_bm25s_best_and_is_judged_by_the_order_of_the_scores():
     data = retrieval_data(["ice", "snow", "rain"])
-    data = type(data)(**{**vars(data), "queries": ["ice text", "rain text"]})
+    data = replace(data, queries=["ice text", "rain text"])
     made = workload("rerank:2", data, hits=False)
     sent = json.loads(made.requests[1].body)
     assert sent["query"] == "rain text"

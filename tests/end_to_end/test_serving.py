@@ -72,7 +72,7 @@ def test_odd_but_honest_texts_are_answered(server):
     for text in ("🧊", "ice\x00", "I" * 200_000, "لیلی", "a\u200bb"):
         reply = ask(server, "search", {"text": text})
         assert reply.status_code == 200, reply.text
-        assert reply.json().get("truncated", False) is (len(text) > 1000 and "I" not in text)
+        assert reply.json().get("truncated", False) is (len(text) > 1000)
     assert ask(server, "search", {"text": "glacier " * 500}).json()["truncated"] is True
 
 

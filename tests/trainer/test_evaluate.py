@@ -161,6 +161,18 @@ def test_runs_are_written_for_other_tools(evaluated, tmp_path):
     assert [line[3] for line in lines[:3]] == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize(("more", "found"), [([], set()), (["--keep-self-hits"], {"q1"})])
+def test_queries_that_stand_in_the_corpus_do_not_find_themselves(tiny_bert, tmp_path, more, found):
+    folder = write_beir(tmp_path / "set")
+    with open(folder / "corpus.jsonl", "a") as file:
+        file.write(json.dumps({"_id": "q1", "text": QUERIES["q1"]}) + "\n")
+    evaluate.main(["--model", str(tiny_bert), "--data", f"beir:{folder}", "--output", str(tmp_path / "t.json"),
+                   "--run-dir", str(tmp_path / "runs"), *more])  # fmt: skip
+    lines = [line.split() for line in (tmp_path / "runs/teacher.run").read_text().splitlines()]
+    assert {line[0] for line in lines if line[2] == "q1" and line[0] == "q1"} == found
+    assert {line[0] for line in lines if line[2] == "q1"} - {"q1"} == {"q2", "q3", "q4", "q5"}
+
+
 def test_save_keeps_the_result_in_the_artifact_beside_other_splits(command, tiny_artifact, tmp_path):
     folder = shutil.copytree(tiny_artifact, tmp_path / "artifact")
     command[1] = str(folder)

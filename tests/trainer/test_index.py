@@ -41,7 +41,8 @@ def test_an_existing_output_needs_overwrite(tiny_bert, tmp_path):
 
 def test_bad_data_leaves_nothing_behind(tiny_bert, tmp_path):
     folder = write_beir(tmp_path / "set")
-    (folder / "corpus.jsonl").write_text('{"_id": "p1", "text": ""}\n')
-    with pytest.raises(InputError, match="line 1"):
-        main(["--model", str(tiny_bert), "--data", f"beir:{folder}", "--output", str(tmp_path / "out" / "index")])
-    assert not (tmp_path / "out").exists()
+    for line, message in (('{"_id": "p1"}', "line 1"), ('{"_id": "p1", "text": ""}', "every passage is empty")):
+        (folder / "corpus.jsonl").write_text(line + "\n")
+        with pytest.raises(InputError, match=message):
+            main(["--model", str(tiny_bert), "--data", f"beir:{folder}", "--output", str(tmp_path / "out" / "index")])
+        assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """finetune --task rerank and its evaluation: pairs, losses, first stages, what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from elasticlm.retrieval.data_specs import load_retrieval
 from elasticlm.retrieval.measures import read_trec_run
 from elasticlm.trainer import evaluate, finetune, prune, pruning
 from elasticlm.trainer.evaluation.reranking import evaluate as rerank
-from elasticlm.trainer.negatives import judged_first, run_negatives
+from elasticlm.trainer.negatives import bm25_negatives, judged_first, run_negatives
 from elasticlm.trainer.objectives.rerank import rerank_losses
 from elasticlm.trainer.training_pairs import TrainingPairs
 from elasticlm.trainer.training_texts import TokenizedTexts, joined
@@ -96,7 +97,7 @@ def test_what_was_judged_and_refused_comes_before_the_negatives_of_bm25():
 def test_judged_candidates_are_reranked_where_the_set_has_them(tiny_artifact, beir):
     data = load_retrieval(f"beir:{beir}", "train")
     candidates = {"q1": {"p1": 1, "p2": 0, "p3": 0}, "q2": {"p5": 0}}  # q2 has no answer: left out
-    data = type(data)(**{**vars(data), "candidates": candidates})
+    data = replace(data, candidates=candidates)
     model = ElasticModel.from_pretrained(tiny_artifact).with_head("score")
     result, runs = rerank(model, None, data, [50])
     assert result.query_ids == ["q1"]
@@ -164,3 +165,14 @@ def test_bad_runs_are_refused_with_their_place(tiny_artifact, beir, tmp_path):
         rerank(model, None, data, [50], run={"q1": {"p999": 1.0}})
     with pytest.raises(InputError, match="ranks nothing"):
         rerank(model, None, data, [50], run={"q9999": {"p1": 1.0}})
+
+
+def test_a_query_is_no_negative_of_itself():
+    pairs = TrainingPairs(
+        ["a"], ["ice"], ["a", "b", "c", "d"], ["ice", "ice rain", "ice sun", "snow"], [[1]], [[]], [0]
+    )
+    assert bm25_negatives(pairs, 1).tolist() == [[2]]
+    run = {"a": {"a": 9.0, "b": 8.0, "d": 7.0}}
+    assert run_negatives(pairs, run, 1, "run").tolist() == [[3]]
+    assert pairs.with_passages(np.array([1, 2, 3])).own == [None]
+    assert pairs.with_passages(np.array([0, 1])).own == [0]
