@@ -9,6 +9,7 @@ import requests
 
 from elasticlm.benchmarks.drive import Traffic, drive
 from elasticlm.benchmarks.pinning import pinned
+from elasticlm.benchmarks.queue_simulation import QUEUE_FULL
 from elasticlm.benchmarks.replay import Request
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import ServerError, TorchServe
@@ -19,7 +20,6 @@ RUSH = 3.0  # offered load of a rush, in capacities of the largest level
 SMALLEST_BEARS = 0.8  # and at most this share of the capacity of the smallest
 CALIBRATION_S, SETTLING_S = 12.0, 2.0
 BURSTS, BURST = 6, 40  # bursts, one a second, and their requests
-QUEUE_FULL = 503
 WARM_UP = 20  # requests before an arm, so that none pays for a cold server
 
 
