@@ -7,7 +7,7 @@ import torch
 from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.teacher import load_model
+from elasticlm.model.teacher import teacher_of
 from elasticlm.trainer import mixture
 from elasticlm.trainer.checkpoints import Checkpoints
 from elasticlm.trainer.finetune import print_report
@@ -24,7 +24,8 @@ def distil(args: argparse.Namespace, options: LoopOptions) -> None:
     checkpoints = Checkpoints(args.output, resume=args.resume, overwrite=args.overwrite)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     processes = Processes(options.precision)
-    model, teacher = ElasticModel.from_pretrained(args.model), load_model(args.teacher)
+    model = ElasticModel.from_pretrained(args.model)
+    teacher = teacher_of(model, args.teacher)
     check(teacher, model, args.relation_heads)
     wanted = options.max_steps * options.batch_size + options.dev_examples
     exclusion = Exclusion(args.exclude)

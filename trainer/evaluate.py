@@ -11,7 +11,7 @@ from elasticlm.files import refuse_existing
 from elasticlm.model.folder import QUALITY_FILE
 from elasticlm.model.structure import parse_levels
 from elasticlm.schedule.cascade import PAIRS_FILE
-from elasticlm.trainer.inputs import check_data, check_files, check_model
+from elasticlm.trainer.inputs import add_teacher_options, check_data, check_files, check_model
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,6 +39,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", default="test", help="split to measure")
     parser.add_argument("--levels", help="levels to measure, such as 50,10 (default: all levels)")
     parser.add_argument("--teacher", help="model for measuring retention (default: the teacher named in the artifact)")
+    add_teacher_options(parser, "--model")
     parser.add_argument("--index", help="index folder or FAISS file (default: encode the passages)")
     parser.add_argument("--ids", help="passage ids of a FAISS file, one per line in row order")
     parser.add_argument("--output", required=True, help="JSON file to write")

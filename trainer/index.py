@@ -10,7 +10,7 @@ from pathlib import Path
 from elasticlm import command
 from elasticlm.arguments import non_negative_int
 from elasticlm.errors import InputError
-from elasticlm.trainer.inputs import check_data, check_model
+from elasticlm.trainer.inputs import add_teacher_options, check_data, check_model, teacher_settings
 from elasticlm.trainer.loop_options import check_output
 
 
@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")
     parser.add_argument("--output", required=True, help="index folder to write")
     parser.add_argument("--teacher", help="where the artifact's teacher is, if not under the name in the artifact")
+    add_teacher_options(parser, "--model")
     parser.add_argument("--kind", default="Flat", help="FAISS factory string, for example Flat or IVF64,Flat")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the kinds that are trained")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     sha256, corpus = corpus.sha256, corpus.findable
     if not corpus.ids:
         raise InputError(f"{args.data}: every passage is empty")
-    encoder = passage_encoder(load_model(args.model), args.teacher)
+    encoder = passage_encoder(load_model(args.model, **teacher_settings(args)), args.teacher)
     command.say(f"{args.data}: encoding {len(corpus.ids):,} passages")
     texts = TokenizedTexts.of(encoder, corpus.passages, "passage")
     unfinished = Path(args.output).with_name(Path(args.output).name + ".vectors")  # what an interrupted run has done

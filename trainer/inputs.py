@@ -9,6 +9,7 @@ from elasticlm.files import require_file
 from elasticlm.model.download import check_model_name
 from elasticlm.retrieval.data_specs import check_spec
 
+POOLINGS = ("mean", "cls")
 FILE_OPTIONS = ("ids", "run")
 
 
@@ -18,6 +19,20 @@ def check_model(option: str, name: str) -> None:
         check_model_name(name)
     except InputError as error:
         raise InputError(f"{option} {error}") from None
+
+
+def add_teacher_options(parser: argparse.ArgumentParser, option: str) -> None:
+    """Add the settings of a teacher that its files may lack; ``option`` names the teacher."""
+    parser.add_argument("--pooling", choices=POOLINGS, help=f"pooling of {option}, if it is a teacher (default: as "
+                        "its files say)")  # fmt: skip
+    for kind in ("query", "passage"):
+        parser.add_argument(f"--{kind}-prompt", metavar="TEXT", help=f"text put before each {kind} by {option}, if it "
+                            f"is a teacher, such as '{kind}: ' for E5 (default: as its files say)")  # fmt: skip
+
+
+def teacher_settings(args: argparse.Namespace) -> dict[str, str | None]:
+    """The settings of a teacher that the options give, as load_model() takes them."""
+    return {name: getattr(args, name) for name in ("pooling", "query_prompt", "passage_prompt")}
 
 
 def check_data(specs: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ import argparse
 from elasticlm import command
 from elasticlm.arguments import at_least, non_negative_int, positive_float, positive_int
 from elasticlm.model.structure import parse_levels
-from elasticlm.trainer.inputs import check_data, check_model
+from elasticlm.trainer.inputs import add_teacher_options, check_data, check_model
 from elasticlm.trainer.loop_options import add_data_options, check_output
 
 
@@ -13,8 +13,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command.parser(
         "elasticlm prune", "Rank a teacher's heads and neurons, and write an artifact with nested levels."
     )
-    parser.add_argument("--teacher", required=True, help="BERT encoder: a folder or a Hugging Face name; "
-                        "or a fine-tuned reranker or classifier (prune --levels 100, then finetune)")  # fmt: skip
+    parser.add_argument("--teacher", required=True, help="encoder, reranker (a sequence classification model with one "
+                        "label) or classifier (with several): a folder or a Hugging Face name")  # fmt: skip
+    add_teacher_options(parser, "--teacher")
     add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; for a classifier: glue:DIR")
     parser.add_argument("--levels", default="100,50,30,20,10,5", help="percentages of the prunable parameters to keep; "
                         "without 100, the whole teacher is not included")  # fmt: skip

@@ -18,7 +18,10 @@ from elasticlm.model.download import resolve_model
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import ElasticStructure, Level, level_name
 from elasticlm.model.teacher import WHOLE, load_model
+from elasticlm.retrieval.data_specs import has_labels
+from elasticlm.retrieval.labelled import Sentences
 from elasticlm.trainer import mixture
+from elasticlm.trainer.inputs import teacher_settings
 from elasticlm.trainer.mixture import Exclusion
 from elasticlm.trainer.negatives import OF_RERANKERS, with_negatives
 from elasticlm.trainer.objectives.classify import Classify, ClassifyBatch, classify_losses
@@ -27,7 +30,7 @@ from elasticlm.trainer.objectives.retrieve import contrastive_losses, contrastiv
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.scores import Scores, expressive_scores
 from elasticlm.trainer.stored_vectors import stored_vectors
-from elasticlm.trainer.training_pairs import load_examples, load_pairs, texts_to_join
+from elasticlm.trainer.training_pairs import load_examples, load_pairs, load_sentence_pairs, texts_to_join
 from elasticlm.trainer.training_texts import TokenizedTexts
 
 MASKED_SHARE = 0.15
@@ -37,7 +40,7 @@ def prune(args: argparse.Namespace, levels: tuple[Level, ...]) -> None:
     """Write the artifact that the options describe, and print what each level keeps."""
     torch.set_num_threads(args.threads or torch.get_num_threads())
     start = time.monotonic()
-    teacher = load_model(args.teacher)
+    teacher = load_model(args.teacher, **teacher_settings(args))
     if tuple(teacher.levels) != (WHOLE,):
         raise InputError(f"--teacher {args.teacher} is an elastic model; prune starts from a whole encoder")
     structures, head_order, neuron_order = ElasticStructure.from_scores(*_scores(args, teacher, levels), levels)
@@ -121,37 +124,62 @@ def contrastive_scores(args: argparse.Namespace, teacher: ElasticModel) -> Score
 
 
 def task_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
-    """Scores by the fine-tuning loss of a reranker or classifier; for a reranker, the loss of a pair's whole list."""
+    """Scores by the fine-tuning loss of a reranker or classifier; for a reranker, the loss of a pair's whole list.
+
+    Where the data has no labels, the teacher's own decisions take their place: the passage that it ranks first, the
+    class that it chooses. Of a regression, the output itself is scored.
+    """
     processes, exclusion = Processes(), Exclusion(args.exclude)
+    labels = all(has_labels(spec, args.split) for spec in args.data)
+    decides = None if labels else teacher
     objective: Rerank | Classify
     if teacher.config.task == "score":
-        pairs = load_pairs(args.data, args.split, exclusion).sample(args.max_examples // (1 + OF_RERANKERS), args.seed)
-        pairs, negatives = with_negatives(pairs, OF_RERANKERS, judged=True)
-        queries, passages, limit = texts_to_join(teacher, pairs, passage_tokens=args.max_tokens)
-        objective = Rerank(teacher, queries, passages, pairs.positives, negatives, negatives_per_query=OF_RERANKERS,
-                           teacher=None, max_tokens=limit, processes=processes, seed=args.seed,
+        pairs = load_pairs(args.data, args.split, exclusion, labels=labels)
+        pairs = pairs.sample(args.max_examples // (1 + OF_RERANKERS), args.seed)
+        drawn = OF_RERANKERS + (not labels)
+        pairs, negatives = with_negatives(pairs, drawn, judged=True)
+        queries, passages = texts_to_join(teacher, pairs, args.max_tokens)
+        objective = Rerank(teacher, queries, passages, pairs.positives if labels else None, negatives,
+                           negatives_per_query=drawn, teacher=decides, processes=processes, seed=args.seed,
                            chunk_size=max(1, args.batch_size // (1 + OF_RERANKERS)))  # fmt: skip
     else:
-        data, targets = load_examples(args.data, args.split, teacher.config.labels, exclusion)
-        drawn = np.random.default_rng(args.seed).permutation(len(targets))[: args.max_examples]
-        texts = TokenizedTexts.of_pairs(teacher, data.kept(drawn.tolist()).pairs)
-        objective = Classify(teacher, texts, targets[drawn], teacher=None, processes=processes,
-                             chunk_size=args.batch_size)  # fmt: skip
+        examples, targets = _examples(args, teacher, exclusion, labels=labels)
+        objective = Classify(teacher, TokenizedTexts.of_pairs(teacher, examples), targets, teacher=decides,
+                             processes=processes, chunk_size=args.batch_size)  # fmt: skip
     family = teacher.encoder.family
     encoder = family.to_transformers(teacher.config, teacher.state_dict()).to(processes.device)
     teacher.to(processes.device)
 
     def losses(batch: RerankBatch | ClassifyBatch) -> Tensor:
         outputs = teacher.finish(encoder(**batch.inputs).last_hidden_state, batch.inputs["attention_mask"])
+        decided = None if batch.teacher is None else batch.teacher.outputs
         if isinstance(batch, RerankBatch):
-            return rerank_losses(outputs.view(batch.queries, -1))
-        return classify_losses(outputs, batch.targets)
+            lists = outputs.view(batch.queries, -1)
+            return rerank_losses(lists) if decided is None else F.cross_entropy(
+                lists, decided.view(batch.queries, -1).argmax(-1), reduction="none")  # fmt: skip
+        if decided is None:
+            return classify_losses(outputs, batch.targets)
+        return outputs.squeeze(-1) if outputs.shape[-1] == 1 else classify_losses(outputs, decided.argmax(-1))
 
     by_length = np.argsort(objective.lengths, kind="stable")
     count = -(-len(by_length) // objective.chunk_size)
     batches = progress(objective.batches(by_length, 0), total=count, desc="scores", unit="batch")
     sized = ((len(batch.inputs["input_ids"]), batch) for batch in batches)
     return expressive_scores(encoder, family.gate_points(encoder), sized, losses)
+
+
+def _examples(
+    args: argparse.Namespace, teacher: ElasticModel, exclusion: Exclusion, *, labels: bool
+) -> tuple[list[Sentences], Tensor | None]:
+    """A classifier's sentences or pairs, drawn at random, and their targets if labels are used."""
+    targets = None
+    if labels:
+        data, targets = load_examples(args.data, args.split, teacher.config.labels, exclusion)
+        pairs = data.pairs
+    else:
+        pairs = load_sentence_pairs(args.data, args.split, exclusion)
+    drawn = np.random.default_rng(args.seed).permutation(len(pairs))[: args.max_examples]
+    return [pairs[i] for i in drawn], None if targets is None else targets[drawn]
 
 
 def mlm_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:

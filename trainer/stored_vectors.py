@@ -65,7 +65,7 @@ def stored_vectors(
     blocks = [texts.part(start, start + BLOCK) for start in range(0, len(texts), BLOCK)]
     fingerprint = model.fingerprint()
     files = [folder / f"{_key(fingerprint, block)}.npy" for block in blocks]
-    shapes = [(len(block), model.config.hidden_size) for block in blocks]
+    shapes = [(len(block), model.config.vector_size) for block in blocks]
     order = [*range(processes.rank, len(blocks), processes.count), *range(len(blocks))]
     if not all(map(_is_whole, files, shapes)):
         bar = progress(total=len(texts), desc=desc, unit="text")

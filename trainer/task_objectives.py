@@ -1,6 +1,6 @@
 """From a task's configuration to the objective that trains it: reads the data, loads what teaches, tokenises."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from elasticlm.errors import InputError
 from elasticlm.model.configuration import Passages, TeacherReference
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.teacher import load_model, passage_encoder
-from elasticlm.retrieval.data_specs import load_corpus
+from elasticlm.retrieval.data_specs import has_labels, load_corpus
 from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.trainer import mixture
 from elasticlm.trainer.loop_options import LoopOptions
@@ -25,9 +25,16 @@ from elasticlm.trainer.objectives.retrieve import Retrieve, contrastive_temperat
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.stored_vectors import stored_vectors
 from elasticlm.trainer.tasks import AlignConfig, ClassifyConfig, RerankConfig, RetrieveConfig, TaskConfig
-from elasticlm.trainer.training_pairs import TrainingPairs, load_examples, load_pairs, texts_to_join
+from elasticlm.trainer.training_pairs import (
+    TrainingPairs,
+    load_examples,
+    load_pairs,
+    load_sentence_pairs,
+    texts_to_join,
+)
 from elasticlm.trainer.training_texts import TokenizedTexts
 
+PASSAGE_TOKENS = 128
 INDEX_PASSAGES, DATA_PASSAGES = 65536, 4096
 TEXTS_SEED = 0  # of the texts that are drawn, whatever --seed: their stored vectors can then be used again
 
@@ -54,9 +61,10 @@ class Training:
         """How many examples the steps and the dev loss take."""
         return self.options.max_steps * self.options.batch_size + self.options.dev_examples
 
-    def pairs(self) -> TrainingPairs:
-        """As many of the split's pairs as the steps take, drawn at random."""
-        return load_pairs(self.data, self.split, self.exclusion).sample(self.examples, self.options.seed)
+    def pairs(self, *, labels: bool = True) -> TrainingPairs:
+        """As many of the split's pairs, or of its queries without labels, as the steps take, drawn at random."""
+        found = load_pairs(self.data, self.split, self.exclusion, labels=labels)
+        return found.sample(self.examples, self.options.seed)
 
 
 def build_objective(config: TaskConfig, run: Training) -> tuple[Objective, Passages | None]:
@@ -80,8 +88,9 @@ def build_objective(config: TaskConfig, run: Training) -> tuple[Objective, Passa
 def align(config: AlignConfig, run: Training, teacher: ElasticModel) -> Align:
     """The alignment objective over the data's queries, and the index's passages or a sample of the data's."""
     options, processes = run.options, run.processes
+    set_lengths(run.model, query=config.query_tokens)
     drawn = mixture.queries(run.data, run.split, config.queries or run.examples, TEXTS_SEED, run.exclusion)
-    queries = TokenizedTexts.of(run.model, drawn, "query", config.query_tokens)
+    queries = TokenizedTexts.of(run.model, drawn, "query")
     teacher.to(processes.device)
     if config.index:
         index = PassageIndex.load(config.index, config.ids)
@@ -117,8 +126,9 @@ def aligned_teacher(config: AlignConfig, run: Training) -> ElasticModel:
 def retrieve(config: RetrieveConfig, run: Training) -> Retrieve:
     """The supervised objective over the split's pairs, with BM25 negatives for the queries that training will see."""
     pairs, negatives = with_negatives(run.pairs(), config.negatives)
-    passages = TokenizedTexts.of(run.model, pairs.passages, "passage", config.passage_tokens)
-    queries = TokenizedTexts.of(run.model, pairs.queries, "query", config.query_tokens)
+    set_lengths(run.model, query=config.query_tokens, passage=config.passage_tokens or passage_tokens(run.model))
+    passages = TokenizedTexts.of(run.model, pairs.passages, "passage")
+    queries = TokenizedTexts.of(run.model, pairs.queries, "query")
     say(f"retrieve: {len(queries)} queries, {len(passages)} passages among their positives and negatives")
     return Retrieve(run.model, queries, passages, pairs.positives, negatives,
                     temperature=config.temperature or contrastive_temperature(run.model),
@@ -128,39 +138,75 @@ def retrieve(config: RetrieveConfig, run: Training) -> Retrieve:
 
 def rerank(config: RerankConfig, run: Training) -> Rerank:
     """The reranking objective over the split's pairs; the model gets a fresh head unless it is a reranker already."""
-    pairs, negatives = with_negatives(run.pairs(), config.negatives, run=config.run, judged=True)
+    labels = use_labels(config, run)
     model = run.model
     if model.config.task != "score":
         model = model.with_head("score", seed=run.options.seed)
+    set_lengths(model, query=config.query_tokens or model.config.max_tokens.pair // 2,
+                passage=config.passage_tokens or passage_tokens(model))  # fmt: skip
     teacher = fine_tuned_teacher(config.teacher, model, run.processes)
-    queries, passages, limit = texts_to_join(model, pairs, config.query_tokens, config.passage_tokens)
-    say(f"rerank: {len(queries):,} queries, {len(passages):,} passages among their positives and negatives")
-    return Rerank(model, queries, passages, pairs.positives, negatives, negatives_per_query=config.negatives,
-                  teacher=teacher, max_tokens=limit, processes=run.processes, chunk_size=run.options.chunk_size,
+    drawn = config.negatives + (not labels)
+    pairs, negatives = with_negatives(run.pairs(labels=labels), drawn, run=config.run, judged=True)
+    queries, passages = texts_to_join(model, pairs)
+    say(f"rerank: {len(queries):,} queries, {len(passages):,} passages among their positives and negatives"
+        if labels else f"rerank without labels: {len(queries):,} queries, {len(passages):,} passages")  # fmt: skip
+    return Rerank(model, queries, passages, pairs.positives if labels else None, negatives, negatives_per_query=drawn,
+                  teacher=teacher, processes=run.processes, chunk_size=run.options.chunk_size,
                   seed=run.options.seed)  # fmt: skip
 
 
 def classify(config: ClassifyConfig, run: Training) -> Classify:
     """The objective over labelled sentences; the model gets a fresh head unless it has one for these labels."""
-    model = run.model
+    model, targets = run.model, None
     known = model.config.labels if model.config.task == "classify" else None
-    data, targets = load_examples(run.data, run.split, known, run.exclusion)
-    texts = TokenizedTexts.of_pairs(model, data.pairs)
+    if use_labels(config, run):
+        data, targets = load_examples(run.data, run.split, known, run.exclusion)
+        examples, labels = data.pairs, data.labels
+    else:
+        examples = load_sentence_pairs(run.data, run.split, run.exclusion)
+        labels = known or load_model(str(config.teacher)).config.labels
     if known is None:
-        model = model.with_head("classify", data.labels, seed=run.options.seed)
-        if len(data.labels) == 1 and model.head is not None:
-            model.head.bias.data.fill_(float(targets.mean()))
-    say(f"classify: {len(texts):,} examples, labels {', '.join(data.labels)}")
+        model = model.with_head("classify", labels, seed=run.options.seed)
+        if len(labels) == 1 and targets is not None:
+            model.head.bias.data.fill_(float(targets.mean()))  # type: ignore[union-attr, operator]
     teacher = fine_tuned_teacher(config.teacher, model, run.processes)
+    texts = TokenizedTexts.of_pairs(model, examples)
+    say(f"classify{'' if targets is not None else ' without labels'}: {len(texts):,} examples, "
+        f"labels {', '.join(labels)}")  # fmt: skip
     return Classify(model, texts, targets, teacher=teacher, processes=run.processes,
                     chunk_size=run.options.chunk_size)  # fmt: skip
+
+
+def use_labels(config: RerankConfig | ClassifyConfig, run: Training) -> bool:
+    """Whether the labels of the data are trained on, or a teacher's outputs alone."""
+    if config.labels is not None or not config.teacher:
+        return config.labels is not False
+    return all(has_labels(spec, run.split) for spec in run.data)
+
+
+def passage_tokens(model: ElasticModel) -> int:
+    """Length limit of passages in training, where none is given."""
+    return min(PASSAGE_TOKENS, model.config.max_position_embeddings)
+
+
+def set_lengths(model: ElasticModel, *, query: int | None = None, passage: int | None = None) -> None:
+    """Set the length limits that a model is trained with; it is evaluated and served with the same.
+
+    Raises InputError where a limit exceeds the positions of the encoder.
+    """
+    most = model.config.max_position_embeddings
+    for kind, tokens in (("query", query), ("passage", passage)):
+        if tokens is not None and tokens > most:
+            raise InputError(f"--{kind}-tokens {tokens}: the model has {most} positions")
+        if tokens is not None:
+            model.config.max_tokens = replace(model.config.max_tokens, **{kind: tokens})
 
 
 def fine_tuned_teacher(name: str | Path | None, model: ElasticModel, processes: Processes) -> ElasticModel | None:
     """Load a fine-tuned teacher; its task, labels, width and vocabulary must be the model's. No name: None."""
     if not name:
         return None
-    teacher = ElasticModel.from_pretrained(name).to(processes.device)
+    teacher = load_model(name).to(processes.device)
     ours, theirs = model.config, teacher.config
     if theirs.task != ours.task:
         raise InputError(f"--teacher {name}: its task is {theirs.task!r}, not {ours.task!r}")

@@ -35,6 +35,8 @@ class TaskConfig:
         temperature = getattr(self, "temperature", None)
         if temperature is not None and not temperature > 0:
             raise InputError(f"--temperature: expected more than 0, not {temperature}")
+        if getattr(self, "labels", None) is False and not self.models:
+            raise InputError("--no-labels: there is nothing to train on then; give --teacher")
 
     @classmethod
     def of(cls, task: str, args: argparse.Namespace) -> Self:
@@ -73,7 +75,7 @@ class AlignConfig(TaskConfig):
     """number of passages to compare with, sampled at random from --index (default: 65536) or, without an index, from
     the data and encoded by the teacher (default: 4096)"""
     query_tokens: int | None = None
-    """length limit of training queries, in tokens (default: the model's limit)"""
+    """length limit of queries, in training and from then on, in tokens (default: the model's limit)"""
     passage_tokens: int = 64
     """length limit of training passages, in tokens"""
     passages_per_step: int = 4096
@@ -91,9 +93,10 @@ class RetrieveConfig(TaskConfig):
     least: ClassVar[Mapping[str, int]] = {"query_tokens": 3, "passage_tokens": 3, "negatives": 1}
 
     query_tokens: int | None = None
-    """length limit of training queries, in tokens (default: the model's limit)"""
-    passage_tokens: int = 128
-    """length limit of training passages, in tokens"""
+    """length limit of queries, in training and from then on, in tokens (default: the model's limit)"""
+    passage_tokens: int | None = None
+    """length limit of passages, in training and from then on, in tokens (default: 128, or the encoder's limit if it
+    is shorter)"""
     negatives: int = 1
     """hard negatives per query and step"""
     temperature: float | None = None
@@ -109,11 +112,15 @@ class RerankConfig(TaskConfig):
     least: ClassVar[Mapping[str, int]] = {"query_tokens": 3, "passage_tokens": 3, "negatives": 1}
 
     query_tokens: int | None = None
-    """length limit of training queries, in tokens (default: half the limit of a pair)"""
-    passage_tokens: int = 128
-    """length limit of training passages, in tokens"""
+    """length limit of queries, in training and from then on, in tokens (default: half the limit of a pair)"""
+    passage_tokens: int | None = None
+    """length limit of passages, in training and from then on, in tokens (default: 128, or the encoder's limit if it
+    is shorter)"""
     teacher: str | None = None
-    """a reranker that was fine-tuned whole; its scores and hidden states are also matched"""
+    """a reranker that was fine-tuned whole: an artifact or a sequence classification model with one label; its scores
+    and hidden states are matched, next to the labels if there are any"""
+    labels: bool | None = None
+    """use the judgements of the data (default: if it has any, or without --teacher)"""
     negatives: int = 7
     """hard negatives per query and step"""
     run: str | None = None
@@ -129,7 +136,10 @@ class ClassifyConfig(TaskConfig):
     loop = LoopOptions(batch_size=32, lr=3e-4)
 
     teacher: str | None = None
-    """a classifier that was fine-tuned whole, whose outputs and hidden states are matched too"""
+    """a classifier that was fine-tuned whole: an artifact or a sequence classification model; its outputs and hidden
+    states are matched, next to the labels if there are any"""
+    labels: bool | None = None
+    """use the labels of the data (default: if it has any, or without --teacher)"""
 
 
 TASKS: dict[str, type[TaskConfig]] = {
@@ -156,14 +166,17 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
         for task, config in TASKS.items():
             for field in fields(config):
                 if field.name == name:
-                    kind = {"int": int, "float": float}.get(str(field.type).partition(" ")[0], _type(field.type))
+                    kind = _type(field.type)
                     default = "" if field.default is None else f" (default: {field.default})"
                     texts.setdefault(" ".join(docstrings(config, TaskConfig)[name].split()) + default, []).append(task)
         described = "; ".join(f"{', '.join(tasks)}: {text}" for text, tasks in texts.items())
-        parser.add_argument(flag(name), type=kind, metavar=name.rsplit("_")[-1].upper(), help=described)
+        if kind is bool:
+            parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=None, help=described)
+        else:
+            parser.add_argument(flag(name), type=kind, metavar=name.rsplit("_")[-1].upper(), help=described)
 
 
 def _type(annotation: Any) -> type:
-    """Return int or float if the annotation allows it, else str."""
+    """Return int, float or bool if the annotation allows it, else str."""
     kinds = getattr(annotation, "__args__", (annotation,))
-    return next((kind for kind in (int, float) if kind in kinds), str)
+    return next((kind for kind in (int, float, bool) if kind in kinds), str)

@@ -1,7 +1,7 @@
 """What a task is trained on: queries with their relevant passages, or labelled sentences."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -9,15 +9,16 @@ from torch import Tensor
 
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.retrieval.data_specs import load_labelled, load_retrieval
-from elasticlm.retrieval.labelled import Labelled
+from elasticlm.retrieval.corpus import Qrels
+from elasticlm.retrieval.data_specs import load_corpus, load_labelled, load_queries, load_retrieval, load_sentences
+from elasticlm.retrieval.labelled import Labelled, Sentences
 from elasticlm.trainer.mixture import Exclusion
 from elasticlm.trainer.training_texts import TokenizedTexts
 
 
 @dataclass(frozen=True)
 class TrainingPairs:
-    """Queries of a split, and rows of ``passages`` relevant to each, the best grade first.
+    """Queries of a split, and rows of ``passages`` relevant to each, the best grade first; none without labels.
 
     ``refused`` are those among a query's judged candidates that are not relevant; none where the set has no candidates.
     ``own`` is the row of the query itself, which must not be a negative; None if it is not among the passages.
@@ -64,10 +65,31 @@ class TrainingPairs:
                 for positives, own in zip(self.positives, self.own, strict=True)]  # fmt: skip
 
 
-def load_pairs(specs: Sequence[str], split: str, exclusion: Exclusion) -> TrainingPairs:
+@dataclass(frozen=True)
+class Unjudged:
+    """A split's queries and all passages, as RetrievalData has them, without judgements."""
+
+    passage_ids: list[str]
+    passages: list[str]
+    query_ids: list[str]
+    queries: list[str]
+    qrels: Qrels = field(default_factory=dict)
+    candidates: Qrels | None = None
+
+    @classmethod
+    def of(cls, spec: str, split: str) -> "Unjudged":
+        """Load a split of a data spec."""
+        corpus = load_corpus(spec).findable
+        return cls(corpus.ids, corpus.passages, *load_queries(spec, split))
+
+
+def load_pairs(specs: Sequence[str], split: str, exclusion: Exclusion, *, labels: bool = True) -> TrainingPairs:
     """Load the queries of a split that have a relevant passage (grade above 0), of one or several data specs.
 
     What an excluded set shares is left out: queries, and passages, be they relevant or not.
+
+    Args:
+        labels: if False, all queries of the split are loaded, and no judgements.
     """
     query_ids: list[str] = []
     queries: list[str] = []
@@ -77,14 +99,15 @@ def load_pairs(specs: Sequence[str], split: str, exclusion: Exclusion) -> Traini
     refused: list[list[int]] = []
     own: list[int | None] = []
     for spec in specs:
-        data = load_retrieval(spec, split)
+        data = load_retrieval(spec, split) if labels else Unjudged.of(spec, split)
         kept = [(pid, text) for pid, text in zip(data.passage_ids, data.passages, strict=True) if exclusion.keeps(text)]
         row = {pid: len(passages) + i for i, (pid, _) in enumerate(kept)}
         passage_ids += [pid for pid, _ in kept]
         passages += [text for _, text in kept]
         for qid, query in zip(data.query_ids, data.queries, strict=True):
-            grades = [(grade, row[pid]) for pid, grade in data.qrels[qid].items() if grade > 0 and pid in row]
-            if grades and exclusion.keeps(query):
+            judged = data.qrels.get(qid, {})
+            grades = [(grade, row[pid]) for pid, grade in judged.items() if grade > 0 and pid in row]
+            if (grades or not labels) and exclusion.keeps(query):
                 query_ids.append(qid)
                 queries.append(query)
                 positives.append([i for _, i in sorted(grades, key=lambda pair: -pair[0])])
@@ -97,18 +120,16 @@ def load_pairs(specs: Sequence[str], split: str, exclusion: Exclusion) -> Traini
 
 
 def texts_to_join(
-    model: ElasticModel, pairs: TrainingPairs, query_tokens: int | None = None, passage_tokens: int | None = None
-) -> tuple[TokenizedTexts, TokenizedTexts, int]:
-    """Queries and passages tokenised alone, to be joined to pairs as a reranker reads them, and a pair's length limit.
+    model: ElasticModel, pairs: TrainingPairs, passage_tokens: int | None = None
+) -> tuple[TokenizedTexts, TokenizedTexts]:
+    """Queries and passages tokenised alone, to be joined to pairs as the model reads them.
 
     Args:
-        query_tokens, passage_tokens: length limits; by default half a pair, and 128.
+        passage_tokens: length limit of a passage, if it is to be shorter than the model's.
     """
-    limit = model.config.max_tokens.pair
-    longest = min(query_tokens or limit // 2, limit - 3)
-    queries = TokenizedTexts.of_pairs(model, ((text, None) for text in pairs.queries), longest)
-    passages = TokenizedTexts.of_pairs(model, ((text, None) for text in pairs.passages), passage_tokens or 128)
-    return queries, passages, limit
+    limits = model.config.max_tokens
+    queries = TokenizedTexts.to_join(model, pairs.queries, limits.query)
+    return queries, TokenizedTexts.to_join(model, pairs.passages, min(limits.passage, passage_tokens or limits.passage))
 
 
 def load_examples(
@@ -122,5 +143,22 @@ def load_examples(
     if len(specs) > 1:
         raise InputError("labelled sentences come from one data spec: several would need the same labels")
     data = load_labelled(specs[0], split, known)
-    data = data.kept([i for i, pair in enumerate(data.pairs) if all(exclusion.keeps(text) for text in pair if text)])
+    data = data.kept([i for i, pair in enumerate(data.pairs) if _kept(pair, exclusion)])
     return data, torch.from_numpy(data.targets.astype(np.float32) if len(data.labels) == 1 else data.targets)
+
+
+def load_sentence_pairs(specs: Sequence[str], split: str, exclusion: Exclusion) -> list[Sentences]:
+    """Load sentences or pairs without labels, without those that an excluded set shares.
+
+    Raises InputError where some specs hold pairs and others do not.
+    """
+    found = [pair for spec in specs for pair in load_sentences(spec, split) if _kept(pair, exclusion)]
+    if not found:
+        raise InputError(f"{', '.join(specs)}: no sentence is left that shares nothing with an excluded set")
+    if len({second is None for _, second in found}) > 1:
+        raise InputError(f"{', '.join(specs)}: some hold pairs of sentences and others single ones; choose one kind")
+    return found
+
+
+def _kept(pair: Sentences, exclusion: Exclusion) -> bool:
+    return all(exclusion.keeps(text) for text in pair if text)

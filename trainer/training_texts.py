@@ -3,7 +3,7 @@
 import tempfile
 from array import array
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from elasticlm.model.batching import batches_by_length
 from elasticlm.model.elastic_model import ElasticModel, Kind
-from elasticlm.model.families.base import EncoderFamily
+from elasticlm.model.tokenizing import tokenize_alone
 from elasticlm.trainer.processes import Processes
 
 TOKENIZE_AT_ONCE = 1024
@@ -58,13 +58,21 @@ class TokenizedTexts:
         return cls(token_ids, np.cumsum(lengths, dtype=np.int64), model.tokenizer.pad_token_id)
 
     @classmethod
-    def of_pairs(
-        cls, model: ElasticModel, pairs: Iterable[tuple[str, str | None]], max_tokens: int | None = None
-    ) -> "TokenizedTexts":
-        """Tokenise pairs of texts (all of them, or none, with a second text) as the model does: without prompts.
+    def to_join(cls, model: ElasticModel, texts: Iterable[str], max_tokens: int) -> "TokenizedTexts":
+        """Tokenise texts without special tokens and prompts, to be joined to pairs.
 
-        Single texts are cut to ``max_tokens`` where given.
+        Args:
+            max_tokens: length limit of a text, the special tokens of a single text included.
         """
+        waiting, ids = iter(texts), list[list[int]]()
+        while some := list(islice(waiting, TOKENIZE_AT_ONCE)):
+            ids += tokenize_alone(model.tokenizer, some, max_tokens, model.config.max_tokens.pair)[0]
+        token_ids = np.fromiter(chain.from_iterable(ids), np.min_scalar_type(model.config.vocab_size))
+        return cls(token_ids, np.cumsum([len(row) for row in ids], dtype=np.int64), model.tokenizer.pad_token_id)
+
+    @classmethod
+    def of_pairs(cls, model: ElasticModel, pairs: Iterable[tuple[str, str | None]]) -> "TokenizedTexts":
+        """Tokenise pairs of texts (all of them, or none, with a second text) as the model does: without prompts."""
         ids: list[np.ndarray] = []
         firsts = array("q") if model.encoder.family.uses_token_types else None
         waiting = iter(pairs)
@@ -73,7 +81,7 @@ class TokenizedTexts:
             inputs = model.tokenize_pairs([first for first, _ in some], seconds or None)
             counts = inputs["attention_mask"].sum(1).tolist()
             rows = zip(inputs["input_ids"].numpy(), counts, strict=True)
-            ids += [_cut(row[:count], None if seconds else max_tokens) for row, count in rows]
+            ids += [row[:count] for row, count in rows]
             if firsts is not None:
                 # The tokenizer's own types, so that training sees what is served, whatever types its pairs have.
                 firsts.extend((inputs["attention_mask"] * (inputs["token_type_ids"] == 0)).sum(1).tolist())
@@ -112,26 +120,16 @@ class TokenizedTexts:
 
 
 def joined(
-    family: EncoderFamily,
-    firsts: TokenizedTexts,
-    seconds: TokenizedTexts,
-    rows: np.ndarray,
-    others: np.ndarray,
-    max_tokens: int,
+    model: ElasticModel, firsts: TokenizedTexts, seconds: TokenizedTexts, rows: np.ndarray, others: np.ndarray
 ) -> dict[str, Tensor]:
-    """Return the inputs of pairs whose texts were tokenised alone, joined as the family's tokenizer joins pairs.
+    """Return the inputs of pairs whose texts were tokenised by TokenizedTexts.to_join(), as the model tokenises pairs.
 
     Args:
         rows, others: IntArray [pairs], rows of ``firsts`` and of ``seconds``.
-        max_tokens: of a pair; the second text is cut.
     """
-    pairs = []
-    for row, other in zip(rows, others, strict=True):
-        pairs.append(family.join(firsts.ids(row), seconds.ids(other), max_tokens))
-    ends = np.cumsum([len(ids) for ids, _ in pairs], dtype=np.int64)
-    lengths = np.array([first for _, first in pairs]) if family.uses_token_types else None
-    joined_ids = np.concatenate([ids for ids, _ in pairs])
-    return TokenizedTexts(joined_ids, ends, firsts.pad_id, lengths).inputs(np.arange(len(pairs)))
+    pairs = ((firsts.ids(row).tolist(), seconds.ids(other).tolist()) for row, other in zip(rows, others, strict=True))
+    types = model.encoder.family.uses_token_types
+    return model.pair_template.inputs(pairs, model.config.max_tokens.pair, types=types)[0]
 
 
 class BatchOrder:
@@ -192,7 +190,7 @@ def encode(
     Returns:
         FloatTensor [texts, dim] on the CPU.
     """
-    vectors = torch.empty(len(texts), model.config.hidden_size)
+    vectors = torch.empty(len(texts), model.config.vector_size)
     for rows in batches_by_length(texts.lengths, max_tokens=batch_tokens):
         inputs = {name: tensor.to(processes.device) for name, tensor in texts.inputs(rows).items()}
         with processes.encoding(inputs["input_ids"].shape[1], precision):

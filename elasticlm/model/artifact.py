@@ -130,7 +130,7 @@ def fingerprint(model: "ElasticModel") -> str:
         "tokenizer": _tokenizer_settings(model.tokenizer),
         "pooling": config.pooling,
         "normalize": config.normalize,
-        "dense": config.dense,
+        "dense": [layer.to_json() for layer in config.dense] or None,
         "prompt": config.prompts.passage,
         "max_tokens": config.max_tokens.passage,
     }

@@ -18,6 +18,8 @@ from elasticlm.model.structure import Level, level_name, parse_level
 FORMAT_VERSION = 2
 TASKS = ("embed", "score", "classify")
 POOLINGS = ("mean", "cls")
+ACTIVATIONS = ("linear", "tanh", "relu", "gelu", "sigmoid", "silu")
+"""Names of activations of heads and Dense modules, as in transformers.activations; "linear" is the identity."""
 ENCODERS = ("teacher", "largest")
 
 
@@ -102,23 +104,53 @@ class TeacherReference(_Part):
 class Head(_Part):
     """What turns hidden states into scores or logits; no kind: the model has no head and gives vectors.
 
-    kind "linear" is one linear layer on the hidden state of the first token. ``labels`` name a classifier's outputs;
-    a single label names the value of a regression.
+    kind "linear" is one linear layer on the hidden state of the first token. kind "pooler" is the head that sequence
+    classification models of Hugging Face have: a dense layer with an activation on that state (BERT's pooler), then the
+    linear layer. ``labels`` name a classifier's outputs; a single label names the value of a regression.
     """
 
     kind: str | None = None
     labels: tuple[str, ...] = ()
+    activation: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in (None, "linear"):
-            raise InputError(f"kind is {self.kind!r}, expected 'linear' or null")
+        if self.kind not in (None, "linear", "pooler"):
+            raise InputError(f"kind is {self.kind!r}, expected 'linear', 'pooler' or null")
+        if self.activation not in (ACTIVATIONS if self.kind == "pooler" else (None,)):
+            expected = ", ".join(ACTIVATIONS) if self.kind == "pooler" else "null"
+            raise InputError(f"activation of a head of kind {self.kind!r} is {self.activation!r}, expected {expected}")
         _check("labels", self.labels, list, tuple, type(None))
         object.__setattr__(self, "labels", tuple(self.labels or ()))
         for label in self.labels:
             _check("labels", label, str)
 
     def to_json(self) -> dict[str, Any] | None:
-        return {"kind": self.kind, "labels": list(self.labels) or None} if self.kind else None
+        if self.kind is None:
+            return None
+        fields = {"kind": self.kind, "labels": list(self.labels) or None}
+        return fields | ({"activation": self.activation} if self.activation else {})
+
+
+@dataclass(frozen=True)
+class DenseLayer(_Part):
+    """A linear layer after pooling, with its activation (a Dense module of sentence-transformers)."""
+
+    in_features: int = 0
+    out_features: int = 0
+    bias: bool = True
+    activation: str = "linear"
+
+    def __post_init__(self) -> None:
+        for name in ("in_features", "out_features"):
+            _check(name, getattr(self, name), int)
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        _check("bias", self.bias, bool)
+        if self.activation not in ACTIVATIONS:
+            raise InputError(f"activation is {self.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -213,7 +245,7 @@ class ElasticConfig(PreTrainedConfig):
         family: the encoder family, see elasticlm.model.families.
         task: "embed", "score" or "classify".
         pooling, normalize: how hidden states become a vector ("mean" or "cls"), and whether it has length 1.
-        dense: linear layers after pooling; none are supported yet.
+        dense: the linear layers after pooling, a tuple of DenseLayer; normalisation comes after them.
         levels: ``{"50": {"heads": [one number per layer], "neurons": [..]}, ...}``, nested.
     """
 
@@ -242,7 +274,7 @@ class ElasticConfig(PreTrainedConfig):
     task: str = "embed"
     pooling: str = "cls"
     normalize: bool = False
-    dense: list[Any] | None = None
+    dense: Any = None
     levels: dict[str, dict[str, Any]] | None = None
     prompts: Any = None
     max_tokens: Any = None
@@ -256,6 +288,14 @@ class ElasticConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for name, part in self.PARTS.items():
             setattr(self, name, part.from_json(getattr(self, name), name))
+        if not isinstance(self.dense, list | tuple | None):
+            raise InputError(f"dense: expected a list of layers, found {self.dense!r}")
+        self.dense = tuple(DenseLayer.from_json(layer, f"dense.{i}") for i, layer in enumerate(self.dense or ()))
+
+    @property
+    def vector_size(self) -> int:
+        """Length of the vectors of an encoder: that of the last Dense module, or of the hidden states."""
+        return self.dense[-1].out_features if self.dense else self.hidden_size
 
     @property
     def head_size(self) -> int:
@@ -272,6 +312,7 @@ class ElasticConfig(PreTrainedConfig):
         fields = super().to_dict()
         for name, part in self.PARTS.items():  # Hugging Face may have set plain JSON in the meantime
             fields[name] = part.from_json(getattr(self, name), name).to_json()
+        fields["dense"] = [DenseLayer.from_json(layer, "dense").to_json() for layer in self.dense or ()] or None
         for unused in ("id2label", "label2id"):  # Hugging Face fills them in for every model
             fields.pop(unused, None)
         return fields
@@ -305,8 +346,13 @@ def check_fields(config: ElasticConfig) -> None:
         raise InputError(f"task is {config.task!r}, expected one of {', '.join(TASKS)}")
     if config.pooling not in POOLINGS:
         raise InputError(f"pooling is {config.pooling!r}, expected one of {', '.join(POOLINGS)}")
-    if config.dense:
-        raise InputError("dense: linear layers after pooling are not supported")
+    width = config.hidden_size
+    for i, layer in enumerate(config.dense):
+        if config.task != "embed":
+            raise InputError(f"dense: a model with task {config.task!r} has none")
+        if layer.in_features != width:
+            raise InputError(f"dense.{i}: takes in vectors of {layer.in_features} numbers, expected {width}")
+        width = layer.out_features
     if (config.task == "embed") != (config.head.kind is None):
         raise InputError(f"head: a model with task {config.task!r} has {'no' if config.task == 'embed' else 'a'} head")
     if config.task == "classify" and not config.head.labels:

@@ -18,7 +18,7 @@ PACKAGED = {
     )
 }
 HUB_TIMEOUT_S = 10.0
-WANTED_FILES = ["*.json", "*.safetensors", "*.txt", "*.csv", "*.model", "*.onnx", "pytorch_model.bin"]
+WANTED_FILES = ["*.json", "*.safetensors", "*.txt", "*.csv", "*.model", "*.onnx", "*pytorch_model*.bin"]
 
 
 def packaged_folder(name: str) -> Path | None:

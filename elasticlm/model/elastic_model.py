@@ -20,10 +20,10 @@ from elasticlm.errors import InputError
 from elasticlm.files import new_folder
 from elasticlm.model import artifact
 from elasticlm.model.batching import batches_by_length
-from elasticlm.model.configuration import Calibration, ElasticConfig, Fusion, Head, Passages
+from elasticlm.model.configuration import Calibration, ElasticConfig, Fusion, Head, MaxTokens, Passages
 from elasticlm.model.download import download
 from elasticlm.model.encoder import ElasticEncoder
-from elasticlm.model.heads import HEAD_PREFIX, finish, fresh_weights, make_head, pool
+from elasticlm.model.heads import DENSE_PREFIX, HEAD_PREFIX, Dense, fresh_weights, make_head, pool, score
 from elasticlm.model.structure import ElasticStructure, Level
 from elasticlm.model.tokenizing import PairTemplate, Tokenized, tokenize, tokenize_pairs
 
@@ -47,6 +47,7 @@ class ElasticModel(nn.Module):
         self.tokenizer = tokenizer
         self.structures = artifact.validate(config)
         self.encoder = ElasticEncoder(config, self.structures[self.structures.largest])
+        self.dense = nn.Sequential(*map(Dense, config.dense))
         self.head = make_head(config)
         self.backend: Backend = TorchBackend(self.encoder, self.structures)
         self.eval()
@@ -144,8 +145,10 @@ class ElasticModel(nn.Module):
         """
         config = copy.deepcopy(self.config)
         config.task, config.head, config.passages = task, Head("linear", tuple(labels or ())), Passages()
-        config.calibration, config.fusion = Calibration(), Fusion()
-        kept = {name: weight for name, weight in self.state_dict().items() if not name.startswith(HEAD_PREFIX)}
+        config.calibration, config.fusion, config.dense = Calibration(), Fusion(), ()
+        config.max_tokens = MaxTokens(*[config.max_tokens.pair] * 3)
+        after = (HEAD_PREFIX, DENSE_PREFIX)
+        kept = {name: weight for name, weight in self.state_dict().items() if not name.startswith(after)}
         weights = {name: weight.clone() for name, weight in kept.items()} | fresh_weights(config, seed=seed)
         model = self.without_weights(config, self.tokenizer)
         model.load_state_dict(weights, assign=True)
@@ -178,28 +181,48 @@ class ElasticModel(nn.Module):
         return tokenize(self.tokenizer, texts, limit, prompt=prompt, types=self._types).on(self.device)
 
     def tokenize_pairs(self, firsts: Sequence[str], seconds: Sequence[str] | None) -> Tokenized:
-        """Like tokenize(), for pairs of texts (or single ones), without prompts."""
-        limit = self.config.max_tokens.pair
+        """Like tokenize(), for pairs of texts (or single ones), without prompts.
+
+        A reranker cuts queries and passages to their own length limits before it joins them.
+        """
+        limits = self.config.max_tokens
         if seconds is None:
-            return tokenize(self.tokenizer, firsts, limit, types=self._types).on(self.device)
-        return tokenize_pairs(self.tokenizer, self._pair_template, firsts, seconds, limit,
-                              types=self._types).on(self.device)  # fmt: skip
+            return tokenize(self.tokenizer, firsts, limits.pair, types=self._types).on(self.device)
+        text_limits = (limits.query, limits.passage) if self.config.task == "score" else None
+        return tokenize_pairs(self.tokenizer, self.pair_template, firsts, seconds, limits.pair,
+                              text_limits=text_limits, types=self._types).on(self.device)  # fmt: skip
 
     @property
     def _types(self) -> bool:
         return self.encoder.family.uses_token_types
 
     @cached_property
-    def _pair_template(self) -> PairTemplate:
+    def pair_template(self) -> PairTemplate:
+        """How the tokenizer joins pairs."""
         return PairTemplate.of(self.tokenizer)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest input of the model's task: a query, or a pair of texts."""
+        limits = self.config.max_tokens
+        if self.config.task == "embed":
+            return limits.query
+        if self.config.task == "classify":
+            return limits.pair
+        return min(limits.pair, self.pair_template.longest(limits.query, limits.passage))
+
     def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Pool hidden states [batch, tokens, dim] to vectors [batch, dim], normalised where the model says so."""
-        return pool(self.config, hidden, attention_mask)
+        """Pool hidden states [batch, tokens, dim] to vectors [batch, vector_size]."""
+        return pool(self.config, self.dense, hidden, attention_mask)
 
     def finish(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Turn hidden states [batch, tokens, dim] into what the task answers, see elasticlm.model.heads.finish."""
-        return finish(self.config, self.head, hidden, attention_mask)
+        """Turn hidden states [batch, tokens, dim] into what the task answers: vectors, scores or logits.
+
+        embed: [batch, vector_size]; score: [batch]; classify: [batch, labels].
+        """
+        if self.head is None:
+            return self.pool(hidden, attention_mask)
+        return score(self.config, self.head, hidden)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, *, level: Level
@@ -244,11 +267,12 @@ class ElasticModel(nn.Module):
         """Embed texts at a level (None: the largest).
 
         Returns:
-            FloatTensor [texts, dim] on the CPU, in the order of the texts. Batches are formed by length in characters.
+            FloatTensor [texts, vector_size] on the CPU, in the order of the texts. Batches are formed by length in
+            characters.
         """
         self._require("embed")
         level = self.structures.largest if level is None else level
-        vectors = torch.empty(len(texts), self.config.hidden_size)
+        vectors = torch.empty(len(texts), self.config.vector_size)
         bar = progress(total=len(texts), desc=f"embed {kind} at {level}", unit="text") if show_progress else None
         for rows in batches_by_length([len(text) for text in texts], max_rows=batch_size):
             batch = [texts[row] for row in rows.tolist()]

@@ -1,61 +1,105 @@
 """Teachers: encoders from a folder or the hub, loaded as elastic models with the single level 100."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from elasticlm.command import say
 from elasticlm.errors import InputError
-from elasticlm.files import sha256_file
 from elasticlm.model import artifact
-from elasticlm.model.configuration import ElasticConfig, Format1Config, Passages, TeacherReference
+from elasticlm.model.configuration import (
+    POOLINGS,
+    ElasticConfig,
+    Format1Config,
+    MaxTokens,
+    Passages,
+    TeacherReference,
+)
 from elasticlm.model.download import resolve_model
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.families import family_of
+from elasticlm.model.families import FAMILIES, family_of
+from elasticlm.model.families.base import Classifier, EncoderFamily
 from elasticlm.model.folder import CONFIG_FILE
-from elasticlm.model.sentence_settings import read_json, sentence_settings
+from elasticlm.model.sentence_settings import SentenceFiles, read_json
 from elasticlm.model.structure import ElasticStructure, Structure
+from elasticlm.model.tokenizing import lower_cased
+from elasticlm.model.transformers_loading import sha256_weights
 
 WHOLE = 100
 
 
-def load_model(name: str | Path) -> ElasticModel:
+def load_model(
+    name: str | Path,
+    *,
+    pooling: str | None = None,
+    query_prompt: str | None = None,
+    passage_prompt: str | None = None,
+) -> ElasticModel:
     """Load an artifact or a teacher, whichever the folder or hub name holds.
 
-    A teacher becomes an ElasticModel whose only level is 100, with the teacher's weights and settings. Pooling,
-    normalisation, prompts and length come from sentence-transformers' files where there are any, else cls, no
-    normalisation, no prompts, and the tokenizer's limit. An artifact can be a teacher too, with its largest level.
+    A teacher becomes an ElasticModel whose only level is 100, with the teacher's weights and settings. A sequence
+    classification model is a reranker if it has one label, else a classifier. Every other model is an encoder:
+    pooling, Dense modules, normalisation, prompts, lower-casing and lengths come from sentence-transformers' files.
+    Where these name no pooling, that of the family is taken, with a warning. An artifact can be a teacher too, with its
+    largest level.
 
-    Raises InputError where the encoder's family is not supported or its files are incomplete.
+    Args:
+        pooling: "mean" or "cls", instead of what the teacher's files say.
+        query_prompt, passage_prompt: likewise; texts put before each query and passage.
+
+    Raises InputError where the encoder's family is not supported, its files are incomplete, or settings were given for
+    a model that has its own (an artifact) or none (a head).
     """
     folder = resolve_model(str(name))
-    if _is_artifact(folder):
+    own = {"--pooling": pooling, "--query-prompt": query_prompt, "--passage-prompt": passage_prompt}
+    given = [option for option, value in own.items() if value is not None]
+    if is_artifact(folder):
+        if given:
+            raise InputError(f"{name} is an elastic model and has its own settings: leave out {given[0]}")
         return ElasticModel.from_pretrained(folder)
+    files = SentenceFiles.of(folder)
+    family = _family(name, files.transformer)
+    classifier = None if files.pools else _classifier(family, files.transformer)
+    if classifier is not None and given:
+        raise InputError(f"{name} has a classification head, so {given[0]} does not apply")
+    encoder = family.load(files.transformer) if classifier is None else classifier.encoder
     try:
-        family = family_of(_model_type(folder))
+        fields = family.config_fields(encoder.config)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    encoder = family.load(folder)
-    tokenizer = artifact.read_tokenizer(folder)
-    fields = family.config_fields(encoder.config)
+    tokenizer = artifact.read_tokenizer(files.transformer)
+    if files.lower_cases:
+        tokenizer = lower_cased(tokenizer)
     whole = Structure((fields["num_attention_heads"],) * fields["num_hidden_layers"],
                       (fields["intermediate_size"],) * fields["num_hidden_layers"])  # fmt: skip
-    fields |= sentence_settings(folder, min(tokenizer.model_max_length, fields["max_position_embeddings"]))
-    weights = next(file for file in (folder / "model.safetensors", folder / "pytorch_model.bin") if file.exists())
+    longest = min(tokenizer.model_max_length, fields["max_position_embeddings"])
+    fields |= files.fields(longest)
+    if classifier is not None:
+        fields |= {"task": "classify" if classifier.head.labels else "score", "head": classifier.head,
+                   "prompts": None, "max_tokens": MaxTokens(longest, longest, longest)}  # fmt: skip
+    else:
+        prompts = {"query": query_prompt, "passage": passage_prompt}
+        fields["prompts"] = replace(fields["prompts"], **{k: v for k, v in prompts.items() if v is not None})
+        fields["pooling"] = pooling or fields.get("pooling") or _family_pooling(name, family)
     config = ElasticConfig(
         **fields,
         levels=ElasticStructure({WHOLE: whole}).to_json(),
-        teacher=TeacherReference(str(name), sha256_file(weights)),
+        teacher=TeacherReference(str(name), sha256_weights(files.transformer)),
     )
     model = ElasticModel.without_weights(config, tokenizer)
-    model.load_state_dict(family.elastic_weights(encoder), assign=True)
-    config.passages = Passages("teacher", model.fingerprint())
+    head = {} if classifier is None else dict(classifier.weights)
+    model.load_state_dict(family.elastic_weights(encoder) | files.dense_weights() | head, assign=True)
+    if classifier is None:
+        config.passages = Passages("teacher", model.fingerprint())
     return model
 
 
 def load_encoder(folder: str | Path, **options: Any) -> nn.Module:
     """Load the Hugging Face encoder of a teacher's folder, of whichever family."""
-    return family_of(_model_type(Path(folder))).load(folder, **options)
+    transformer = SentenceFiles.of(Path(folder)).transformer
+    return _family(folder, transformer).load(transformer, **options)
 
 
 def passage_encoder(model: ElasticModel, teacher: str | Path | None = None) -> ElasticModel:
@@ -73,18 +117,55 @@ def passage_encoder(model: ElasticModel, teacher: str | Path | None = None) -> E
     name = teacher or model.config.teacher.name
     if not name:
         raise InputError("this model's passages are encoded by its teacher: say where it is with --teacher")
-    encoder = load_model(name)
+    encoder = teacher_of(model, name)
     if not encoder.has_fingerprint(passages.fingerprint):
         raise InputError(f"{name} is not the teacher that this model was made from (another fingerprint)")
     return encoder
 
 
-def _is_artifact(folder: Path) -> bool:
-    return _model_type(folder) in (ElasticConfig.model_type, Format1Config.model_type)
+def teacher_of(model: ElasticModel, name: str | Path) -> ElasticModel:
+    """Load a teacher for an artifact.
+
+    If it is what the artifact was made from, it gets the pooling and the prompts that the artifact has, which may have
+    been given by options then; any other model is loaded as it is.
+    """
+    config, folder = model.config, resolve_model(str(name))
+    if config.task != "embed" or is_artifact(folder):
+        return load_model(name)
+    if sha256_weights(SentenceFiles.of(folder).transformer) != config.teacher.sha256:
+        return load_model(name)
+    return load_model(name, pooling=config.pooling, query_prompt=config.prompts.query,
+                      passage_prompt=config.prompts.passage)  # fmt: skip
 
 
-def _model_type(folder: Path) -> str:
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder holds an elastic model (and not a teacher, or nothing)."""
+    config = read_json(folder / CONFIG_FILE, {})
+    return config.get("model_type") in (ElasticConfig.model_type, Format1Config.model_type)
+
+
+def _family(name: str | Path, folder: Path) -> EncoderFamily:
+    """The family of a teacher's encoder. Raises InputError on others, and on models with code of their own."""
     config = read_json(folder / CONFIG_FILE, None)
     if config is None:
         raise InputError(f"{folder}: no model here (there is no {CONFIG_FILE})")
-    return config.get("model_type", "")
+    own_code = [code for kind, code in (config.get("auto_map") or {}).items() if kind.startswith("AutoModel")]
+    if own_code:
+        raise InputError(f"{name}: the model is defined by code of its own ({own_code[0]}), which is not run; "
+                         f"supported encoder families: {', '.join(FAMILIES)}")  # fmt: skip
+    try:
+        return family_of(config.get("model_type", ""))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def _classifier(family: EncoderFamily, folder: Path) -> Classifier | None:
+    """The encoder with its trained head, where the folder has one."""
+    architectures = read_json(folder / CONFIG_FILE, {}).get("architectures") or []
+    return family.load_classifier(folder) if family.classifier in architectures else None
+
+
+def _family_pooling(name: str | Path, family: EncoderFamily) -> str:
+    say(f"warning: {name}: no file names the pooling; {family.pooling} is assumed. If the model was trained with "
+        f"another one, choose it with --pooling ({' or '.join(POOLINGS)})")  # fmt: skip
+    return family.pooling

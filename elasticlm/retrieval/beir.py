@@ -30,8 +30,15 @@ class BeirFolder:
         return Corpus(columns["_id"], columns["title"], columns["text"])
 
     def queries(self, split: str) -> tuple[list[str], list[str]]:
-        """Ids and texts of the queries that qrels/SPLIT.tsv judges, in its order."""
+        """Ids and texts of the queries that qrels/SPLIT.tsv judges, in its order.
+
+        A folder without judgements has one split, train, with all its queries.
+        """
         texts, gaps = self._query_texts(), Gaps(self.spec)
+        if split == "train" and not split_files(self.folder / "qrels", ".tsv"):
+            if not texts:
+                raise InputError(f"{self.spec}: queries.jsonl has no query with a text")
+            return list(texts), list(texts.values())
         qrels = gaps.without_queries(read_judgements(self._split_file("qrels", split)), texts)
         gaps.say()
         return list(qrels), [texts[qid] for qid in qrels]
@@ -48,6 +55,9 @@ class BeirFolder:
 
     def everything(self) -> list[str]:
         return self.corpus().findable.passages + list(self._query_texts().values())
+
+    def has_labels(self, split: str) -> bool:
+        return split in split_files(self.folder / "qrels", ".tsv")
 
     def _query_texts(self) -> dict[str, str]:
         """Texts of all queries that have one."""

@@ -9,17 +9,19 @@ from typing import Protocol
 
 from elasticlm.errors import InputError
 from elasticlm.retrieval.corpus import Corpus, RetrievalData, split_sha256
-from elasticlm.retrieval.labelled import Labelled
+from elasticlm.retrieval.labelled import Labelled, Sentences
 
 __all__ = [
     "Corpus",
     "Labelled",
     "RetrievalData",
+    "has_labels",
     "load_corpus",
     "load_everything",
     "load_labelled",
     "load_queries",
     "load_retrieval",
+    "load_sentences",
     "load_texts",
     "split_sha256",
 ]
@@ -39,6 +41,8 @@ class Source(Protocol):
     def texts(self, split: str | None, seed: int | None = None) -> Iterable[str]: ...
 
     def everything(self) -> Iterable[str]: ...
+
+    def has_labels(self, split: str) -> bool: ...
 
 
 def check_spec(spec: str) -> None:
@@ -112,6 +116,19 @@ def load_texts(spec: str, split: str | None = "train", seed: int | None = None) 
 def load_everything(spec: str) -> Iterable[str]:
     """Load every passage, and the queries of every split: what a training that excludes this set must not see."""
     return open_source(spec).everything()
+
+
+def has_labels(spec: str, split: str) -> bool:
+    """Whether a split has judgements or labels that people made; ``text:`` and plain texts from the hub have none."""
+    return open_source(spec).has_labels(split)
+
+
+def load_sentences(spec: str, split: str) -> list[Sentences]:
+    """Load one split's sentences or pairs without labels; of a retrieval set its passages, of a text its paragraphs."""
+    source = open_source(spec)
+    if hasattr(source, "sentence_pairs"):
+        return source.sentence_pairs(split)
+    return [(text, None) for text in source.texts(split)]
 
 
 def load_labelled(spec: str, split: str, labels: Sequence[str] | None = None) -> Labelled:

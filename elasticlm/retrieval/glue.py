@@ -1,13 +1,17 @@
-"""``glue:DIR``: SPLIT.jsonl with sentence1, sentence2 (or null) and label; labelled, or as plain sentences."""
+"""``glue:DIR``: SPLIT.jsonl with sentence1, sentence2 (or null) and label; labelled, or as plain sentences.
+
+A split that is used without labels needs none.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
 from elasticlm.errors import InputError
 from elasticlm.retrieval.corpus import Corpus
-from elasticlm.retrieval.labelled import Labelled, Row, labelled
+from elasticlm.retrieval.labelled import Labelled, Row, Sentences, labelled, sentence_pairs
 from elasticlm.retrieval.lines import numbered_lines, split_files
 
 
@@ -31,7 +35,14 @@ class GlueFolder:
 
     def labelled(self, split: str, labels: Sequence[str] | None = None) -> Labelled:
         """A split with its labels, checked against those that a model knows."""
-        return labelled(self.spec, split, _labelled_rows(self._file(split)), labels=labels, name=self.folder.name)
+        return labelled(self.spec, split, _rows(self._file(split)), labels=labels, name=self.folder.name)
+
+    def sentence_pairs(self, split: str) -> list[Sentences]:
+        """A split's sentences or pairs, without their labels."""
+        return sentence_pairs(self.spec, split, _rows(self._file(split)))
+
+    def has_labels(self, split: str) -> bool:
+        return all(label is not None for _, (_, _, label) in islice(_rows(self._file(split)), 1))
 
     def retrieval(self, split: str) -> NoReturn:
         raise InputError(f"{self.spec} judges no passages")
@@ -52,12 +63,12 @@ class GlueFolder:
         return files[split]
 
 
-def _labelled_rows(file: Path) -> Iterator[tuple[str, Row]]:
+def _rows(file: Path) -> Iterator[tuple[str, Row]]:
     """Rows with file and line; what they hold is not checked."""
     for place, _, line in numbered_lines(file):
         try:
             row = json.loads(line)
-            yield place, (row["sentence1"], row.get("sentence2"), row["label"])
+            yield place, (row["sentence1"], row.get("sentence2"), row.get("label"))
         except (ValueError, TypeError, KeyError, AttributeError):
             raise InputError(
                 f'{place}: expected {{"sentence1": "...", "sentence2": "..." or null, "label": ...}}'

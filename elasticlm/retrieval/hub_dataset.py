@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.retrieval.corpus import Corpus, Gaps, Qrels, RetrievalData, cache_folder, shuffled
-from elasticlm.retrieval.labelled import Labelled, Row, labelled
+from elasticlm.retrieval.labelled import Labelled, Row, Sentences, labelled, sentence_pairs
 from elasticlm.retrieval.text_file import MIN_QUERY_WORDS, Paragraphs
 
 if TYPE_CHECKING:
@@ -84,22 +84,36 @@ class HubDataset:
             rows = rows.shuffle(seed=seed)  # an order of rows, or of a buffer of a stream; texts stay where they are
         return self._lines(rows, self._text_column(rows))
 
+    def has_labels(self, split: str) -> bool:
+        if self._is_beir:
+            return True
+        rows = self._open(self.path, self.config, split)
+        return _is_tevatron(rows) or "label" in rows.column_names
+
     def labelled(self, split: str, labels: Sequence[str] | None = None) -> Labelled:
         """A split with its labels, checked against those that a model knows."""
         rows = self._open(self.path, self.config, split)
-        there = rows.column_names
-        columns = next((pair for pair in SENTENCES if all(name is None or name in there for name in pair)), None)
-        if columns is None or "label" not in there:
-            raise InputError(f"{self.spec}: no column 'label' with sentences; the columns are {', '.join(there)}")
+        if "label" not in rows.column_names:
+            raise InputError(f"{self.spec}: no column 'label'; the columns are {', '.join(rows.column_names)}")
         own = getattr(rows.features["label"], "names", None)
-        return labelled(self.spec, split, self._labelled_rows(rows, split, *columns), labels=labels or own)
+        return labelled(self.spec, split, self._sentences(rows, split), labels=labels or own)
 
-    def _labelled_rows(
-        self, rows: "datasets.Dataset", split: str, first: str, second: str | None
-    ) -> Iterator[tuple[str, Row]]:
+    def sentence_pairs(self, split: str) -> list[Sentences]:
+        """A split's sentences or pairs, without their labels; of a text its lines."""
+        rows = self._open(self.path, self.config, split)
+        if self._is_beir or _is_tevatron(rows) or not _sentence_columns(rows):
+            return [(text, None) for text in self.texts(split)]
+        return sentence_pairs(self.spec, split, self._sentences(rows, split))
+
+    def _sentences(self, rows: "datasets.Dataset", split: str) -> Iterator[tuple[str, Row]]:
+        """Rows of sentences with their places; the label is None where there is no such column."""
+        columns = _sentence_columns(rows)
+        if columns is None:
+            raise InputError(f"{self.spec}: no column with sentences; the columns are {', '.join(rows.column_names)}")
+        first, second = columns
         for number, row in enumerate(rows):
             place = f"{self.spec}, split {split}, row {number}"
-            yield place, (row[first], row[second] if second else None, row["label"])
+            yield place, (row[first], row[second] if second else None, row.get("label"))
 
     def everything(self) -> Iterable[str]:
         if self._is_beir:
@@ -224,6 +238,12 @@ class HubDataset:
 
 def _is_tevatron(rows: "datasets.Dataset | datasets.IterableDataset") -> bool:
     return set(rows.column_names or ()) >= TEVATRON_COLUMNS
+
+
+def _sentence_columns(rows: "datasets.Dataset | datasets.IterableDataset") -> tuple[str, str | None] | None:
+    """Names of the columns with the first and the second sentence; None where there are none."""
+    there = rows.column_names or ()
+    return next((pair for pair in SENTENCES if all(name is None or name in there for name in pair)), None)
 
 
 def _path_and_config(name: str) -> tuple[str, str | None]:

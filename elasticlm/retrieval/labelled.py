@@ -19,6 +19,8 @@ NAMES = {  # GLUE's own, in the order of its numbers
     "rte": ("entailment", "not_entailment"),
 }
 
+Sentences = tuple[str, str | None]
+"""A sentence, or a pair of them."""
 Row = tuple[str, str | None, object]
 """First sentence, second sentence, label as the source has it: a class's number or name, or a value."""
 
@@ -41,7 +43,7 @@ class Labelled:
     targets: np.ndarray
 
     @property
-    def pairs(self) -> list[tuple[str, str | None]]:
+    def pairs(self) -> list[Sentences]:
         seconds = self.seconds if self.seconds is not None else [None] * len(self.firsts)
         return list(zip(self.firsts, seconds, strict=True))
 
@@ -74,16 +76,8 @@ def labelled(
     Raises InputError, with the place, for a sentence that is missing or a label that is none.
     """
     found = list(rows)
-    if not found:
-        raise InputError(f"{spec}: split {split} is empty")
-    paired = found[0][1][1] is not None
-    for place, (first, second, label) in found:
-        if not isinstance(first, str) or not first.strip():
-            raise InputError(f"{place}: the first sentence is missing or empty")
-        if paired and (not isinstance(second, str) or not second.strip()):
-            raise InputError(f"{place}: the second sentence is missing or empty, the first row has one")
-        if not paired and second is not None:
-            raise InputError(f"{place}: there is a second sentence, the first row has none")
+    pairs = sentence_pairs(spec, split, found)
+    for place, (_, _, label) in found:
         if isinstance(label, bool) or not isinstance(label, int | float | str):
             raise InputError(f"{place}: label {label!r}: expected a class (0, 1, ... or its name) or a value")
         if isinstance(label, float) and not math.isfinite(label):
@@ -93,11 +87,28 @@ def labelled(
     return Labelled(
         spec=spec,
         split=split,
-        firsts=[str(first) for _, (first, _, _) in found],
-        seconds=[str(second) for _, (_, second, _) in found] if paired else None,
+        firsts=[first for first, _ in pairs],
+        seconds=None if pairs[0][1] is None else [second or "" for _, second in pairs],
         labels=known,
         targets=np.array(targets, dtype=np.float64 if len(known) == 1 else np.int64),
     )
+
+
+def sentence_pairs(spec: str, split: str, rows: Iterable[tuple[str, Row]]) -> list[Sentences]:
+    """Return the sentences or pairs of a split, whatever their labels are. Raises InputError as labelled() does."""
+    pairs: list[Sentences] = []
+    for place, (first, second, _) in rows:
+        if not isinstance(first, str) or not first.strip():
+            raise InputError(f"{place}: the first sentence is missing or empty")
+        paired = pairs[0][1] is not None if pairs else second is not None
+        if paired and (not isinstance(second, str) or not second.strip()):
+            raise InputError(f"{place}: the second sentence is missing or empty, the first row has one")
+        if not paired and second is not None:
+            raise InputError(f"{place}: there is a second sentence, the first row has none")
+        pairs.append((first, second))
+    if not pairs:
+        raise InputError(f"{spec}: split {split} is empty")
+    return pairs
 
 
 def _labels(placed: Sequence[tuple[str, object]], name: str) -> tuple[str, ...]:

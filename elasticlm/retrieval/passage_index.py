@@ -204,7 +204,7 @@ class PassageIndex:
             encoder: loads what encodes the passages. It is called only where index and model hold fingerprints of
                 different formats, which cannot be compared without it; the index then takes the model's.
         """
-        dim = model.config.hidden_size
+        dim = model.config.vector_size
         if self.dim != dim:
             raise InputError(f"{self.name}: its vectors have dim {self.dim}, the model's {dim}")
         expected = model.config.passages.fingerprint or model.fingerprint()

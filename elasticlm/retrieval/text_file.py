@@ -88,6 +88,9 @@ class TextFile:
     def everything(self) -> list[str]:
         return self.corpus().texts
 
+    def has_labels(self, split: str) -> bool:
+        return False
+
     def _paragraphs(self, split: str | None = None) -> Paragraphs:
         rows = [(str(number), line.strip()) for _, number, line in numbered_lines(self.path)]
         if not rows:

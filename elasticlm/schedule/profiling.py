@@ -40,7 +40,7 @@ def measure(
         on_cell: called after each cell, for progress.
     """
     levels = tuple(levels or model.levels)
-    limit = longest(model)
+    limit = model.longest
     lengths = default_lengths(model) if tokens is None else [length for length in tokens if length <= limit] or [limit]
     cells = []
     with _threads(threads):
@@ -63,14 +63,9 @@ def measure(
     return LatencyTable(cells, setup, notes)
 
 
-def longest(model: ElasticModel) -> int:
-    """Return the longest input of the model's task in tokens: a query, or a pair of texts."""
-    return model.config.max_tokens.of("query" if model.config.task == "embed" else "pair")
-
-
 def default_lengths(model: ElasticModel) -> list[int]:
     """Return the lengths to measure: those of TOKENS below the model's limit, and the limit itself."""
-    limit = longest(model)
+    limit = model.longest
     return [*(length for length in TOKENS if length < limit), limit]
 
 
@@ -91,8 +86,10 @@ def batch_of(model: ElasticModel, rows: int, tokens: int) -> tuple[list[str], li
     padded = rows > 1
     if model.config.task == "embed":
         return [text_of(model, tokens)] * (rows - padded) + [text_of(model, tokens - 1)] * padded, None
-    query = max(3, tokens // 8)
-    longest = tokens - query + 1  # query and passage share one [CLS]
+    template, limits = model.pair_template, model.config.max_tokens
+    both = tokens - template.longest(0, 0)  # each text counts the special tokens of a single one
+    query = max(template.single + 1, tokens // 8, both - limits.passage if model.config.task == "score" else 0)
+    longest = both - query
     passages = [text_of(model, longest)] * (rows - padded) + [text_of(model, longest - 1)] * padded
     return [text_of(model, query)] * rows, passages
 

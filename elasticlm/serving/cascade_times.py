@@ -72,6 +72,7 @@ def tokens_of_lists(
     lists = [hits for hits in index.search(queries, depth)[1] if hits]
     ids = list(dict.fromkeys(pid for hits in lists for pid in hits))
     texts = [passages[index.row[pid]] for pid in ids]
-    lengths = reranker.tokenize_pairs(texts, None)["attention_mask"].sum(1).tolist()
+    lengths = reranker.tokenize_pairs(texts, None)["attention_mask"].sum(1)
+    lengths = lengths.clamp(max=reranker.config.max_tokens.passage).tolist()
     length = dict(zip(ids, lengths, strict=True))
     return math.ceil(np.mean([counted_tokens(backend, [length[pid] for pid in hits]) for hits in lists]))

@@ -22,13 +22,12 @@ def classifier(tiny_artifact, monkeypatch):
 def test_families_without_token_types_get_none(classifier):
     rows = np.arange(2)
     pairs = TokenizedTexts.of_pairs(classifier, zip(FIRSTS, SECONDS, strict=True))
-    parts = [TokenizedTexts.of_pairs(classifier, ((text, None) for text in texts)) for texts in (FIRSTS, SECONDS)]
-    limit = classifier.config.max_tokens.pair
+    parts = [TokenizedTexts.to_join(classifier, texts, 64) for texts in (FIRSTS, SECONDS)]
     names = ["attention_mask", "input_ids"]
     assert sorted(classifier.tokenize(FIRSTS)) == names
     assert sorted(classifier.tokenize_pairs(FIRSTS, SECONDS)) == names
     assert sorted(pairs.inputs(rows)) == sorted(pairs.part(1, 2).inputs(rows[:1])) == names
-    assert sorted(joined(classifier.encoder.family, *parts, rows, rows, limit)) == names
+    assert sorted(joined(classifier, *parts, rows, rows)) == names
 
 
 def test_pairs_without_token_types_are_evaluated_as_they_are_served(classifier):

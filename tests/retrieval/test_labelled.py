@@ -70,7 +70,7 @@ def test_what_is_no_labelled_set_is_refused(tmp_path):
     with pytest.raises(InputError, match="unknown label 2; rte has"):
         load_labelled(glue(tmp_path, [*PAIRS, ("a", "b", 2)], "rte"), "train")
     (tmp_path / "mini/train.jsonl").write_text('{"sentence1": "a"}\n')
-    with pytest.raises(InputError, match="line 1: expected"):
+    with pytest.raises(InputError, match="line 1: label None: expected"):
         load_labelled(f"glue:{tmp_path / 'mini'}", "train")
 
 

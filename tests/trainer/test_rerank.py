@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from elasticlm.errors import InputError
-from elasticlm.model.configuration import Passages
+from elasticlm.model.configuration import MaxTokens, Passages
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.retrieval.bm25 import bm25_scores, bm25_top
 from elasticlm.retrieval.data_specs import load_retrieval
@@ -106,12 +106,14 @@ def test_judged_candidates_are_reranked_where_the_set_has_them(tiny_artifact, be
     assert list(runs["50"]["q1"].values()) == pytest.approx(scores.tolist(), abs=1e-5)
 
 
-def test_pairs_joined_from_tokens_are_those_of_the_tokenizer(tiny_artifact):
-    model = ElasticModel.from_pretrained(tiny_artifact)
+@pytest.mark.parametrize("limits", [(64, 64), (4, 16), (64, 9)])
+def test_pairs_joined_from_tokens_are_those_of_the_tokenizer(tiny_artifact, limits):
+    model = ElasticModel.from_pretrained(tiny_artifact).with_head("score")
+    model.config.max_tokens = MaxTokens(*limits, 64)
     queries, passages = ["ice and snow", "wind"], ["the sun and the moon", "rain " * 60]
-    parts = [TokenizedTexts.of_pairs(model, ((text, None) for text in texts)) for texts in (queries, passages)]
-    limit = model.config.max_tokens.pair
-    found = joined(model.encoder.family, *parts, np.array([0, 1]), np.array([0, 1]), limit)
+    parts = [TokenizedTexts.to_join(model, texts, limit)
+             for texts, limit in zip((queries, passages), limits, strict=True)]  # fmt: skip
+    found = joined(model, *parts, np.array([0, 1]), np.array([0, 1]))
     expected = model.tokenize_pairs(queries, passages)
     for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), name

@@ -14,6 +14,7 @@ from elasticlm.errors import InputError
 from elasticlm.model.batching import batches_by_length
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
+from elasticlm.model.teacher import load_model
 from elasticlm.retrieval.data_specs import load_labelled
 from elasticlm.retrieval.measures import resampled_retention, rounded
 from elasticlm.trainer.evaluation.base import TEACHER, Evaluation, interval_cell
@@ -53,7 +54,7 @@ def evaluate(
     texts = TokenizedTexts.of_pairs(model, data.pairs)
     found = {level_name(level): predictions(model, level, texts) for level in levels}
     if teacher is not None:
-        whole = ElasticModel.from_pretrained(teacher)
+        whole = load_model(teacher)
         if whole.config.labels != labels:
             known = ", ".join(whole.config.labels) or "none"
             raise InputError(f"--teacher {teacher}: knows other labels ({known})")
@@ -93,7 +94,7 @@ def predictions(model: ElasticModel, level: Level, texts: TokenizedTexts) -> np.
 
 def outputs(model: ElasticModel, level: Level, texts: TokenizedTexts, *, desc: str) -> torch.Tensor:
     """What the head answers to texts or pairs at a level, as served (fp32): FloatTensor [texts, labels or 1]."""
-    found = torch.empty(len(texts), model.head.out_features if model.head else 0)
+    found = torch.empty(len(texts), max(1, len(model.config.labels)))
     bar = progress(total=len(texts), desc=f"{desc} at {level_name(level)}", unit="text")
     for rows in batches_by_length(texts.lengths, max_rows=BATCH_SIZE):
         found[rows] = model.encode(texts.inputs(rows), level).float().cpu().view(len(rows), -1)

@@ -15,9 +15,9 @@ from elasticlm.errors import InputError
 from elasticlm.files import new_folder
 from elasticlm.model.configuration import Calibration, Fusion
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.folder import CONFIG_FILE, QUALITY_FILE
+from elasticlm.model.folder import QUALITY_FILE
 from elasticlm.model.structure import Level, level_name, parse_levels
-from elasticlm.model.teacher import load_model, passage_encoder
+from elasticlm.model.teacher import is_artifact, load_model, passage_encoder
 from elasticlm.retrieval import measures as metrics
 from elasticlm.retrieval.data_specs import RetrievalData, load_retrieval
 from elasticlm.retrieval.passage_index import PassageIndex
@@ -25,6 +25,7 @@ from elasticlm.schedule.cascade import PAIRS_FILE, MeasuredPair, write_pairs
 from elasticlm.trainer.evaluation import calibration, classification, level_pairs, reranking, retrieving
 from elasticlm.trainer.evaluation.base import Evaluation, write_json
 from elasticlm.trainer.evaluation.retrieving import check_index, encode_passages
+from elasticlm.trainer.inputs import teacher_settings
 
 SUMMARY = ("data", "split", "split_sha256", "metrics", "retention")
 
@@ -32,13 +33,16 @@ SUMMARY = ("data", "split", "split_sha256", "metrics", "retention")
 def evaluate(args: argparse.Namespace) -> None:
     """Measure the model that the options name. Raises InputError where options, model and data do not go together."""
     started = time.perf_counter()
-    model = load_model(args.model)
+    model = load_model(args.model, **teacher_settings(args))
     task = model.config.task
     if args.backend == "onnx":
         model.run_onnx(args.model, precision=args.precision, threads=torch.get_num_threads())
     for option in ("calibrate", "fuse", "matrix"):
         if getattr(args, option) and task != "score":
             raise InputError(f"--{option} is for rerankers (task 'score'); the task of {args.model} is {task!r}")
+    for option in ("calibrate", "fuse", "save"):
+        if getattr(args, option) and not is_artifact(Path(args.model)):
+            raise InputError(f"--{option} writes into an artifact folder, and {args.model} is not one")
     levels = parse_levels(args.levels) if args.levels else () if retrieving.is_teacher(model) else model.levels
     for level in levels:
         model.structures[level]  # refuses a level that is not there, before any work
@@ -97,7 +101,7 @@ def evaluate_reranker(
     args: argparse.Namespace, model: ElasticModel, data: RetrievalData, levels: Sequence[Level]
 ) -> tuple[Evaluation, dict[str, metrics.Run]]:
     """Measure a reranker; what is fitted on the way is written into its artifact."""
-    teacher = ElasticModel.from_pretrained(args.teacher) if args.teacher else None
+    teacher = load_model(args.teacher) if args.teacher else None
     if teacher is not None and teacher.config.task != "score":
         raise InputError(f"--teacher {args.teacher}: its task is {teacher.config.task!r}, not ranking ('score')")
     run = metrics.read_trec_run(Path(args.run)) if args.run else None
@@ -161,8 +165,6 @@ def _save_quality(args: argparse.Namespace, quality: dict[str, Any], fields: Map
 
 
 def _read_quality(folder: Path) -> dict[str, Any]:
-    if not (folder / CONFIG_FILE).is_file():
-        raise InputError(f"--save writes {QUALITY_FILE} into an artifact folder, and {folder} is not one")
     file = folder / QUALITY_FILE
     try:
         return json.loads(file.read_text("utf-8")) if file.exists() else {}

@@ -14,7 +14,7 @@ from elasticlm import command
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
-from elasticlm.model.teacher import load_model, passage_encoder
+from elasticlm.model.teacher import passage_encoder, teacher_of
 from elasticlm.retrieval import measures as metrics
 from elasticlm.retrieval.data_specs import RetrievalData, load_corpus
 from elasticlm.retrieval.passage_index import PassageIndex
@@ -92,7 +92,7 @@ def reference_teacher(model: ElasticModel, name: str | None) -> ElasticModel:
     name = name or model.config.teacher.name
     if not name:
         raise InputError("the artifact names no teacher to measure retention against: give --teacher")
-    return load_model(name)
+    return teacher_of(model, name)
 
 
 def encode_passages(encoder: ElasticModel, data: RetrievalData) -> PassageIndex:

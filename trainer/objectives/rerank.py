@@ -18,7 +18,7 @@ from elasticlm.trainer.training_texts import TokenizedTexts, joined
 
 @dataclass(frozen=True)
 class RerankBatch:
-    """Pairs of each query with its list of passages, the relevant one first; what the teacher makes of the pairs."""
+    """Pairs of each query with its list of passages (with labels, a relevant one first), and the teacher's outputs."""
 
     inputs: Mapping[str, Tensor]
     queries: int
@@ -29,9 +29,10 @@ class Rerank(FineTuning):
     """Localized contrastive estimation (Gao et al. 2021): a query's passage against those that a retriever ranks high.
 
     Args:
-        queries, passages: training texts, tokenised alone; ``positives[i]`` are the rows of ``passages`` relevant to
-            query i, the first of them the one to find.
-        negatives: IntArray [queries, candidates], rows of ``passages`` that are hard negatives of query i.
+        queries, passages: training texts, tokenised by TokenizedTexts.to_join(); ``positives[i]`` are the rows of
+            ``passages`` relevant to query i, the first of them the one to find. None: no labels, the teacher alone.
+        negatives: IntArray [queries, candidates], rows of ``passages`` that are hard negatives of query i, or that a
+            first stage ranks high for it where there are no labels.
         negatives_per_query: how many of them a step takes, drawn anew each step.
         teacher: a reranker whose scores over the list and hidden states are matched too; None: labels alone.
     """
@@ -41,30 +42,29 @@ class Rerank(FineTuning):
         model: ElasticModel,
         queries: TokenizedTexts,
         passages: TokenizedTexts,
-        positives: Sequence[Sequence[int]],
+        positives: Sequence[Sequence[int]] | None,
         negatives: np.ndarray,
         *,
         negatives_per_query: int,
         teacher: ElasticModel | None,
-        max_tokens: int,
         processes: Processes,
         chunk_size: int,
         seed: int,
     ) -> None:
-        first = np.array([relevant[0] for relevant in positives])
-        lengths = queries.lengths + passages.lengths[first]
+        first = None if positives is None else np.array([relevant[0] for relevant in positives])
+        lengths = queries.lengths + passages.lengths[negatives[:, 0] if first is None else first]
         super().__init__(model, lengths, teacher=teacher, processes=processes, chunk_size=chunk_size)
         self.queries, self.passages, self.first, self.negatives = queries, passages, first, negatives
-        self.negatives_per_query, self.max_tokens = negatives_per_query, max_tokens
-        self._seed = seed
+        self.negatives_per_query, self._seed = negatives_per_query, seed
 
     def batches(self, rows: np.ndarray, step: int) -> Iterator[RerankBatch]:
         drawn = draw_negatives(self.negatives[rows], self.negatives_per_query, self._seed, step)
-        lists = dict(zip(rows.tolist(), np.column_stack([self.first[rows], drawn]), strict=True))
+        if self.first is not None:
+            drawn = np.column_stack([self.first[rows], drawn])
+        lists = dict(zip(rows.tolist(), drawn, strict=True))
         for chunk in self._chunks(rows):
             passages = np.stack([lists[row] for row in chunk.tolist()])
-            pairs = joined(self.model.encoder.family, self.queries, self.passages, chunk.repeat(passages.shape[1]),
-                           passages.ravel(), self.max_tokens)  # fmt: skip
+            pairs = joined(self.model, self.queries, self.passages, chunk.repeat(passages.shape[1]), passages.ravel())
             inputs = {name: tensor.to(self.processes.device) for name, tensor in pairs.items()}
             yield RerankBatch(inputs, len(chunk), self._teach(inputs))
 
@@ -72,27 +72,31 @@ class Rerank(FineTuning):
         return self.measure(batch, level)[0]
 
     def measure(self, batch: RerankBatch, level: Level) -> tuple[Tensor, Tensor]:
-        """RR@10 is that of the relevant passage in its list."""
+        """RR@10 is that of the relevant passage in its list; without labels that of the teacher's best."""
         scores, hidden = self._outputs(self.model, batch.inputs, level)
         scores = scores.view(batch.queries, -1)
-        first = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-        if batch.teacher is None:
-            losses = rerank_losses(scores)
-        else:
-            losses = rerank_losses(scores, batch.teacher.outputs.view(batch.queries, -1))
+        teacher = None if batch.teacher is None else batch.teacher.outputs.view(batch.queries, -1)
+        losses = rerank_losses(scores, teacher, labels=self.first is not None)
+        if batch.teacher is not None:
             apart = state_losses(hidden, batch.teacher.hidden, batch.inputs["attention_mask"])
             losses = losses + STATE_WEIGHT * apart.view(batch.queries, -1).mean(1)
-        return losses, reciprocal_ranks(scores.detach(), first)
+        if self.first is None and teacher is not None:
+            return losses, reciprocal_ranks(scores.detach(), teacher.argmax(-1))
+        return losses, reciprocal_ranks(scores.detach(), _firsts(scores))
 
 
-def rerank_losses(scores: Tensor, teacher: Tensor | None = None) -> Tensor:
+def rerank_losses(scores: Tensor, teacher: Tensor | None = None, *, labels: bool = True) -> Tensor:
     """Negative log-likelihood of each list's first passage; with a teacher the mean of that and KL(teacher || student).
 
     Args:
         scores, teacher: FloatTensor [queries, list].
+        labels: if False, KL(teacher || student) alone.
 
     Returns:
         FloatTensor [queries].
     """
-    first = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-    return classify_losses(scores, first, teacher)
+    return classify_losses(scores, _firsts(scores) if labels else None, teacher)
+
+
+def _firsts(scores: Tensor) -> Tensor:
+    return torch.zeros(len(scores), dtype=torch.long, device=scores.device)

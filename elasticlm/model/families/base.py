@@ -19,7 +19,7 @@ from elasticlm.model.structure import Structure
 
 if TYPE_CHECKING:
     from elasticlm.backend.onnx_graph import GraphBuilder, Hidden
-    from elasticlm.model.configuration import ElasticConfig
+    from elasticlm.model.configuration import ElasticConfig, Head
 
 UNIT_AXES = {
     "attention.query.weight": ("heads", 0),
@@ -45,6 +45,21 @@ class GatePoints:
 
     heads: nn.Module
     neurons: nn.Module
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A Hugging Face encoder with a trained sequence classification head.
+
+    Attributes:
+        encoder: the encoder, as EncoderFamily.load() returns it.
+        head: the configuration of the head.
+        weights: of the head, under their names in an artifact (see elasticlm.model.heads).
+    """
+
+    encoder: PreTrainedModel
+    head: "Head"
+    weights: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,13 +91,24 @@ class EncoderFamily(ABC):
 
     If False, nothing tokenised for this family has ``token_type_ids``, and the embeddings receive None.
     """
+    pooling: str = "cls"
+    """Pooling of an encoder whose files name none."""
+    classifier: str
+    """Hugging Face's class with the sequence classification head, as ``architectures`` in config.json names it."""
     unit_axes: Mapping[str, tuple[str, int]] = UNIT_AXES
 
     # -- Loading a teacher ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def load(self, folder: str | Path, **options: Any) -> PreTrainedModel:
-        """Load the Hugging Face encoder of a folder in fp32, without pooler. Raises InputError on missing weights."""
+        """Load the Hugging Face encoder of a folder in fp32, without pooler.
+
+        Raises InputError on missing weights, and on weights of layers that the encoder does not have.
+        """
+
+    @abstractmethod
+    def load_classifier(self, folder: str | Path) -> Classifier:
+        """Load the encoder with its sequence classification head in fp32. Raises InputError on missing weights."""
 
     @abstractmethod
     def load_masked_lm(self, folder: str | Path) -> MaskedLanguageModel:
@@ -90,7 +116,10 @@ class EncoderFamily(ABC):
 
     @abstractmethod
     def config_fields(self, theirs: Any) -> dict[str, Any]:
-        """Return the fields of ElasticConfig that a Hugging Face configuration decides."""
+        """Return the fields of ElasticConfig that a Hugging Face configuration decides.
+
+        Raises InputError where the configuration asks for something that the family does not have.
+        """
 
     @abstractmethod
     def elastic_weights(self, theirs: nn.Module) -> dict[str, Tensor]:
@@ -127,16 +156,6 @@ class EncoderFamily(ABC):
     @abstractmethod
     def context(self, encoder: nn.Module, attention_mask: Tensor) -> Any:
         """Return what all layers of one pass share: the attention mask, position biases, rotary tables."""
-
-    # -- Text ----------------------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def join(self, first: np.ndarray, second: np.ndarray, max_tokens: int) -> tuple[np.ndarray, int]:
-        """Join two texts that were tokenised alone (special tokens included) as the tokenizer's pairs are.
-
-        Returns:
-            The token ids, cut to ``max_tokens`` at the second text's end, and how many belong to the first text.
-        """
 
     # -- Size ----------------------------------------------------------------------------------------------------------
 

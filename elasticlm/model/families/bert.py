@@ -6,20 +6,24 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from torch import Tensor, nn
-from transformers import BertConfig, BertForMaskedLM, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from elasticlm.errors import InputError
 from elasticlm.model.configuration import ElasticConfig
-from elasticlm.model.families.base import EncoderFamily, GatePoints, MaskedLanguageModel
+from elasticlm.model.families.base import Classifier, EncoderFamily, GatePoints, MaskedLanguageModel
 from elasticlm.model.prefix_layers import FeedForward, SelfAttention
 from elasticlm.model.structure import Structure
-from elasticlm.model.transformers_loading import load_transformers
+from elasticlm.model.transformers_loading import head_of, load_transformers
 
 if TYPE_CHECKING:
     from elasticlm.backend.onnx_graph import GraphBuilder, Hidden
 
 MODEL = "bert"
 """Its model_type, and the prefix of the encoder's weights in checkpoints with a head."""
+SUPPORTED = {"position_embedding_type": (None, "absolute"), "is_decoder": (None, False)}
+"""Fields of BertConfig that change attention, and the values that this family computes."""
+COMPLETE = ("encoder.", "embeddings.")
+"""Parts of BertModel: a checkpoint that has further weights in them is of another architecture."""
 WEIGHT_NAMES = [
     ("embeddings.word_embeddings", "embeddings.word"),
     ("embeddings.position_embeddings", "embeddings.position"),
@@ -74,9 +78,15 @@ class Bert(EncoderFamily):
 
     name = MODEL
     uses_token_types = True
+    classifier = BertForSequenceClassification.__name__
 
     def load(self, folder: str | Path, **options: Any) -> BertModel:
-        return load_transformers(folder, BertModel, add_pooling_layer=False, **options)
+        return load_transformers(folder, BertModel, complete=COMPLETE, add_pooling_layer=False, **options)
+
+    def load_classifier(self, folder: str | Path) -> Classifier:
+        model = load_transformers(folder, BertForSequenceClassification, complete=COMPLETE)
+        layers = {"pooler": model.bert.pooler.dense, "output": model.classifier}
+        return Classifier(model.bert, *head_of(folder, model.config, layers, activation="tanh"))
 
     def load_masked_lm(self, folder: str | Path) -> MaskedLanguageModel:
         try:
@@ -88,8 +98,9 @@ class Bert(EncoderFamily):
         return MaskedLanguageModel(model.bert, lambda ids, mask: model.bert(ids, mask).last_hidden_state, model.cls)
 
     def config_fields(self, theirs: BertConfig) -> dict[str, Any]:
-        if getattr(theirs, "position_embedding_type", None) not in (None, "absolute"):
-            raise InputError(f"position_embedding_type {theirs.position_embedding_type!r} is not supported")
+        for name, supported in SUPPORTED.items():
+            if getattr(theirs, name, None) not in supported:
+                raise InputError(f"{name} {getattr(theirs, name)!r} is not supported")
         fields = theirs.to_dict()
         for derived in ("model_type", "architectures", "_name_or_path", "transformers_version", "id2label", "label2id"):
             fields.pop(derived, None)
@@ -116,14 +127,6 @@ class Bert(EncoderFamily):
     def context(self, encoder: nn.Module, attention_mask: Tensor) -> Tensor | None:
         # Without padding there is nothing to mask, and attention without a mask is faster.
         return None if bool(attention_mask.all()) else attention_mask[:, None, None, :].bool()
-
-    def join(self, first: np.ndarray, second: np.ndarray, max_tokens: int) -> tuple[np.ndarray, int]:
-        """[CLS] first [SEP] second [SEP]."""
-        rest = second[1:]
-        room = max_tokens - len(first)
-        if len(rest) > room:
-            rest = np.append(rest[: room - 1], rest[-1])
-        return np.concatenate([first, rest]), len(first)
 
     def prunable_parameters(self, config: ElasticConfig, structure: Structure) -> int:
         per_head = config.head_size * (4 * config.hidden_size + 3)  # Q, K, V with bias; output without
