@@ -3,13 +3,16 @@
 import shutil
 
 import pytest
-from archives import archive, corpus_of_passages, index_of, pipeline, servable, with_head
+from archives import archive, corpus_of_passages, index_of, pipeline, servable
 from driving import MEANS_MS, QUERIES, SCHEDULE
+from teachers import sequence_classifier
 
 from elasticlm.backend.onnx_export import export
 from elasticlm.benchmarks.server import TorchServe
 from elasticlm.handlers.archive import main
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import ElasticStructure
+from elasticlm.model.teacher import load_model
 from elasticlm.schedule.latency import LatencyTable, Setup
 
 RETRIEVER_MS, RERANKER_MS = {100: 5.0, 50: 3.0, 10: 1.0}, {100: 15.0, 50: 10.0, 10: 1.0}
@@ -26,19 +29,33 @@ def on_onnx(artifact, folder):
 
 
 @pytest.fixture(scope="session")
-def archives(tiny_artifact, tiny_bert, tmp_path_factory):
+def hugging_face(tiny_bert, tmp_path_factory):
+    """Folders of a random reranker and a classifier of Hugging Face's class, by task."""
+    folder = tmp_path_factory.mktemp("theirs")
+    labels = {"score": 1, "classify": 3}
+    return {task: sequence_classifier(tiny_bert, folder / task, count) for task, count in labels.items()}
+
+
+def pruned(teacher, scores, folder):
+    """The levels 100, 50 and 10 of a teacher, with a latency table."""
+    structures, *orders = ElasticStructure.from_scores(*scores, [100, 50, 10])
+    load_model(teacher).cut(structures, *orders).save_pretrained(folder)
+    LatencyTable.from_means(MEANS_MS).write(folder / "latency.csv")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def archives(tiny_artifact, tiny_bert, hugging_face, random_scores, tmp_path_factory):
     """`search`: passages by the teacher, an index; `both`: passages by its own largest level; `strict`: late is 504.
 
-    `score` and `classify` have random heads.
+    `score` and `classify` are made of classifiers of Hugging Face's class (see hugging_face).
     """
     folder = tmp_path_factory.mktemp("archives")
     query_side = servable(tiny_artifact, folder / "query-side", MEANS_MS)
     both_sides = servable(tiny_artifact, folder / "both-sides", MEANS_MS, passages="largest")
-    reranker = with_head(tiny_artifact, folder / "reranker", MEANS_MS, "score")
-    classifier = with_head(tiny_artifact, folder / "classifier", MEANS_MS, "classify", ["yes", "no"])
+    headed = {task: pruned(teacher, random_scores, folder / f"{task}-model") for task, teacher in hugging_face.items()}
     return {
-        "score": archive("score", reranker, folder, **SCHEDULE),
-        "classify": archive("classify", classifier, folder, **SCHEDULE),
+        **{task: archive(task, model, folder, **SCHEDULE) for task, model in headed.items()},
         "search": archive("search", query_side, folder, index=index_of(tiny_bert), **SCHEDULE),
         "both": archive("both", both_sides, folder, **SCHEDULE),
         "strict": archive("strict", query_side, folder, **SCHEDULE | {"late": "reject"}),

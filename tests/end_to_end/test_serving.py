@@ -8,6 +8,7 @@ import pytest
 import requests
 from archives import PASSAGES, index_of
 from driving import QUERIES, ask, ask_idle, max_diff, rush
+from teachers import NAMES, logits
 
 from elasticlm.benchmarks.server import TorchServe
 
@@ -40,6 +41,18 @@ def test_search_returns_the_corpus_own_ids_best_first(server, tiny_bert, model):
     assert [hit["score"] for hit in reply.json()["hits"]] == pytest.approx(scores[0].tolist(), abs=1e-5)
     everything = ask_idle(server, "search", {"query": "the wolf and the snow", "k": 1000}).json()["hits"]
     assert sorted(hit["id"] for hit in everything) == sorted(PASSAGES)
+
+
+def test_classifiers_of_hugging_face_answer_with_their_own_logits(server, hugging_face):
+    """Through load, prune, archive and the wire, at the largest level."""
+    query, passages = "a cold river", ["the wolf and the snow", "ice", "rain and wind " * 30]
+    replies = [ask_idle(server, "score", {"query": query, "passages": [passage]}).json() for passage in passages]
+    expected = logits(hugging_face["score"], [query] * 3, passages)[:, 0]
+    assert [reply["scores"][0] for reply in replies] == pytest.approx(expected.tolist(), abs=1e-5)
+    found = ask_idle(server, "classify", {"sentence1": query, "sentence2": passages[0]}).json()
+    probabilities = logits(hugging_face["classify"], [query], passages[:1]).softmax(-1)[0]
+    assert found["scores"] == pytest.approx(dict(zip(NAMES[3], probabilities.tolist(), strict=True)), abs=1e-5)
+    assert found["label"] == NAMES[3][probabilities.argmax()]
 
 
 @pytest.mark.parametrize(
