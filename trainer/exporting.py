@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elasticlm import command
 from elasticlm.backend import onnx_export
-from elasticlm.backend.onnx_runtime import graphs_folder
+from elasticlm.backend.graph_hashes import graphs_folder
 from elasticlm.command import progress, say
 from elasticlm.files import new_folder, sha256_file
 from elasticlm.model.configuration import TeacherReference

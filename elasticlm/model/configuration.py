@@ -215,6 +215,7 @@ class ElasticConfig(PreTrainedConfig):
         pooling, normalize: how hidden states become a vector ("mean" or "cls"), and whether it has length 1.
         dense: linear layers after pooling; none are supported yet.
         levels: ``{"50": {"heads": [one number per layer], "neurons": [..]}, ...}``, nested.
+        graphs: SHA-256 of the files of the ONNX graphs, by precision and name, see elasticlm.backend.graph_hashes.
     """
 
     model_type = "elastic"
@@ -244,6 +245,7 @@ class ElasticConfig(PreTrainedConfig):
     normalize: bool = False
     dense: list[Any] | None = None
     levels: dict[str, dict[str, Any]] | None = None
+    graphs: dict[str, dict[str, str]] | None = None
     prompts: Any = None
     max_tokens: Any = None
     teacher: Any = None
@@ -272,6 +274,7 @@ class ElasticConfig(PreTrainedConfig):
         fields = super().to_dict()
         for name, part in self.PARTS.items():  # Hugging Face may have set plain JSON in the meantime
             fields[name] = part.from_json(getattr(self, name), name).to_json()
+        fields["graphs"] = {}  # whoever writes graphs into the folder lists them then
         for unused in ("id2label", "label2id"):  # Hugging Face fills them in for every model
             fields.pop(unused, None)
         return fields
