@@ -4,6 +4,7 @@ A pretrained teacher, docstrings of the installed Python packages as data, and a
 that are done (same command, same inputs) are not run again.
 """
 
+import argparse
 import hashlib
 import json
 import shlex
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from elasticlm.command import parser, print_result, print_table, run_in_checkout, say
 from elasticlm.errors import InputError
-from elasticlm.files import new_file
+from elasticlm.files import claim, new_file
 from elasticlm.schedule.latency import LatencyTable
 from elasticlm.schedule.policies import parse_policy
 
@@ -94,7 +95,12 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--output", type=Path, default=Path("demo"), help="folder for all that it makes")
     options.add_argument("--teacher", default=TEACHER, help="a sentence encoder: folder or name on the hub")
     arguments = options.parse_args(argv)
+    with claim(arguments.output / arguments.size, overwrite=True):
+        run_demo(arguments)
 
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    """Run the stages that are not done yet, and print what came out."""
     size, folder = SIZES[arguments.size], arguments.output / arguments.size
     folder.mkdir(parents=True, exist_ok=True)
     stages = Stages(folder, total=7)

@@ -37,7 +37,7 @@ from elasticlm.arguments import positive_float, positive_int
 from elasticlm.benchmarks.engine_names import NAMES, QUICK_LEVELS, QUICK_SHAPES, SHAPES
 from elasticlm.command import run_in_checkout
 from elasticlm.errors import InputError
-from elasticlm.files import refuse_existing, require_file
+from elasticlm.files import claim, require_file
 from elasticlm.model.folder import CONFIG_FILE
 
 
@@ -49,12 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     if not options.source:
         if not options.model or not options.output:
             raise InputError("expected --model DIR and --output DIR, or --from DIR and --readme FILE")
-        refuse_existing(options.output, overwrite=options.overwrite)
         require_file(Path(options.model) / CONFIG_FILE)
+    outputs = [] if options.source else [options.output]
     try:
-        from elasticlm.benchmarks.engines_run import run_engines
+        with claim(*outputs, overwrite=options.overwrite):
+            from elasticlm.benchmarks.engines_run import run_engines
 
-        return run_engines(options, sys.argv[1:] if argv is None else argv)
+            return run_engines(options, sys.argv[1:] if argv is None else argv)
     except InputError:
         raise
     except Exception:  # Python's exit code for a traceback is 1, which means here that a gate failed

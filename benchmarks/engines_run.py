@@ -12,7 +12,8 @@ from typing import cast
 import torch
 
 from elasticlm import command
-from elasticlm.backend.onnx_runtime import graphs_folder, installed, is_exported
+from elasticlm.backend.graph_hashes import graphs_folder
+from elasticlm.backend.onnx_runtime import installed, is_exported
 from elasticlm.benchmarks import engines_memory
 from elasticlm.benchmarks.engine_names import NAMES, OURS, QUICK_LEVELS, QUICK_NAMES, QUICK_SHAPES, SHAPES
 from elasticlm.benchmarks.engines_peers import Builder, Peers, check, first_line

@@ -12,7 +12,7 @@ Spearman's correlation of a regression, else accuracy. Sets are independent: the
 from elasticlm import command
 from elasticlm.benchmarks.labelled_files import require_labelled_files
 from elasticlm.command import run_in_checkout
-from elasticlm.files import refuse_existing
+from elasticlm.files import claim
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,11 +22,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for glue.csv and glue.png")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     args = parser.parse_args(argv)
-    refuse_existing(args.output, overwrite=args.overwrite)
     require_labelled_files(args.trainings)
-    from elasticlm.benchmarks.glue_average import average_glue
+    with claim(args.output, overwrite=args.overwrite):
+        from elasticlm.benchmarks.glue_average import average_glue
 
-    average_glue(args)
+        average_glue(args)
 
 
 if __name__ == "__main__":

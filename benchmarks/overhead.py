@@ -19,17 +19,17 @@ from pathlib import Path
 
 from elasticlm.arguments import positive_float, positive_int
 from elasticlm.command import parser, run_in_checkout
-from elasticlm.files import refuse_existing, require_file
+from elasticlm.files import claim, require_file
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the work is in elasticlm.benchmarks.overhead_timing."""
     options = _options().parse_args(argv)
-    refuse_existing(options.output, overwrite=options.overwrite)
     require_file(options.archive)
-    from elasticlm.benchmarks.overhead_timing import time_overhead
+    with claim(options.output, overwrite=options.overwrite):
+        from elasticlm.benchmarks.overhead_timing import time_overhead
 
-    return time_overhead(options)
+        return time_overhead(options)
 
 
 def _options() -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ from elasticlm.arguments import non_negative_float, non_negative_int, positive_f
 from elasticlm.benchmarks.arrivals import parse_arrivals
 from elasticlm.command import parser, run_in_checkout
 from elasticlm.errors import InputError
-from elasticlm.files import refuse_existing, require_file
+from elasticlm.files import claim, require_file
 from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import Choice, parse_choice
 from elasticlm.schedule.policies import parse_policy
@@ -39,7 +39,6 @@ from elasticlm.schedule.triage import LATE
 def main(argv: list[str] | None = None) -> None:
     """Entry point; the work is in elasticlm.benchmarks.policy_study."""
     options = _options().parse_args(argv)
-    refuse_existing(options.output, overwrite=options.overwrite)
     if options.archive:
         require_file(options.archive)
     else:
@@ -53,9 +52,10 @@ def main(argv: list[str] | None = None) -> None:
                 parse_arrivals(spec)
             except InputError as error:
                 raise InputError(f"{error}; or rush:USERS") from None
-    from elasticlm.benchmarks.policy_study import run_study
+    with claim(options.output, overwrite=options.overwrite):
+        from elasticlm.benchmarks.policy_study import run_study
 
-    run_study(options)
+        run_study(options)
 
 
 def _options() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from elasticlm import command
 from elasticlm.arguments import non_negative_int
 from elasticlm.benchmarks.labelled_files import require_labelled_files
 from elasticlm.command import run_in_checkout
-from elasticlm.files import refuse_existing
+from elasticlm.files import claim
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,11 +26,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="of the bootstrap")
     args = parser.parse_args(argv)
-    refuse_existing(args.output, overwrite=args.overwrite)
     require_labelled_files(args.trainings)
-    from elasticlm.benchmarks.retention_curves import draw_retention
+    with claim(args.output, overwrite=args.overwrite):
+        from elasticlm.benchmarks.retention_curves import draw_retention
 
-    draw_retention(args)
+        draw_retention(args)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,17 @@ from pathlib import Path
 
 from elasticlm.arguments import non_negative_int, positive_float
 from elasticlm.command import parser, run_in_checkout
-from elasticlm.files import refuse_existing, require_file
+from elasticlm.files import claim, require_file
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; the work is in elasticlm.benchmarks.signal_comparison."""
     options = _options().parse_args(argv)
-    refuse_existing(options.output, overwrite=options.overwrite)
     require_file(options.archive)
-    from elasticlm.benchmarks.signal_comparison import compare_signals
+    with claim(options.output, overwrite=options.overwrite):
+        from elasticlm.benchmarks.signal_comparison import compare_signals
 
-    compare_signals(options)
+        compare_signals(options)
 
 
 def _options() -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ from pathlib import Path
 from elasticlm.arguments import at_least, non_negative_int, or_auto, positive_float, positive_int
 from elasticlm.benchmarks.arrivals import parse_arrivals
 from elasticlm.command import parser, run_in_checkout
-from elasticlm.files import refuse_existing, require_file
+from elasticlm.files import claim, require_file
 from elasticlm.retrieval.data_specs import check_spec
 from elasticlm.schedule.policies import parse_policy
 
@@ -29,16 +29,16 @@ from elasticlm.schedule.policies import parse_policy
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the work is in elasticlm.benchmarks.rush_simulation."""
     options = _options().parse_args(argv)
-    refuse_existing(options.output, overwrite=options.overwrite)
     require_file(options.archive)
     check_spec(options.data)
     if options.arrivals:
         parse_arrivals(options.arrivals)
     for arm in options.arms or ():
         parse_policy(arm, default_budget_ms=1.0)
-    from elasticlm.benchmarks.rush_simulation import run_simulation
+    with claim(options.output, overwrite=options.overwrite):
+        from elasticlm.benchmarks.rush_simulation import run_simulation
 
-    return run_simulation(options)
+        return run_simulation(options)
 
 
 def _options() -> argparse.ArgumentParser:

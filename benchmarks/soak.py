@@ -13,19 +13,19 @@ from pathlib import Path
 from elasticlm.arguments import positive_float, positive_int
 from elasticlm.command import parser, run_in_checkout
 from elasticlm.errors import InputError
-from elasticlm.files import refuse_existing, require_file
+from elasticlm.files import claim, require_file
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the work is in elasticlm.benchmarks.soak_run."""
     options = _options().parse_args(argv)
-    refuse_existing(options.output, overwrite=options.overwrite)
     require_file(options.archive)
     if options.minutes > 600:
         raise InputError(f"--minutes {options.minutes:g}: expected at most 600")
-    from elasticlm.benchmarks.soak_run import run_soak
+    with claim(options.output, overwrite=options.overwrite):
+        from elasticlm.benchmarks.soak_run import run_soak
 
-    return run_soak(options)
+        return run_soak(options)
 
 
 def _options() -> argparse.ArgumentParser:

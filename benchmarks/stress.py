@@ -20,19 +20,19 @@ from pathlib import Path
 
 from elasticlm.arguments import non_negative_int, positive_float, positive_int
 from elasticlm.command import parser, run_in_checkout
-from elasticlm.files import refuse_existing, require_file
+from elasticlm.files import claim, require_file
 from elasticlm.retrieval.data_specs import check_spec
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the work is in elasticlm.benchmarks.stress_run."""
     options = _options().parse_args(argv)
-    refuse_existing(options.output, overwrite=options.overwrite)
     require_file(options.archive)
     check_spec(options.data)
-    from elasticlm.benchmarks.stress_run import run_stress
+    with claim(options.output, overwrite=options.overwrite):
+        from elasticlm.benchmarks.stress_run import run_stress
 
-    return run_stress(options)
+        return run_stress(options)
 
 
 def _options() -> argparse.ArgumentParser:

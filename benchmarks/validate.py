@@ -14,20 +14,20 @@ import argparse
 from pathlib import Path
 
 from elasticlm.command import parser, run_in_checkout
-from elasticlm.files import refuse_existing, require_file
+from elasticlm.files import claim, require_file
 from elasticlm.model.folder import LATENCY_FILE
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the work is in elasticlm.benchmarks.simulator_agreement."""
     options = _options().parse_args(argv)
-    refuse_existing(options.output, overwrite=options.overwrite)
     require_file(options.archive or options.model / LATENCY_FILE)
     for folder in options.runs:
         require_file(folder / "summary.json", "not what `elasticlm simulate` writes")
-    from elasticlm.benchmarks.simulator_agreement import compare_with_server
+    with claim(options.output, overwrite=options.overwrite):
+        from elasticlm.benchmarks.simulator_agreement import compare_with_server
 
-    return compare_with_server(options)
+        return compare_with_server(options)
 
 
 def _options() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ The table below is the only place where the library names trainer, handlers and 
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -42,6 +43,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("elasticlm.benchmarks.demo", "from a pretrained model to a rush on a page"),
     },
 }
+DATA_PARALLEL = ("distil", "finetune", "index")
+"""The commands that torchrun may run in several processes."""
 MODULES = {name: module for group in COMMANDS.values() for name, (module, _) in group.items()}
 
 
@@ -56,7 +59,10 @@ def main(argv: list[str] | None = None) -> int | None:
 
         print(f"elasticlm {__version__}")
         return None
-    return load(argv[0])(argv[1:])
+    run_command = load(argv[0])
+    if os.environ.get("WORLD_SIZE", "1") != "1" and argv[0] not in DATA_PARALLEL:
+        raise InputError(f"{argv[0]} runs in one process, not {os.environ['WORLD_SIZE']}: start it without torchrun")
+    return run_command(argv[1:])
 
 
 def load(name: str) -> Callable[[list[str]], int | None]:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from elasticlm.errors import InputError
+from elasticlm.files import is_full
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -38,20 +39,22 @@ def parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> NoReturn:
-    """Run a command's main and exit: 2 with one line on bad input, 130 when interrupted."""
+    """Run a command's main and exit: 2 with one line on bad input or a full disk, 130 when interrupted."""
     try:
         code = main(argv) or 0
         sys.stdout.flush()
         sys.exit(code)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:  # `| head` has seen enough; what is left in the buffer must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(READER_GONE)
+    except Exception as error:
+        if not isinstance(error, InputError) and not is_full(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
 
 
 def run_in_checkout(*words: str) -> NoReturn:

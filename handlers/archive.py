@@ -19,7 +19,7 @@ from elasticlm.arguments import positive_int
 from elasticlm.backend import BACKENDS, PRECISIONS
 from elasticlm.command import parser, run_in_checkout
 from elasticlm.errors import InputError
-from elasticlm.files import refuse_existing, require_file
+from elasticlm.files import claim, require_file
 from elasticlm.model.folder import CONFIG_FILE, LATENCY_FILE
 from elasticlm.retrieval.data_specs import check_spec
 from elasticlm.schedule.cascade import PAIRS_FILE
@@ -34,7 +34,6 @@ def main(argv: list[str] | None = None) -> None:
             f"--name {options.name!r}: letters, digits, '_', '-' and '.' only, because it is part of the URL"
         )
     target = Path(options.output) / f"{options.name}.mar"
-    refuse_existing(target, overwrite=options.overwrite)
     for artifact in filter(None, (options.model, options.reranker)):
         require_file(Path(artifact) / CONFIG_FILE, "no such file; expected the folder of an elastic model")
         missing = f"no latency table; measure one with `elasticlm profile --model {artifact}`"
@@ -50,9 +49,10 @@ def main(argv: list[str] | None = None) -> None:
             parse_policy(options.policy, default_budget_ms=1.0)
         except InputError as error:
             raise InputError(f"--policy: {error}") from None
-    from elasticlm.handlers.packing import make_archive
+    with claim(target, overwrite=options.overwrite):
+        from elasticlm.handlers.packing import make_archive
 
-    make_archive(options, target)
+        make_archive(options, target)
 
 
 def _options() -> argparse.ArgumentParser:

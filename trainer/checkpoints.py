@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from elasticlm.errors import InputError
-from elasticlm.files import new_folder, refuse_existing
+from elasticlm.files import is_main_process, new_folder, refuse_existing, remove_folder
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
 from elasticlm.trainer.curves import draw_curves
@@ -28,12 +27,16 @@ WEIGHTS_FILE, OPTIMIZERS_FILE, STATE_FILE = "weights.safetensors", "optimizers.p
 class Checkpoints:
     """The working folder of a run, ``OUTPUT.checkpoints``, next to its output; it is deleted when the run succeeds.
 
+    Under torchrun the first process checks and writes it; the others read it after ``Processes`` has waited for all.
+
     Raises InputError if the output exists, or if it has an unfinished run that is neither resumed nor replaced.
     """
 
     def __init__(self, output: str | Path, *, resume: bool, overwrite: bool) -> None:
         self.output, self._overwrite = Path(output), overwrite
         self.folder = self.output.with_name(self.output.name + ".checkpoints")
+        if not is_main_process():
+            return
         refuse_existing(self.output, overwrite=overwrite)
         if self.folder.exists() and not resume:
             if not overwrite:
@@ -41,7 +44,7 @@ class Checkpoints:
                     f"{self.folder} holds an unfinished run of this output: give --resume to go on with it, "
                     "or --overwrite to start anew"
                 )
-            shutil.rmtree(self.folder)
+            remove_folder(self.folder)
 
     def save(
         self,
@@ -60,7 +63,7 @@ class Checkpoints:
             state = {"step": step, "settings": settings, "seconds": seconds}
             (folder / STATE_FILE).write_text(json.dumps(state, indent=1))
         for older in self._states()[:-1]:
-            shutil.rmtree(older)
+            remove_folder(older)
 
     def load(
         self,
@@ -97,7 +100,7 @@ class Checkpoints:
             log.write(folder / LOSS_FILE)
             draw_curves(log, folder / CURVES_FILE)
             (folder / TRAINING_FILE).write_text(json.dumps(report, indent=1))
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
 
     def _states(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))

@@ -4,12 +4,12 @@ import argparse
 
 from elasticlm import command
 from elasticlm.arguments import at_least, positive_int
+from elasticlm.files import claim
 from elasticlm.trainer.inputs import check_data, check_model
 from elasticlm.trainer.loop_options import (
     LoopOptions,
     add_data_options,
     add_options,
-    check_output,
     options_of,
 )
 
@@ -41,10 +41,10 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point; the work is in elasticlm.trainer.distillation."""
     args = parse_args(argv)
     options = options_of(args, DEFAULTS["distil"])
-    check_output(args)
     check_model("--model", args.model)
     check_model("--teacher", args.teacher)
     check_data([*args.data, *args.exclude])
-    from elasticlm.trainer.distillation import distil
+    with claim(args.output, overwrite=args.overwrite):
+        from elasticlm.trainer.distillation import distil
 
-    distil(args, options)
+        distil(args, options)

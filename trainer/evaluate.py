@@ -7,7 +7,7 @@ from elasticlm import command
 from elasticlm.arguments import non_negative_int, positive_int
 from elasticlm.backend import BACKENDS, PRECISIONS
 from elasticlm.errors import InputError
-from elasticlm.files import refuse_existing
+from elasticlm.files import claim
 from elasticlm.model.folder import QUALITY_FILE
 from elasticlm.model.structure import parse_levels
 from elasticlm.schedule.cascade import PAIRS_FILE
@@ -18,16 +18,16 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point; elasticlm.trainer.evaluation does the work."""
     args = parse_args(argv)
     drawing, pairs_file = Path(args.output).with_suffix(".png"), Path(args.output).with_name(PAIRS_FILE)
-    for output in filter(None, (args.output, args.run_dir, *((drawing, pairs_file) if args.matrix else ()))):
-        refuse_existing(output, overwrite=args.overwrite)
+    outputs = filter(None, (args.output, args.run_dir, *((drawing, pairs_file) if args.matrix else ())))
     for option in ("model", "teacher", "retriever"):
         if getattr(args, option):
             check_model(f"--{option}", getattr(args, option))
     check_data([args.data])
     check_files(args)
-    from elasticlm.trainer.evaluation.measuring import evaluate
+    with claim(*outputs, overwrite=args.overwrite):
+        from elasticlm.trainer.evaluation.measuring import evaluate
 
-    evaluate(args)
+        evaluate(args)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -3,10 +3,10 @@
 from elasticlm import command
 from elasticlm.backend import PRECISIONS
 from elasticlm.errors import InputError
+from elasticlm.files import claim
 from elasticlm.model.structure import parse_level
 from elasticlm.retrieval.data_specs import check_spec
 from elasticlm.trainer.inputs import check_model
-from elasticlm.trainer.loop_options import check_output
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,10 +25,10 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("expected --level K --output DIR for a level alone, or --onnx fp32 int8 for graphs")
     if args.level:
         parse_level(args.level)
-        check_output(args)
     check_model("--model", args.model)
     if args.onnx:
         check_spec(args.data)
-    from elasticlm.trainer.exporting import export_graphs, export_level
+    with claim(*([args.output] if args.level else []), overwrite=args.overwrite):
+        from elasticlm.trainer.exporting import export_graphs, export_level
 
-    (export_level if args.level else export_graphs)(args)
+        (export_level if args.level else export_graphs)(args)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from elasticlm import command
 from elasticlm.backend import onnx_export
-from elasticlm.backend.onnx_runtime import graphs_folder
+from elasticlm.backend.graph_hashes import graphs_folder
 from elasticlm.command import progress, say
-from elasticlm.files import new_folder, refuse_existing, sha256_file
+from elasticlm.files import new_folder, sha256_file
 from elasticlm.model.configuration import TeacherReference
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.folder import LATENCY_FILE, WEIGHTS_FILE
@@ -30,7 +30,6 @@ QUERIES, PASSAGES = 256, 2048  # that graphs are compared on
 def export_level(args: argparse.Namespace) -> None:
     """Write one level as an artifact of its own."""
     level = parse_level(args.level)
-    refuse_existing(args.output, overwrite=args.overwrite)
     model = load_model(args.model)
     alone = export(model, args.model, level)
     file = Path(args.model) / LATENCY_FILE

@@ -6,8 +6,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from elasticlm import command
+from elasticlm.files import claim
 from elasticlm.trainer.inputs import check_data, check_files, check_model
-from elasticlm.trainer.loop_options import add_data_options, add_options, check_output, options_of
+from elasticlm.trainer.loop_options import add_data_options, add_options, options_of
 from elasticlm.trainer.tasks import TASKS, TaskConfig, add_task_options, task_named
 
 if TYPE_CHECKING:
@@ -32,13 +33,13 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     args, config = parse_args(argv)
     options = options_of(args, config.loop)
-    check_output(args)
     check_model("--model", args.model)
     check_data([*args.data, *args.exclude])
     for option, name in config.models.items():
         check_model(option, name)
     check_files(args)
-    train_task(args, config, options)
+    with claim(args.output, overwrite=args.overwrite):
+        train_task(args, config, options)
 
 
 def train_task(args: argparse.Namespace, config: TaskConfig, options: Any) -> None:

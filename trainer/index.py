@@ -3,15 +3,15 @@
 An interrupted run continues where it stopped: vectors are kept next to the output until it is complete.
 """
 
-import shutil
+import argparse
 import time
 from pathlib import Path
 
 from elasticlm import command
 from elasticlm.arguments import non_negative_int
 from elasticlm.errors import InputError
+from elasticlm.files import claim, remove_folder
 from elasticlm.trainer.inputs import add_teacher_options, check_data, check_model, teacher_settings
-from elasticlm.trainer.loop_options import check_output
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,10 +29,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     args = parser.parse_args(argv)
 
-    started = time.perf_counter()
-    check_output(args)
     check_model("--model", args.model)
     check_data([args.data])
+    with claim(args.output, overwrite=args.overwrite):
+        build(args)
+
+
+def build(args: argparse.Namespace) -> None:
+    """Encode the corpus, write the index and print what it holds; heavy imports begin here."""
+    started = time.perf_counter()
     from elasticlm.model.teacher import load_model, passage_encoder
     from elasticlm.retrieval.data_specs import load_corpus
     from elasticlm.retrieval.passage_index import PassageIndex
@@ -48,7 +53,10 @@ def main(argv: list[str] | None = None) -> None:
     command.say(f"{args.data}: encoding {len(corpus.ids):,} passages")
     texts = TokenizedTexts.of(encoder, corpus.passages, "passage")
     unfinished = Path(args.output).with_name(Path(args.output).name + ".vectors")  # what an interrupted run has done
-    vectors = stored_vectors(encoder, texts, Processes("fp32"), desc="passages", folder=unfinished)
+    processes = Processes("fp32")
+    vectors = stored_vectors(encoder, texts, processes, desc="passages", folder=unfinished)
+    if not processes.is_main:
+        return
     index = PassageIndex.build(
         vectors.all().numpy(),
         corpus.ids,
@@ -58,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         seed=args.seed,
     )
     index.save(args.output, overwrite=args.overwrite)
-    shutil.rmtree(unfinished)
+    remove_folder(unfinished)
     seconds = round(time.perf_counter() - started, 1)
     command.print_table([{"index": args.output, "passages": len(index), "dim": index.dim, "seconds": seconds}])
     command.print_result(

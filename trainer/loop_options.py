@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any
 
 from elasticlm.errors import InputError
-from elasticlm.files import refuse_existing
 
 PRECISIONS = ("auto", "bf16", "fp32")
 OPTIMIZERS, DECAYS = ("adamw", "muon"), ("linear", "cosine", "trapezoid")
@@ -107,11 +106,6 @@ def add_data_options(parser: argparse.ArgumentParser, specs: str) -> None:
     parser.add_argument("--split", default="train", help="split of the data")
     parser.add_argument("--exclude", nargs="+", default=[], metavar="SPEC", help="evaluation sets: training texts that "
                         "share ten consecutive words with any of their passages or queries are dropped")  # fmt: skip
-
-
-def check_output(args: argparse.Namespace) -> None:
-    """Raise InputError if the output exists already and --overwrite is not set."""
-    refuse_existing(args.output, overwrite=args.overwrite)
 
 
 def options_of(args: argparse.Namespace, defaults: LoopOptions) -> LoopOptions:

@@ -4,9 +4,10 @@ import argparse
 
 from elasticlm import command
 from elasticlm.arguments import at_least, non_negative_int, positive_float, positive_int
+from elasticlm.files import claim
 from elasticlm.model.structure import parse_levels
 from elasticlm.trainer.inputs import add_teacher_options, check_data, check_model
-from elasticlm.trainer.loop_options import add_data_options, check_output
+from elasticlm.trainer.loop_options import add_data_options
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -53,9 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point; elasticlm.trainer.pruning does the work."""
     args = parse_args(argv)
     levels = parse_levels(args.levels)
-    check_output(args)
     check_model("--teacher", args.teacher)
     check_data([*args.data, *args.exclude])
-    from elasticlm.trainer.pruning import prune
+    with claim(args.output, overwrite=args.overwrite):
+        from elasticlm.trainer.pruning import prune
 
-    prune(args, levels)
+        prune(args, levels)

@@ -29,7 +29,7 @@ import yaml
 from elasticlm import command
 from elasticlm.command import say
 from elasticlm.errors import InputError
-from elasticlm.files import new_file
+from elasticlm.files import claim, new_file
 from elasticlm.hints import near_match
 
 COMMANDS = ("prune", "distil", "finetune", "index", "evaluate", "compare", "profile", "export")  # that a stage may run
@@ -155,6 +155,12 @@ def main(argv: list[str] | None = None) -> None:
                         "second run with the same settings goes on where the first one stopped")  # fmt: skip
     args = parser.parse_args(argv)
     recipe, output = Recipe.read(args.recipe).with_settings(args.set), Path(args.output)
+    with claim(output, overwrite=True):
+        run_stages(recipe, output)
+
+
+def run_stages(recipe: Recipe, output: Path) -> None:
+    """Run the stages that are not done yet, and print how long each took."""
     state_file = output / STATE_FILE
     done: list[dict[str, Any]] = json.loads(state_file.read_text("utf-8"))["stages"] if state_file.exists() else []
     settings, todo = recipe.commands(output)

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from elasticlm.backend.graph_hashes import new_graphs
 from elasticlm.backend.onnx_runtime import (
     EXPORT_FILE,
     OnnxBackend,
     check_export,
     check_precision,
-    graphs_folder,
     installed,
 )
 from elasticlm.backend.torch_backend import TorchBackend
 from elasticlm.errors import InputError
-from elasticlm.files import new_folder, sha256_file
+from elasticlm.files import sha256_file
 from elasticlm.machine import machine
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.folder import WEIGHTS_FILE
@@ -72,7 +72,7 @@ def export(
     from elasticlm.backend.onnx_graph import build_graph
 
     found = {}
-    with new_folder(graphs_folder(artifact, precision), overwrite=True) as folder:
+    with new_graphs(artifact, precision) as folder:
         for level in model.levels:
             apart = outliers(model, level, texts) if precision == "int8" else None
             graph = build_graph(model.encoder, model.structures[level], model.config.hidden_act,
@@ -120,7 +120,7 @@ def outliers(model: ElasticModel, level: Level, texts: Sequence[str]) -> list[li
 
 
 def ensure_exported(model: ElasticModel, artifact: str | Path, precision: str) -> None:
-    """Export the graphs of fp32 anew where they are missing or those of other weights.
+    """Export the graphs of fp32 anew where they are missing, damaged or those of other weights.
 
     Raises InputError where that does not work, and for int8, which wants real texts to be compared on (it says how).
     """

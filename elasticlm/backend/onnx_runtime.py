@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from elasticlm.backend import PRECISIONS, SPLIT_FROM
+from elasticlm.backend.graph_hashes import check_hashes, graphs_folder, listed
 from elasticlm.errors import InputError
 from elasticlm.files import sha256_file
 from elasticlm.model.encoder import ElasticEncoder
 from elasticlm.model.folder import WEIGHTS_FILE
 from elasticlm.model.structure import Level, level_name
 
-FOLDER, EXPORT_FILE = "onnx", "export.json"
+EXPORT_FILE = "export.json"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 EMBEDDINGS, MASK, HIDDEN = "embeddings", "attention_mask", "hidden"
 
@@ -37,14 +38,14 @@ def installed() -> bool:
     return True
 
 
-def graphs_folder(artifact: str | Path, precision: str) -> Path:
-    """Where an artifact keeps the graphs of a precision."""
-    return Path(artifact) / FOLDER / precision
-
-
 def is_exported(artifact: str | Path, precision: str) -> bool:
     """Whether an artifact has graphs of a precision and ONNX Runtime is there to run them."""
-    return installed() and (graphs_folder(artifact, precision) / EXPORT_FILE).is_file()
+    return installed() and has_graphs(artifact, precision)
+
+
+def has_graphs(artifact: str | Path, precision: str) -> bool:
+    """Whether an artifact has graphs of a precision."""
+    return (graphs_folder(artifact, precision) / EXPORT_FILE).is_file() and listed(artifact, precision) != {}
 
 
 def check_precision(precision: str) -> None:
@@ -54,12 +55,13 @@ def check_precision(precision: str) -> None:
 
 
 def check_export(artifact: str | Path, precision: str) -> None:
-    """Raise InputError unless the artifact holds graphs of this precision, made from the weights that it has now."""
+    """Raise InputError unless the artifact holds graphs of this precision as they were exported, from its weights."""
     check_precision(precision)
     file = graphs_folder(artifact, precision) / EXPORT_FILE
     how = f"make them with `elasticlm export --model {artifact} --onnx {precision}`"
     if not file.is_file():
         raise InputError(f"{artifact}: has no ONNX graphs in {precision}; {how}")
+    check_hashes(artifact, precision, how)
     if json.loads(file.read_text("utf-8"))["weights_sha256"] != sha256_file(Path(artifact) / WEIGHTS_FILE):
         raise InputError(f"{file.parent}: made from other weights than {WEIGHTS_FILE} holds now; {how}")
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from elasticlm.errors import InputError
+from elasticlm.files import lock, new_file
 from elasticlm.model.configuration import (
     FORMAT_VERSION,
     ElasticConfig,
@@ -61,6 +62,15 @@ def read_config(folder: str | Path) -> ElasticConfig:
     except Exception as error:  # whatever JSON and the configuration class report
         raise InputError(f"{file}: not a valid configuration ({error})") from None
     return config
+
+
+def update_config(folder: str | Path, fields: Mapping[str, Any]) -> None:
+    """Replace fields of a folder's config.json. All others stay, whatever another process has written meanwhile."""
+    file = Path(folder) / CONFIG_FILE
+    with lock(file, wait=True):
+        updated = json.loads(file.read_text(encoding="utf-8")) | fields
+        with new_file(file) as temporary:
+            temporary.write_text(json.dumps(updated, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def validate(config: ElasticConfig) -> ElasticStructure:

@@ -247,6 +247,7 @@ class ElasticConfig(PreTrainedConfig):
         pooling, normalize: how hidden states become a vector ("mean" or "cls"), and whether it has length 1.
         dense: the linear layers after pooling, a tuple of DenseLayer; normalisation comes after them.
         levels: ``{"50": {"heads": [one number per layer], "neurons": [..]}, ...}``, nested.
+        graphs: SHA-256 of the files of the ONNX graphs, by precision and name, see elasticlm.backend.graph_hashes.
     """
 
     model_type = "elastic"
@@ -276,6 +277,7 @@ class ElasticConfig(PreTrainedConfig):
     normalize: bool = False
     dense: Any = None
     levels: dict[str, dict[str, Any]] | None = None
+    graphs: dict[str, dict[str, str]] | None = None
     prompts: Any = None
     max_tokens: Any = None
     teacher: Any = None
@@ -313,6 +315,7 @@ class ElasticConfig(PreTrainedConfig):
         for name, part in self.PARTS.items():  # Hugging Face may have set plain JSON in the meantime
             fields[name] = part.from_json(getattr(self, name), name).to_json()
         fields["dense"] = [DenseLayer.from_json(layer, "dense").to_json() for layer in self.dense or ()] or None
+        fields["graphs"] = {}  # whoever writes graphs into the folder lists them then
         for unused in ("id2label", "label2id"):  # Hugging Face fills them in for every model
             fields.pop(unused, None)
         return fields

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from elasticlm.backend import BACKENDS, Backend, counted_tokens
-from elasticlm.backend.onnx_runtime import OnnxBackend, check_export, graphs_folder
+from elasticlm.backend.graph_hashes import graphs_folder
+from elasticlm.backend.onnx_runtime import OnnxBackend, check_export
 from elasticlm.backend.torch_backend import TorchBackend
 from elasticlm.command import progress
 from elasticlm.errors import InputError

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from elasticlm.command import progress
 from elasticlm.errors import InputError
-from elasticlm.files import new_folder
+from elasticlm.files import lock, new_folder
 from elasticlm.retrieval.beir import HEADERS, BeirFolder, read_jsonl
 from elasticlm.retrieval.corpus import cache_folder, sha1_share
 
@@ -85,9 +85,11 @@ class Pydoc(BeirFolder):
         count = int(passages or PASSAGES)
         folder = cache_folder() / "pydoc" / f"{environment_key()}-{count}"
         if not folder.is_dir():
-            made = select(read_docstrings(), count)
-            with new_folder(folder, overwrite=True) as temporary:
-                write(made, temporary)
+            with lock(folder, wait=True):
+                if not folder.is_dir():  # nobody has made it in the meantime
+                    made = select(read_docstrings(), count)
+                    with new_folder(folder) as temporary:
+                        write(made, temporary)
         super().__init__(folder, spec=f"pydoc:{passages}" if passages else "pydoc")
 
     def queries(self, split: str) -> tuple[list[str], list[str]]:

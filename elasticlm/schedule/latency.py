@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from elasticlm.errors import InputError
-from elasticlm.files import new_file
+from elasticlm.files import lock, new_file
 from elasticlm.machine import machine
 from elasticlm.model.folder import LATENCY_FILE
 from elasticlm.model.structure import Level, level_name, parse_level
@@ -178,15 +178,16 @@ class LatencyTable:
 
     def write(self, file: str | Path) -> None:
         """Write the table into latency.csv. It replaces a table of the same setup; tables of other setups are kept."""
-        others = [table for table in read_tables(file) if table.setup != self.setup] if Path(file).exists() else []
-        with new_file(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
-            writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-            out.writelines(f"# {note}\n" for note in self.notes)
-            writer.writeheader()
-            self._write_cells(writer)
-            for table in others:
-                out.writelines(f"# {note}\n" for note in table.notes or ("",))
-                table._write_cells(writer)
+        with lock(file, wait=True):
+            others = [table for table in read_tables(file) if table.setup != self.setup] if Path(file).exists() else []
+            with new_file(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
+                writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+                out.writelines(f"# {note}\n" for note in self.notes)
+                writer.writeheader()
+                self._write_cells(writer)
+                for table in others:
+                    out.writelines(f"# {note}\n" for note in table.notes or ("",))
+                    table._write_cells(writer)
 
     def _write_cells(self, writer: "csv.DictWriter[str]") -> None:
         for cell in self.cells:

@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import elasticlm
+from elasticlm.backend import PRECISIONS
+from elasticlm.backend.graph_hashes import graphs_folder
+from elasticlm.backend.onnx_runtime import check_export, has_graphs
 from elasticlm.errors import InputError
 from elasticlm.model.artifact import read_config
 from elasticlm.model.folder import CONFIG_FILE, GRAPHS_FOLDER, LATENCY_FILE, QUALITY_FILE, WEIGHTS_FILE
@@ -166,10 +169,12 @@ def stage(
 
 
 def _copy_artifact(artifact: Path, target: Path, left_out: Sequence[str]) -> None:
-    """Copy the files of an artifact that are needed to serve it."""
+    """Copy the files of an artifact that are needed to serve it, graphs only if they are those of the export."""
     files = [file for pattern in SERVED_FILES for file in sorted(artifact.glob(pattern))]
-    if GRAPHS_FOLDER not in left_out:
-        files += [file for file in sorted(artifact.glob(f"{GRAPHS_FOLDER}/*/*")) if file.parent.name not in left_out]
+    for precision in PRECISIONS["onnx"]:
+        if not {GRAPHS_FOLDER, precision} & set(left_out) and has_graphs(artifact, precision):
+            check_export(artifact, precision)
+            files += sorted(graphs_folder(artifact, precision).glob("[!.]*"))
     for file in files:
         parts = [artifact / part for part in (file, *file.parents) if artifact in part.parents]
         if link := next((part for part in parts if part.is_symlink()), None):

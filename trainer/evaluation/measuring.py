@@ -12,7 +12,8 @@ import torch
 
 from elasticlm import command
 from elasticlm.errors import InputError
-from elasticlm.files import new_folder
+from elasticlm.files import lock, new_folder
+from elasticlm.model.artifact import update_config
 from elasticlm.model.configuration import Calibration, Fusion
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.folder import QUALITY_FILE
@@ -46,7 +47,8 @@ def evaluate(args: argparse.Namespace) -> None:
     levels = parse_levels(args.levels) if args.levels else () if retrieving.is_teacher(model) else model.levels
     for level in levels:
         model.structures[level]  # refuses a level that is not there, before any work
-    quality = _read_quality(Path(args.model)) if args.save else {}
+    if args.save:
+        _read_quality(Path(args.model))  # refuses a folder that cannot take the result, before any work
 
     def finish(result: Evaluation, *, shown: Sequence[str] = (), **more: Any) -> dict[str, Any]:
         """Write the evaluation, and return what the last line of the output says."""
@@ -56,7 +58,7 @@ def evaluate(args: argparse.Namespace) -> None:
         whole.write(args.output, overwrite=args.overwrite)
         fields = whole.to_json()
         if args.save:
-            _save_quality(args, quality, fields)
+            _save_quality(args, fields)
         keys = [key for key in (*SUMMARY, *shown) if fields.get(key)]
         return {"output": args.output} | more | {key: fields[key] for key in keys}
 
@@ -119,7 +121,8 @@ def evaluate_reranker(
         known = {name: found for name, found in scores.items() if name in fitted}
         facts["calibration"] = calibration.report(known, relevant, fitted)
     if args.fuse or args.calibrate:
-        model.config.save_pretrained(args.model)
+        fitted_parts = ("fusion",) * args.fuse + ("calibration",) * args.calibrate
+        update_config(args.model, {name: getattr(model.config, name).to_json() for name in fitted_parts})
     return replace(result, facts={**result.facts, **facts}), runs
 
 
@@ -156,12 +159,14 @@ def _write_runs(args: argparse.Namespace, runs: Mapping[str, metrics.Run]) -> No
                 metrics.write_trec_run(folder / f"{name}.run", run, tag=f"elasticlm-{name}")
 
 
-def _save_quality(args: argparse.Namespace, quality: dict[str, Any], fields: Mapping[str, Any]) -> None:
+def _save_quality(args: argparse.Namespace, fields: Mapping[str, Any]) -> None:
     """Write the evaluation into the artifact's quality.json, next to those of other data."""
+    file = Path(args.model) / QUALITY_FILE
     kept = {key: fields[key] for key in ("split_sha256", "metrics", "retention")}
     variant = "" if args.precision == "fp32" else f"#{args.precision}"
-    quality[f"{args.data}#{args.split}{variant}"] = kept | {"queries": len(fields["query_ids"])}
-    write_json(Path(args.model) / QUALITY_FILE, quality, overwrite=True)
+    added = {f"{args.data}#{args.split}{variant}": kept | {"queries": len(fields["query_ids"])}}
+    with lock(file, wait=True):
+        write_json(file, _read_quality(Path(args.model)) | added, overwrite=True)
 
 
 def _read_quality(folder: Path) -> dict[str, Any]:
