@@ -11,6 +11,7 @@ All functions are pure: they use no server, no model and no clock. A body is one
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -165,9 +166,8 @@ def _without_duplicates(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the fields of an object. Raises RequestError if two have the same name: which one counts is undefined."""
     value = dict(fields)
     if len(value) < len(fields):
-        names = [name for name, _ in fields]
-        twice = next(name for name in value if names.count(name) > 1)
-        raise RequestError("duplicate_field", f"field {twice[:80]!r} occurs {names.count(twice)} times")
+        twice, times = Counter(name for name, _ in fields).most_common(1)[0]
+        raise RequestError("duplicate_field", f"field {twice[:80]!r} occurs {times} times")
     return value
 
 
@@ -217,8 +217,8 @@ def latency_budget_ms(header: str | None, setting_ms: float) -> float:
     """Return T_i = min(T, X-Latency-Budget-Ms); raises RequestError unless the header is a number above 0."""
     if header is None:
         return setting_ms
-    try:
-        requested_ms = float(header)
+    try:  # float() also reads other scripts' digits, and 1_000
+        requested_ms = float(header) if header.isascii() and "_" not in header else math.nan
     except ValueError:
         requested_ms = math.nan
     if not (math.isfinite(requested_ms) and requested_ms > 0):
