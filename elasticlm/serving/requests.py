@@ -25,6 +25,8 @@ KINDS = ("query", "passage")
 FORMS = (("text", "as"), ("texts", "as"), ("query", "k"), ("query", "passages"), ("sentence1", "sentence2"))
 FIELDS = tuple(dict.fromkeys(field for form in FORMS for field in form))
 OPTIONAL = {"as", "sentence2"}
+BLANK_FROM = 4096
+"""A text that has so many characters after its leading spaces, and none of them is visible, is blank."""
 EXPECTED = "send exactly one of {text, as}, {texts, as}, {query, k}, {query, passages}, {sentence1, sentence2}"
 
 
@@ -250,7 +252,7 @@ def _checked_text(text: Any, name: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise RequestError("bad_text", f"{name} contains an unpaired surrogate, which is not a character") from None
-    if not any(char.isprintable() and not char.isspace() for char in text):
+    if not any(char.isprintable() for char in text.lstrip()[:BLANK_FROM] if not char.isspace()):
         raise RequestError("empty_text", f"{name} is {'blank' if text else 'empty'}")
     return text
 

@@ -39,6 +39,8 @@ SETTINGS = Settings(latency_budget_ms=250, max_texts=2, max_passages=3, max_k=10
         ({"sentence1": "ice", "sentence2": "snow"}, Classify("ice", "snow")),
         ({"sentence1": "ice", "sentence2": None}, Classify("ice", None)),
         ({"sentence1": "ice"}, Classify("ice", None)),
+        ({"text": " " * 200_000 + "ice"}, Embed(" " * 200_000 + "ice", "query")),
+        ({"text": "\x00" * 4000 + "ice"}, Embed("\x00" * 4000 + "ice", "query")),
         ({"text": "🧊 \x00 glacier\n"}, Embed("🧊 \x00 glacier\n", "query")),
     ],
 )
@@ -76,6 +78,7 @@ def test_each_form_becomes_its_request(value, request_):
         ({"text": ""}, "empty_text", "text is empty"),
         ({"text": " \t\n\u3000"}, "empty_text", "text is blank"),
         ({"text": "\x00\u200b"}, "empty_text", "text is blank"),
+        ({"text": "\x00" * 5000 + "ice"}, "empty_text", "text is blank"),  # looks no further than this
         ({"text": "\ud800"}, "bad_text", "surrogate"),
         ({"text": "ice", "as": "passages"}, "bad_value", "did you mean 'passage'?"),
         ({"text": "ice", "as": None}, "wrong_type", "as is null"),
