@@ -17,7 +17,13 @@ PIECES = ("ice", "the river and the rain ", " ", "\n", "\t", "\x00", "\u200b", "
           "العربية", "🧊", "👩‍👩‍👧‍👦", "\ufeff", "\u202e", "\U0010ffff", '"', "\\", "'", "{", "]", "%s", "' OR 1=1 --",
           "a" * 50, "!" * 50)  # fmt: skip
 WRONG_TYPES: tuple[Any, ...] = (0, -1, 1.5, 1e308, True, False, [], {}, [[]], {"text": "a"}, [None], [1], [["a"]])
-FORMS = ({"text": "a"}, {"texts": ["a"]}, {"query": "a", "k": 1}, {"query": "a", "passages": ["a"]}, {"sentence1": "a"})
+FORMS: tuple[dict[str, Any], ...] = (
+    {"text": "a"},
+    {"texts": ["a"]},
+    {"query": "a", "k": 1},
+    {"query": "a", "passages": ["a"]},
+    {"sentence1": "a"},
+)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,9 @@ class Settings(SettingsGroup):
     """Take the age of a request from the header X-Request-Start."""
     trust_latency_budget: bool = True
     """Let a request ask for a smaller budget with the header X-Latency-Budget-Ms."""
+    trust_for_batch: bool = False
+    """Let these two headers of one request lower the level of its whole batch. If false, they count for the request
+    alone: it may be refused, but it lowers the level only where it has no batch mates."""
     profile_on_start: bool = False
     """Measure a few runs of each level before READY and scale the latency table to them."""
     correct_table: bool = True
