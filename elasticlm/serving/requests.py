@@ -117,7 +117,7 @@ def accept(
         age_ms: how long the request has waited.
     """
     request = parse(read_body(body, settings), settings)
-    refuse_unserved(request, service)
+    refuse_unserved(request, service, settings)
     header = headers.get("x-latency-budget-ms") if settings.trust_latency_budget else None
     budget_ms = latency_budget_ms(header, settings.budget_ms)
     return AcceptedRequest(request, age_ms, budget_ms, wants_binary(headers.get("accept"), request))
@@ -195,7 +195,7 @@ def parse(value: Any, settings: Settings) -> Request:
     return Classify(_text(value, "sentence1"), second)
 
 
-def refuse_unserved(request: Request, service: Service) -> None:
+def refuse_unserved(request: Request, service: Service, settings: Settings) -> None:
     """Raise RequestError if the archive cannot answer this request."""
     served = {"embed": Embed | EmbedMany | Search, "search": Search, "score": Score, "classify": Classify}[service.task]
     if not isinstance(request, served):
@@ -207,11 +207,19 @@ def refuse_unserved(request: Request, service: Service) -> None:
         raise RequestError(
             "no_index", "this archive has no index: pack it with elasticlm archive --index DIR to answer searches"
         )
-    if isinstance(request, Embed | EmbedMany) and request.kind == "passage" and service.passages_encoder != "largest":
+    if not (isinstance(request, Embed | EmbedMany) and request.kind == "passage"):
+        return
+    if service.passages_encoder != "largest":
         raise RequestError(
             "wrong_encoder",
             "passages of this model are encoded by its teacher, not by the model itself: "
             "embed them with `elasticlm index`",
+        )
+    if settings.passages != "largest":
+        raise RequestError(
+            "no_passages",
+            "this archive does not embed passages, which run at the largest level whatever the load: pack it with "
+            "`elasticlm archive --passages largest` (setting passages)",
         )
 
 

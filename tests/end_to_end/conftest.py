@@ -40,7 +40,7 @@ def archives(tiny_artifact, tiny_bert, tmp_path_factory):
         "score": archive("score", reranker, folder, **SCHEDULE),
         "classify": archive("classify", classifier, folder, **SCHEDULE),
         "search": archive("search", query_side, folder, index=index_of(tiny_bert), **SCHEDULE),
-        "both": archive("both", both_sides, folder, **SCHEDULE),
+        "both": archive("both", both_sides, folder, **SCHEDULE, passages="largest"),
         "strict": archive("strict", query_side, folder, **SCHEDULE | {"late": "reject"}),
         "onnx": archive("onnx", on_onnx(query_side, folder / "onnx-side"), folder, **SCHEDULE, backend="onnx"),
     }

@@ -22,7 +22,9 @@ from elasticlm.serving.requests import (
 )
 from elasticlm.serving.settings import Settings
 
-SETTINGS = Settings(latency_budget_ms=250, max_texts=5, max_passages=6, max_k=20, max_body_bytes=4000)
+SETTINGS = Settings(
+    latency_budget_ms=250, max_texts=5, max_passages=6, max_k=20, passages="largest", max_body_bytes=4000
+)
 SERVICES = {task: Service(task, "largest", has_index=True) for task in ("embed", "search", "score", "classify")}
 EXAMPLES = hypothesis.settings(derandomize=True, database=None, deadline=None, max_examples=300)
 

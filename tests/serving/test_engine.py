@@ -125,6 +125,18 @@ def test_time_for_passages_in_the_batch_is_missing_to_its_queries(both_sides):
     assert served.answer([Embed(TEXTS[0]), Embed(TEXTS[0], "passage")], load)[0].level == 50
 
 
+def test_passages_among_the_requests_of_late_are_expected_in_the_queue(both_sides):
+    served = answerer(both_sides, policy="deadline")
+    load = Load(queue_depth=3, ages_ms=(0.0,), budget_ms=250.0)  # 4 x 40 ms <= .9 x 250 ms
+    assert served.answer([Embed(TEXTS[0])], load)[0].level == 100
+    for _ in range(40):
+        served.answer([Embed(TEXTS[0], "passage")], load)
+    assert served.answer([Embed(TEXTS[0])], load)[0].level < 100
+    for _ in range(60):
+        served.answer([Embed(TEXTS[0])], load)
+    assert served.answer([Embed(TEXTS[0])], load)[0].level == 100
+
+
 def test_search_finds_what_the_index_holds_in_its_own_ids(query_side):
     served = answerer(query_side)
     answers = served.answer([Search("the river and the rain", 2), Embed("ice"), Search("a wolf", 99)], IDLE)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,7 @@ from elasticlm.serving.requests import (
 from elasticlm.serving.settings import Settings
 
 SETTINGS = Settings(latency_budget_ms=250, max_texts=2, max_passages=3, max_k=10, max_body_bytes=1000)
+PASSAGES_TOO = replace(SETTINGS, passages="largest")
 
 
 @pytest.mark.parametrize(
@@ -154,11 +156,20 @@ def test_deeply_nested_json_is_refused_not_fatal():
 )
 def test_what_an_archive_cannot_answer_is_refused(request_, service, code):
     if code is None:
-        refuse_unserved(request_, service)
+        refuse_unserved(request_, service, PASSAGES_TOO)
         return
     with pytest.raises(RequestError) as error:
-        refuse_unserved(request_, service)
+        refuse_unserved(request_, service, PASSAGES_TOO)
     assert error.value.code == code
+
+
+@pytest.mark.parametrize("request_", [Embed("ice", "passage"), EmbedMany(("ice",), "passage")])
+def test_passages_are_refused_unless_the_archive_was_packed_for_them(request_):
+    with pytest.raises(RequestError, match="--passages largest") as error:
+        refuse_unserved(request_, Service("embed", "largest"), SETTINGS)
+    assert (error.value.code, error.value.status) == ("no_passages", 400)
+    refuse_unserved(type(request_)(request_.texts if isinstance(request_, EmbedMany) else request_.text),
+                    Service("embed", "largest"), SETTINGS)  # fmt: skip
 
 
 @pytest.mark.parametrize(
