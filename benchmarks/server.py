@@ -150,6 +150,7 @@ class TorchServe:
         self._logs.mkdir(parents=True, exist_ok=True)
         ports = free_ports(7)
         self.inference_url, self.management_url, self.metrics_url = (f"http://127.0.0.1:{port}" for port in ports[:3])
+        self.grpc_port = ports[3]
         versions = {name: self._install(name, path) for name, path in self.archives.items()}
         properties: dict[str, object] = {
             "inference_address": self.inference_url,

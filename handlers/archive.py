@@ -24,6 +24,7 @@ from elasticlm.model.folder import CONFIG_FILE, LATENCY_FILE
 from elasticlm.retrieval.data_specs import check_spec
 from elasticlm.schedule.cascade import PAIRS_FILE
 from elasticlm.schedule.policies import parse_policy
+from elasticlm.serving.settings import PASSAGES, Settings
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,6 +77,9 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--policy", metavar="SPEC", help="deadline:t=250, slack:t=250,alpha=0.6, queue:t=250 or "
                          "fixed:50 (with --reranker fixed:50+10), t in ms (default: deadline with t = 5 times the "
                          "service time of the largest level)")  # fmt: skip
+    options.add_argument("--passages", default=Settings.passages, choices=PASSAGES, help="texts to be embedded as "
+                         "passages: refuse, or answer at the largest level whatever the load, which slows down the "
+                         "queries beside them; needs a model that encodes its own passages")  # fmt: skip
     options.add_argument("--backend", default="auto", choices=("auto", *BACKENDS), help="backend that runs the levels; "
                          "auto: the fastest that `elasticlm profile` measured")  # fmt: skip
     options.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS["onnx"]), help="precision of "

@@ -65,6 +65,8 @@ def make_archive(options: argparse.Namespace, target: Path) -> None:
     setup = table.setup
     if setup.backend == "onnx":
         onnx_export.ensure_exported(model, artifact, setup.precision)
+    if options.passages == "largest" and model.config.passages.encoder != "largest":
+        raise InputError(f"--passages largest: the passages of {artifact} are encoded by its teacher")
     index = read_index(options, model) if options.index else None
     second: SecondStage | None = None
     times: Table[Any] = table
@@ -92,7 +94,7 @@ def make_archive(options: argparse.Namespace, target: Path) -> None:
     config = fill(TEMPLATE.read_text(encoding="utf-8"), {
         "minWorkers": options.workers, "maxWorkers": options.workers, "batchSize": options.batch_size,
         "maxBatchDelay": options.max_batch_delay_ms, "jobQueueSize": waiting, "threads": setup.threads,
-        "backend": setup.backend, "precision": setup.precision, **schedule, **limits,
+        "backend": setup.backend, "precision": setup.precision, "passages": options.passages, **schedule, **limits,
         "responseTimeout": max(LEAST_RESPONSE_TIMEOUT_S, math.ceil(RESPONSE_TIMEOUT_IN_BUDGETS * budget_ms / 1000)),
     })  # fmt: skip
     read_handler_section(yaml.safe_load(config)["handler"])

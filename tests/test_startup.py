@@ -42,6 +42,7 @@ MISSING = [
     "policies --model nowhere --arrivals poisson:10 --output {out}",
     "engines --model nowhere --output {out}",
     "overhead --archive nowhere.mar --output {out}",
+    "fuzz --archive nowhere.mar --output {out}",
     "soak --archive nowhere.mar --output {out}",
     "signal --archive nowhere.mar --output {out}",
     "validate --model nowhere --runs nowhere --output {out}",

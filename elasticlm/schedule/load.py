@@ -33,6 +33,8 @@ class Load:
         ages_ms: how long each request of the batch has waited already, None if unknown; empty if none is known.
         budgets_ms: the budget of each request of the batch, in the order of ``ages_ms``; empty if they have none of
             their own.
+        counted_ages_ms: the same as ages_ms, as far as they are known without the requests' own headers. If this is
+            given, what the requests state of themselves does not change the level of a batch of several. None: it does.
         waiting_ages_ms: the same as ages_ms for the requests behind the batch, in order of arrival; those at the end
             may be missing.
     """
@@ -55,6 +57,7 @@ class Load:
     budget_ms: float = math.inf
     ages_ms: tuple[float | None, ...] = ()
     budgets_ms: tuple[float, ...] = ()
+    counted_ages_ms: tuple[float | None, ...] | None = None
     waiting_ages_ms: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
@@ -67,15 +70,15 @@ class Load:
         for name in ("queue_depth", "overhead_ms", "turnaround_ms", "refusal_ms", "arrivals_rps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"load: {name} is {getattr(self, name)}, expected 0 or more")
-        for name in ("ages_ms", "budgets_ms"):
-            if len(getattr(self, name)) not in (0, self.batch):
+        for name in ("ages_ms", "budgets_ms", "counted_ages_ms"):
+            if len(getattr(self, name) or ()) not in (0, self.batch):
                 raise InputError(f"load: {len(getattr(self, name))} {name} for a batch of {self.batch}")
         if not 0 < self.table_ratio < math.inf:
             raise InputError(f"load: table_ratio is {self.table_ratio}, expected a number above 0")
         if not self.budget_ms > 0:
             raise InputError(f"load: budget_ms is {self.budget_ms}, expected a time above 0 ms")
-        for name in ("ages_ms", "waiting_ages_ms"):
-            known = [age for age in getattr(self, name) if age is not None]
+        for name in ("ages_ms", "waiting_ages_ms", "counted_ages_ms"):
+            known = [age for age in getattr(self, name) or () if age is not None]
             if known and not (min(known) >= 0 and sum(known) < math.inf):  # NaN is not below
                 raise InputError(f"load: {name}: expected times of 0 ms or more")
         if not all(budget > 0 for budget in self.budgets_ms):
@@ -103,4 +106,18 @@ class Load:
         if count == self.batch:
             return self
         rows = max(1, round(self.rows * count / self.batch))
-        return replace(self, batch=count, rows=rows, ages_ms=of(self.ages_ms), budgets_ms=of(self.budgets_ms))
+        counted = None if self.counted_ages_ms is None else of(self.counted_ages_ms)
+        return replace(
+            self, batch=count, rows=rows, ages_ms=of(self.ages_ms), budgets_ms=of(self.budgets_ms),
+            counted_ages_ms=counted,
+        )  # fmt: skip
+
+    def for_level(self) -> "Load":
+        """Return the load for which the level is chosen.
+
+        A request that is alone in its batch may ask for a smaller level. Where several share a batch, and what they
+        state of themselves is not trusted, it is the load without their own ages and budgets.
+        """
+        if self.counted_ages_ms is None or self.batch == 1:
+            return self
+        return replace(self, ages_ms=self.counted_ages_ms, budgets_ms=(), counted_ages_ms=None)

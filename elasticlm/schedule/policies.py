@@ -57,9 +57,10 @@ def decide(policy: Policy, table: Table[ChoiceT], load: Load, late: str = "shed"
         load = replace(load, budget_ms=policy.budget_ms)
     found = triage(table, smallest, load, late)
     kept = [i for i in range(load.batch) if i not in found.refused]
+    refused = tuple(sorted((*found.refused, *found.by_own_headers)))
     if not kept:
-        return Decision(smallest, found.refused)
-    return Decision(policy.choose(table, load.of_requests(kept), found), found.refused)
+        return Decision(smallest, refused)
+    return Decision(policy.choose(table, load.for_level().of_requests(kept), found), refused)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ requests ahead of it that are savable themselves. The others are assumed to be r
 
 An unknown age counts as 0, and a request of unknown age is never refused. Budgets below r + t_min(one request) are
 raised to it.
+
+Ages and budgets from a request's own headers are not trusted to change the level of its batch mates, unless a setting
+says so (Load.counted_ages_ms): where several share a batch, the level is chosen without them. They still decide
+whether the request itself is refused.
 """
 
 import math
@@ -35,10 +39,13 @@ class Triage:
         due: for each number of rounds n that a savable request waits (0: in hand), how far the most urgent one is from
             its planned time, without service times: the largest a_i + r + w_i - 0.9 T_i in ms. Empty if no request is
             savable.
+        by_own_headers: positions of further requests that are refused, because of what they state of themselves; the
+            level is chosen as if they were answered.
     """
 
     refused: tuple[int, ...]
     due: tuple[tuple[int, float], ...]
+    by_own_headers: tuple[int, ...] = ()
 
 
 def triage(table: Table[ChoiceT], smallest: ChoiceT, load: Load, late: str) -> Triage:
@@ -48,23 +55,34 @@ def triage(table: Table[ChoiceT], smallest: ChoiceT, load: Load, late: str) -> T
         smallest: the smallest level that the policy can choose.
         late: one of LATE.
     """
-    ages_ms = load.ages_ms or (None,) * load.batch
-    one_ms = table.mean_ms(smallest, load.rows / load.batch, load.tokens)
+    plan = load.for_level()
+    savable, lost = _in_hand(table, smallest, plan)
+    due = {0: max(savable)} if savable else {}
+    if math.isfinite(load.budget_ms):
+        in_hand_ms = load.overhead_ms + table.mean_ms(smallest, load.rows, load.tokens)
+        _add_waiting(due, table, smallest, load, in_hand_ms, len(lost), late)
+    refuses = late == "reject" or (late == "shed" and bool(due))
+    refused = [i for i in lost if plan.ages_ms and plan.ages_ms[i] is not None] if refuses else []
+    by_own_headers: list[int] = []
+    if refuses and plan is not load:
+        _, own_lost = _in_hand(table, smallest, load)
+        by_own_headers = [i for i in own_lost if load.ages_ms and load.ages_ms[i] is not None and i not in refused]
+    return Triage(tuple(refused), tuple(due.items()), tuple(by_own_headers))
+
+
+def _in_hand(table: Table[ChoiceT], smallest: ChoiceT, load: Load) -> tuple[list[float], list[int]]:
+    """Return a_i + r - 0.9 T_i of the savable requests of the batch, in ms, and the positions of the others."""
     in_hand_ms = load.overhead_ms + table.mean_ms(smallest, load.rows, load.tokens)
-    floor_ms = load.overhead_ms + one_ms
-    budgets_ms = [min(load.budget_ms, max(budget, floor_ms)) for budget in load.budgets_ms or (math.inf,) * load.batch]
-    due: dict[int, float] = {}
-    lost = []
-    for i, (age, budget) in enumerate(zip(ages_ms, budgets_ms, strict=True)):
-        if (age or 0.0) + in_hand_ms <= budget:
-            over = (age or 0.0) + load.overhead_ms - MARGIN * budget
-            due[0] = max(over, due.get(0, -math.inf))
+    floor_ms = load.overhead_ms + table.mean_ms(smallest, load.rows / load.batch, load.tokens)
+    savable, lost = [], []
+    for i in range(load.batch):
+        age_ms = (load.ages_ms[i] if load.ages_ms else None) or 0.0
+        budget_ms = min(load.budget_ms, max(load.budgets_ms[i], floor_ms)) if load.budgets_ms else load.budget_ms
+        if age_ms + in_hand_ms <= budget_ms:
+            savable.append(age_ms + load.overhead_ms - MARGIN * budget_ms)
         else:
             lost.append(i)
-    if math.isfinite(load.budget_ms):
-        _add_waiting(due, table, smallest, load, in_hand_ms, len(lost), late)
-    refusable = [i for i in lost if ages_ms[i] is not None] if late == "reject" or (late == "shed" and due) else []
-    return Triage(tuple(refusable), tuple(due.items()))
+    return savable, lost
 
 
 def _add_waiting(

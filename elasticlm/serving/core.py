@@ -130,6 +130,8 @@ class ServingCore:
         accepted = [item for item in read if isinstance(item, AcceptedRequest)]
         if not accepted:
             return [item for item in read if isinstance(item, RequestError)]
+        ages_ms = backlog.ages_ms or (None,) * len(read)
+        counted = [age for item, age in zip(read, ages_ms, strict=True) if isinstance(item, AcceptedRequest)]
         load = Load(
             queue_depth=backlog.queue_depth, queue_full=backlog.queue_full, workers=backlog.workers,
             batch=len(accepted), batch_size=self.batch_size,
@@ -137,6 +139,7 @@ class ServingCore:
             table_ratio=self._ratio.value if settings.correct_table else 1.0,
             arrivals_rps=backlog.arrivals_rps, last_level=self._last_level, budget_ms=settings.budget_ms,
             ages_ms=tuple(item.age_ms for item in accepted), budgets_ms=tuple(item.budget_ms for item in accepted),
+            counted_ages_ms=None if settings.trust_for_batch else tuple(counted),
             waiting_ages_ms=backlog.waiting_ages_ms,
         )  # fmt: skip
         answers = iter(self._answered([item.request for item in accepted], load, stages))

@@ -137,7 +137,8 @@ class Answerer:
         """Return what becomes of each request of a batch, in order: its answer, or the reason why it is refused.
 
         The whole batch runs at one level, which the policy chooses. Passages are the exception: they always run at the
-        largest level, so that passage vectors do not depend on the load. Their time counts as overhead in the choice.
+        largest level, so that passage vectors do not depend on the load. Their time counts as overhead in the choice,
+        and as turnaround for those that are expected among the waiting requests.
 
         Args:
             load: what is known about the queue; this method fills in rows, tokens and batch, and adds to overhead_ms.
@@ -173,17 +174,19 @@ class Answerer:
             shapes: (rows, tokens) of each group.
         """
         elastic = [i for i, request in enumerate(requests) if _kind(request) != "passage"]
+        largest = self.model.structures.largest
+        passages_ms = self.table.mean_ms(largest, *shapes["passage"]) if "passage" in shapes else 0.0
+        self._typical.saw_fixed(len(requests), passages_ms)
         if not elastic:
-            return self.model.structures.largest, set()
-        fixed_ms = self.search_ms * sum(isinstance(request, Search) for request in requests)
-        if "passage" in shapes:
-            fixed_ms += self.table.mean_ms(self.model.structures.largest, *shapes["passage"])
+            return largest, set()
+        fixed_ms = passages_ms + self.search_ms * sum(isinstance(request, Search) for request in requests)
         counted = [shape for kind, shape in shapes.items() if kind != "passage"]
         rows, tokens = sum(rows for rows, _ in counted), max(tokens for _, tokens in counted)
         self._typical.saw(len(elastic), rows=rows, tokens=tokens)
         load = replace(
             load.of_requests(elastic), rows=rows, tokens=tokens, overhead_ms=load.overhead_ms + fixed_ms,
             waiting_rows=self._typical.rows, waiting_tokens=self._typical.tokens,
+            turnaround_ms=load.turnaround_ms + load.batch_size * self._typical.fixed_ms,
         )  # fmt: skip
         decision = decide(self.policy, self.table, load, self.late)
         return decision.level, {elastic[i] for i in decision.refused}

@@ -11,6 +11,7 @@ All functions are pure: they use no server, no model and no clock. A body is one
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,8 @@ KINDS = ("query", "passage")
 FORMS = (("text", "as"), ("texts", "as"), ("query", "k"), ("query", "passages"), ("sentence1", "sentence2"))
 FIELDS = tuple(dict.fromkeys(field for form in FORMS for field in form))
 OPTIONAL = {"as", "sentence2"}
+BLANK_FROM = 4096
+"""A text that has so many characters after its leading spaces, and none of them is visible, is blank."""
 EXPECTED = "send exactly one of {text, as}, {texts, as}, {query, k}, {query, passages}, {sentence1, sentence2}"
 
 
@@ -114,7 +117,7 @@ def accept(
         age_ms: how long the request has waited.
     """
     request = parse(read_body(body, settings), settings)
-    refuse_unserved(request, service)
+    refuse_unserved(request, service, settings)
     header = headers.get("x-latency-budget-ms") if settings.trust_latency_budget else None
     budget_ms = latency_budget_ms(header, settings.budget_ms)
     return AcceptedRequest(request, age_ms, budget_ms, wants_binary(headers.get("accept"), request))
@@ -165,9 +168,8 @@ def _without_duplicates(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the fields of an object. Raises RequestError if two have the same name: which one counts is undefined."""
     value = dict(fields)
     if len(value) < len(fields):
-        names = [name for name, _ in fields]
-        twice = next(name for name in value if names.count(name) > 1)
-        raise RequestError("duplicate_field", f"field {twice[:80]!r} occurs {names.count(twice)} times")
+        twice, times = Counter(name for name, _ in fields).most_common(1)[0]
+        raise RequestError("duplicate_field", f"field {twice[:80]!r} occurs {times} times")
     return value
 
 
@@ -193,7 +195,7 @@ def parse(value: Any, settings: Settings) -> Request:
     return Classify(_text(value, "sentence1"), second)
 
 
-def refuse_unserved(request: Request, service: Service) -> None:
+def refuse_unserved(request: Request, service: Service, settings: Settings) -> None:
     """Raise RequestError if the archive cannot answer this request."""
     served = {"embed": Embed | EmbedMany | Search, "search": Search, "score": Score, "classify": Classify}[service.task]
     if not isinstance(request, served):
@@ -205,11 +207,19 @@ def refuse_unserved(request: Request, service: Service) -> None:
         raise RequestError(
             "no_index", "this archive has no index: pack it with elasticlm archive --index DIR to answer searches"
         )
-    if isinstance(request, Embed | EmbedMany) and request.kind == "passage" and service.passages_encoder != "largest":
+    if not (isinstance(request, Embed | EmbedMany) and request.kind == "passage"):
+        return
+    if service.passages_encoder != "largest":
         raise RequestError(
             "wrong_encoder",
             "passages of this model are encoded by its teacher, not by the model itself: "
             "embed them with `elasticlm index`",
+        )
+    if settings.passages != "largest":
+        raise RequestError(
+            "no_passages",
+            "this archive does not embed passages, which run at the largest level whatever the load: pack it with "
+            "`elasticlm archive --passages largest` (setting passages)",
         )
 
 
@@ -217,8 +227,8 @@ def latency_budget_ms(header: str | None, setting_ms: float) -> float:
     """Return T_i = min(T, X-Latency-Budget-Ms); raises RequestError unless the header is a number above 0."""
     if header is None:
         return setting_ms
-    try:
-        requested_ms = float(header)
+    try:  # float() also reads other scripts' digits, and 1_000
+        requested_ms = float(header) if header.isascii() and "_" not in header else math.nan
     except ValueError:
         requested_ms = math.nan
     if not (math.isfinite(requested_ms) and requested_ms > 0):
@@ -250,7 +260,7 @@ def _checked_text(text: Any, name: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise RequestError("bad_text", f"{name} contains an unpaired surrogate, which is not a character") from None
-    if not any(char.isprintable() and not char.isspace() for char in text):
+    if not any(char.isprintable() for char in text.lstrip()[:BLANK_FROM] if not char.isspace()):
         raise RequestError("empty_text", f"{name} is {'blank' if text else 'empty'}")
     return text
 

@@ -16,6 +16,7 @@ from elasticlm.schedule.policies import ALPHA, Policy, parse_policy
 from elasticlm.schedule.triage import LATE
 
 BACKENDS = ("auto", *backends.BACKENDS)
+PASSAGES = ("refuse", "largest")
 PRECISIONS = ("auto", *backends.PRECISIONS["onnx"])
 
 
@@ -67,6 +68,9 @@ class Settings(SettingsGroup):
     """Precision of weights and matrix products: `fp32`, or `int8` if exported; `auto` works as for the backend."""
     max_tokens: int | None = None
     """Length limit of queries and pairs in tokens, below the artifact's limit. It does not apply to passages."""
+    passages: str = "refuse"
+    """What to do with texts that are to be embedded as passages, if the model encodes its own: `refuse` them, or answer
+    at the `largest` level whatever the load."""
     max_texts: int = 100
     """Maximum number of texts in one embedding request."""
     max_passages: int = 100
@@ -82,6 +86,9 @@ class Settings(SettingsGroup):
     """Take the age of a request from the header X-Request-Start."""
     trust_latency_budget: bool = True
     """Let a request ask for a smaller budget with the header X-Latency-Budget-Ms."""
+    trust_for_batch: bool = False
+    """Let these two headers of one request lower the level of its whole batch. If false, they count for the request
+    alone: it may be refused, but it lowers the level only where it has no batch mates."""
     profile_on_start: bool = False
     """Measure a few runs of each level before READY and scale the latency table to them."""
     correct_table: bool = True
@@ -97,7 +104,7 @@ class Settings(SettingsGroup):
         for name in ("threads", "max_texts", "max_passages", "max_k", "max_body_bytes"):
             _within(name, getattr(self, name), least=1)
         _within("max_tokens", self.max_tokens, least=3)
-        for name, allowed in (("late", LATE), ("backend", BACKENDS), ("precision", PRECISIONS)):
+        for name, allowed in (("late", LATE), ("passages", PASSAGES), ("backend", BACKENDS), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"handler.{name}: {unknown('value', getattr(self, name), allowed)}")
         if (self.backend, self.precision) == ("torch", "int8"):

@@ -57,7 +57,7 @@ def archives(tiny_artifact, tiny_bert, hugging_face, random_scores, tmp_path_fac
     return {
         **{task: archive(task, model, folder, **SCHEDULE) for task, model in headed.items()},
         "search": archive("search", query_side, folder, index=index_of(tiny_bert), **SCHEDULE),
-        "both": archive("both", both_sides, folder, **SCHEDULE),
+        "both": archive("both", both_sides, folder, **SCHEDULE, passages="largest"),
         "strict": archive("strict", query_side, folder, **SCHEDULE | {"late": "reject"}),
         "onnx": archive("onnx", on_onnx(query_side, folder / "onnx-side"), folder, **SCHEDULE, backend="onnx"),
     }

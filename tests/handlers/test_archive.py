@@ -75,6 +75,15 @@ def test_a_rerankers_budget_is_that_of_a_list_of_passages(tiny_artifact, tmp_pat
     assert "level 100 at 8 x 128 tokens" in said.err
 
 
+def test_passages_are_embedded_only_by_archives_that_were_packed_for_it(artifact, tiny_artifact, tmp_path):
+    own = servable(tiny_artifact, tmp_path / "own", MEANS_MS, passages="largest")
+    packed = [settings_of(pack(own, tmp_path / name, *options))["handler"]["passages"]
+              for name, options in (("plain", []), ("opened", ["--passages", "largest"]))]  # fmt: skip
+    assert packed == ["refuse", "largest"]
+    with pytest.raises(InputError, match="are encoded by its teacher"):
+        pack(artifact, tmp_path / "never", "--passages", "largest")
+
+
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [

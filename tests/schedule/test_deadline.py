@@ -2,11 +2,13 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
 from elasticlm import LatencyTable, Load
 from elasticlm.schedule.policies import Deadline, Decision, Fixed, Slack, decide, largest_within
+from elasticlm.schedule.triage import LATE
 
 TABLE = LatencyTable.from_means({100: 50.0, 50: 25.0, 10: 5.0})
 
@@ -98,6 +100,42 @@ def test_budgets_of_clients_count_with_a_floor():
     assert [chosen(budget) for budget in (900.0, 250.0, 57.0, 56.0, 29.0, 28.0)] == [100, 100, 100, 50, 50, 10]
     impossible = Load(ages_ms=(0.0,), budgets_ms=(0.1,), queue_depth=1, overhead_ms=1.0)
     assert decide(Deadline(250.0), TABLE, impossible).refused == ()  # raised to what the smallest level needs
+
+
+def test_what_one_request_states_of_itself_never_changes_the_level_of_its_batch_mates():
+    random.seed(1)
+    lowered = refused = 0
+    for _ in range(3_000):
+        batch, depth = random.randrange(2, 5), random.randrange(6)
+        counted = tuple(random.choice([None, random.uniform(0, 300)]) for _ in range(batch))
+        fields = {
+            "queue_depth": depth, "batch": batch, "rows": batch, "batch_size": 4, "budget_ms": 250.0,
+            "overhead_ms": 2.0, "refusal_ms": 3.0, "turnaround_ms": random.uniform(0, 5), "counted_ages_ms": counted,
+            "waiting_ages_ms": tuple(random.uniform(0, 250) for _ in range(depth)),
+        }  # fmt: skip
+        policy, late = random.choice([Deadline(250.0), Slack(250.0)]), random.choice(LATE)
+        silent = Load(ages_ms=counted, budgets_ms=(250.0,) * batch, **fields)
+        ages, budgets = (random.uniform(0, 300), *counted[1:]), (random.uniform(0.1, 250), *silent.budgets_ms[1:])
+        hurried = Load(ages_ms=ages, budgets_ms=budgets, **fields)
+        before, after = (decide(policy, TABLE, load, late) for load in (silent, hurried))
+        mates = range(1, batch)
+        assert [i in before.refused for i in mates] == [i in after.refused for i in mates]
+        if set(after.refused) != set(range(batch)):
+            assert after.level == before.level
+        refused += (0 in after.refused) > (0 in before.refused)
+        lowered += decide(policy, TABLE, replace(hurried, counted_ages_ms=None), late).level < before.level
+    assert refused > 500
+    assert lowered > 100
+
+
+def test_a_hurried_request_that_is_alone_lowers_its_own_level():
+    fields = {"ages_ms": (0.0,), "budgets_ms": (30.0,)}
+    assert level(Load(**fields, counted_ages_ms=(0.0,))) == 50
+    assert level(Load(**fields)) == 50
+    both = {"batch": 2, "batch_size": 2, "rows": 2, "ages_ms": (0.0, 0.0), "budgets_ms": (30.0, 250.0)}
+    assert level(Load(**both)) == 10
+    assert level(Load(**both, counted_ages_ms=(0.0, 0.0))) == 100
+    assert level(Load(**both, counted_ages_ms=(200.0, 0.0))) == 10  # the server's own count of ages does count
 
 
 def test_without_a_savable_request_or_a_level_that_fits_the_smallest_answers():

@@ -106,6 +106,16 @@ def test_headers_are_read_in_any_case(name):
     assert made.engine.loads[0].budgets_ms == (100.0,)
 
 
+def test_ages_without_headers_are_passed_on_unless_headers_may_lower_the_level_of_a_batch():
+    batch = [raw("a", **ONE_SECOND_OLD), RawRequest(b"{"), raw("c")]
+    backlog = Backlog(ages_ms=(900.0, 6.0, None))
+    for settings, counted in (({}, (900.0, None)), ({"trust_for_batch": True}, None)):
+        made = core(**settings)
+        handle(made, *batch, backlog=backlog)
+        (load,) = made.engine.loads
+        assert (load.ages_ms, load.counted_ages_ms) == ((1000.0, None), counted)
+
+
 def test_headers_of_clients_that_are_not_trusted_change_nothing():
     made = core(trust_request_start=False, trust_latency_budget=False)
     *_, report = handle(made, raw("a", **ONE_SECOND_OLD, **{"X-Latency-Budget-Ms": "5.5"}))

@@ -86,6 +86,14 @@ def test_the_age_of_one_request_lowers_the_level_of_its_batch(query_side):
     assert served.answer([Embed("ice")], hurried)[0].level == 10
 
 
+def test_a_hurried_request_does_not_lower_the_level_of_its_batch_mates(query_side):
+    served = answerer(query_side, policy="deadline")
+    load = Load(batch=3, batch_size=3, ages_ms=(0.0,) * 3, budgets_ms=(250.0, 20.0, 250.0), budget_ms=250.0)
+    levels = [[answer.level for answer in served.answer([Embed(text) for text in TEXTS], each)]
+              for each in (load, replace(load, counted_ages_ms=(0.0,) * 3))]  # fmt: skip
+    assert levels == [[10] * 3, [100] * 3]
+
+
 def test_requests_that_cannot_be_answered_in_time_are_refused_and_the_others_answered(query_side):
     served = answerer(query_side, policy="deadline")
     load = Load(batch=3, batch_size=3, ages_ms=(0.0, 300.0, 10.0), budgets_ms=(250.0,) * 3, budget_ms=250.0)
@@ -115,6 +123,18 @@ def test_time_for_passages_in_the_batch_is_missing_to_its_queries(both_sides):
     load = Load(queue_depth=2, batch_size=1)  # 3 x 40 ms <= .6 x 250 ms, but not with another 40 ms
     assert served.answer([Embed(TEXTS[0])], load)[0].level == 100
     assert served.answer([Embed(TEXTS[0]), Embed(TEXTS[0], "passage")], load)[0].level == 50
+
+
+def test_passages_among_the_requests_of_late_are_expected_in_the_queue(both_sides):
+    served = answerer(both_sides, policy="deadline")
+    load = Load(queue_depth=3, ages_ms=(0.0,), budget_ms=250.0)  # 4 x 40 ms <= .9 x 250 ms
+    assert served.answer([Embed(TEXTS[0])], load)[0].level == 100
+    for _ in range(40):
+        served.answer([Embed(TEXTS[0], "passage")], load)
+    assert served.answer([Embed(TEXTS[0])], load)[0].level < 100
+    for _ in range(60):
+        served.answer([Embed(TEXTS[0])], load)
+    assert served.answer([Embed(TEXTS[0])], load)[0].level == 100
 
 
 def test_search_finds_what_the_index_holds_in_its_own_ids(query_side):

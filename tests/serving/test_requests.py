@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,7 @@ from elasticlm.serving.requests import (
 from elasticlm.serving.settings import Settings
 
 SETTINGS = Settings(latency_budget_ms=250, max_texts=2, max_passages=3, max_k=10, max_body_bytes=1000)
+PASSAGES_TOO = replace(SETTINGS, passages="largest")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,8 @@ SETTINGS = Settings(latency_budget_ms=250, max_texts=2, max_passages=3, max_k=10
         ({"sentence1": "ice", "sentence2": "snow"}, Classify("ice", "snow")),
         ({"sentence1": "ice", "sentence2": None}, Classify("ice", None)),
         ({"sentence1": "ice"}, Classify("ice", None)),
+        ({"text": " " * 200_000 + "ice"}, Embed(" " * 200_000 + "ice", "query")),
+        ({"text": "\x00" * 4000 + "ice"}, Embed("\x00" * 4000 + "ice", "query")),
         ({"text": "🧊 \x00 glacier\n"}, Embed("🧊 \x00 glacier\n", "query")),
     ],
 )
@@ -76,6 +80,7 @@ def test_each_form_becomes_its_request(value, request_):
         ({"text": ""}, "empty_text", "text is empty"),
         ({"text": " \t\n\u3000"}, "empty_text", "text is blank"),
         ({"text": "\x00\u200b"}, "empty_text", "text is blank"),
+        ({"text": "\x00" * 5000 + "ice"}, "empty_text", "text is blank"),  # looks no further than this
         ({"text": "\ud800"}, "bad_text", "surrogate"),
         ({"text": "ice", "as": "passages"}, "bad_value", "did you mean 'passage'?"),
         ({"text": "ice", "as": None}, "wrong_type", "as is null"),
@@ -151,11 +156,20 @@ def test_deeply_nested_json_is_refused_not_fatal():
 )
 def test_what_an_archive_cannot_answer_is_refused(request_, service, code):
     if code is None:
-        refuse_unserved(request_, service)
+        refuse_unserved(request_, service, PASSAGES_TOO)
         return
     with pytest.raises(RequestError) as error:
-        refuse_unserved(request_, service)
+        refuse_unserved(request_, service, PASSAGES_TOO)
     assert error.value.code == code
+
+
+@pytest.mark.parametrize("request_", [Embed("ice", "passage"), EmbedMany(("ice",), "passage")])
+def test_passages_are_refused_unless_the_archive_was_packed_for_them(request_):
+    with pytest.raises(RequestError, match="--passages largest") as error:
+        refuse_unserved(request_, Service("embed", "largest"), SETTINGS)
+    assert (error.value.code, error.value.status) == ("no_passages", 400)
+    refuse_unserved(type(request_)(request_.texts if isinstance(request_, EmbedMany) else request_.text),
+                    Service("embed", "largest"), SETTINGS)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -166,7 +180,7 @@ def test_a_request_may_ask_for_less_time_never_for_more(header, setting_ms, budg
     assert latency_budget_ms(header, setting_ms) == budget_ms
 
 
-@pytest.mark.parametrize("header", ["0", "-1", "nan", "inf", "soon", ""])
+@pytest.mark.parametrize("header", ["0", "-1", "nan", "inf", "soon", "", "1_000", "١٠٠", "0x10"])
 def test_a_budget_that_is_no_time_is_refused(header):
     with pytest.raises(RequestError) as error:
         latency_budget_ms(header, 250)
