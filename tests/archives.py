@@ -34,6 +34,13 @@ def servable(artifact: Path, folder: Path, means_ms: dict, *, passages: str = "t
     return folder
 
 
+def with_head(artifact: Path, folder: Path, means_ms: dict, task: str, labels: list[str] | None = None) -> Path:
+    """Copy an artifact as one of another task, with a random head."""
+    ElasticModel.from_pretrained(artifact).with_head(task, labels).save_pretrained(folder)
+    LatencyTable.from_means(means_ms).write(folder / "latency.csv")
+    return folder
+
+
 def index_of(teacher: Path) -> PassageIndex:
     """The index of PASSAGES by a teacher."""
     encoder = load_model(str(teacher))
