@@ -7,17 +7,18 @@ import numpy as np
 import onnx
 import pytest
 from archives import index_of
+from int8_artifacts import INT8_MS, TEXTS, damage, make, table
 from onnx import TensorProto, numpy_helper
 
-from elasticlm.backend import graph_hashes, onnx_export
+from elasticlm.backend import graph_hashes
 from elasticlm.backend.graph_hashes import graphs_folder, listed
 from elasticlm.backend.int8_reference import REFERENCE_FILE, Reference
-from elasticlm.backend.onnx_export import ensure_exported, export
+from elasticlm.backend.onnx_export import ensure_exported
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.retrieval.passage_texts import PassageTexts
 from elasticlm.schedule.cascade import MeasuredPair, write_pairs
-from elasticlm.schedule.latency import Cell, LatencyTable, Setup
+from elasticlm.schedule.latency import Setup
 from elasticlm.schedule.load import Load
 from elasticlm.serving.backlog import Backlog
 from elasticlm.serving.core import RawRequest, ServingCore
@@ -25,31 +26,8 @@ from elasticlm.serving.engine import Answerer, load_with_latency
 from elasticlm.serving.requests import Classify, Embed, Score, Search
 from elasticlm.serving.settings import Settings
 
-TEXTS = ["how does ice form", "the river and the rain", "a glacier", "why is the moon cold", "snow and wind"]
-INT8_MS, FP32_MS = {100: 4.0, 50: 2.0, 10: 1.0}, {100: 12.0, 50: 6.0, 10: 3.0}
 IDLE = Load(queue_depth=0)
 SETTINGS = Settings(latency_budget_ms=250.0)
-
-
-def table(means_ms, setup):
-    cells = [
-        Cell(level=level, rows=rows, tokens=tokens, mean_ms=ms * rows, p50_ms=ms * rows, p95_ms=ms * rows, p99_ms=None,
-             runs=9)
-        for level, ms in means_ms.items() for rows in (1, 4) for tokens in (8, 16)
-    ]  # fmt: skip
-    return LatencyTable(cells, setup)
-
-
-def make(artifact, folder, task="embed", labels=None):
-    """An archive's folder with an artifact of a task, exported in int8, and its latency tables."""
-    model = ElasticModel.from_pretrained(artifact)
-    (model if task == "embed" else model.with_head(task, labels, seed=1)).save_pretrained(folder / "artifact")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_export, "LEAST_COSINE", 0.5)  # a tiny random model is no match for eight bits
-        export(ElasticModel.from_pretrained(folder / "artifact"), folder / "artifact", "int8", TEXTS)
-    table(INT8_MS, Setup(backend="onnx", precision="int8")).write(folder / "artifact/latency.csv")
-    table(FP32_MS, Setup()).write(folder / "artifact/latency.csv")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +38,6 @@ def good(tiny_artifact, tmp_path_factory):
 @pytest.fixture
 def folder(good, tmp_path):
     return shutil.copytree(good, tmp_path / "served")
-
-
-def damage(artifact, level):
-    """Multiply a level's first scales of weights by 8, and list the file as the export would have."""
-    file = graphs_folder(artifact, "int8") / f"{level}.onnx"
-    graph = onnx.load(file)
-    quantised = next(node for node in graph.graph.node if node.op_type == "DynamicQuantizeMatMul")
-    scales = next(each for each in graph.graph.initializer if each.name == quantised.input[2])
-    scales.CopyFrom(numpy_helper.from_array(8 * numpy_helper.to_array(scales), scales.name))
-    onnx.save(graph, file)
-    graph_hashes._list(artifact, "int8", graph_hashes._hashes(file.parent))
 
 
 def open_core(folder):
