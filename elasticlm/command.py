@@ -4,13 +4,14 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from elasticlm.errors import InputError
-from elasticlm.files import is_full
+from elasticlm.files import full_disk
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -44,6 +45,9 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
         code = main(argv) or 0
         sys.stdout.flush()
         sys.exit(code)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -51,9 +55,10 @@ def run(main: Callable[[list[str] | None], int | None], argv: list[str] | None =
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(READER_GONE)
     except Exception as error:
-        if not isinstance(error, InputError) and not is_full(error):
+        if not (reason := full_disk(error)):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        where = f"the disk of the output, of the cache or of {tempfile.gettempdir()} is full"
+        print(f"error: {where} ({' '.join(str(reason).split())})", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 

@@ -154,15 +154,21 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether a disk, a quota or a limit on file sizes is the reason of an error; libraries in C++ only say so.
+def full_disk(error: BaseException | None) -> BaseException | None:
+    """Return the error, or what caused it, that comes from a full disk, a quota or a limit on file sizes.
 
-    >>> is_full(OSError(errno.ENOSPC, "")), is_full(RuntimeError("write error: No space left on device"))
-    (True, True)
+    Libraries in C++ and Rust raise other kinds than OSError, which only say so.
+
+    >>> full_disk(RuntimeError("write error: No space left on device"))
+    RuntimeError('write error: No space left on device')
+    >>> full_disk(OSError(errno.ENOENT, "No such file or directory"))
     """
-    if isinstance(error, OSError) and error.errno in FULL:
-        return True
-    return any(os.strerror(number) in str(error) for number in FULL)
+    while error is not None:
+        by_number = isinstance(error, OSError) and error.errno in FULL
+        if by_number or any(os.strerror(number) in str(error) for number in FULL):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def sha256_file(path: str | Path) -> str:
@@ -218,8 +224,9 @@ def _remove_leftovers(path: Path) -> None:
             _remove(old)
         else:
             old.rename(path)
-    for temporary in path.parent.glob(f".{escape(path.name)}.????????.tmp"):
-        _remove(temporary)
+    for dots in (".", ".."):  # two: siblings of a sibling, made by what wrote into it
+        for temporary in path.parent.glob(f"{dots}{escape(path.name)}.????????.tmp*"):
+            _remove(temporary)
 
 
 def _remove(path: Path) -> None:
@@ -233,10 +240,12 @@ def _remove(path: Path) -> None:
 def _refused_if_full(path: Path) -> Iterator[None]:
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
-        if isinstance(error, InputError) or not is_full(error):
-            raise
-        raise InputError(f"{path}: not written, the disk is full ({error})") from error
+        if reason := full_disk(error):
+            raise InputError(f"{path}: not written, because the disk is full ({reason})") from error
+        raise
 
 
 def _sync(path: Path) -> None:

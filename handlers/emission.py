@@ -53,6 +53,7 @@ def _emit_gauges(metrics: Any, report: BatchReport) -> None:
         ("elastic_workers", report.workers, "count"),
         ("elastic_turnaround_seconds", round(report.turnaround_s, 6), "s"),
         ("elastic_table_ratio", round(report.table_ratio, 4), "ratio"),
+        ("elastic_int8_fallbacks", report.int8_fallbacks, "count"),
     ]
     if report.probe_up is not None:
         gauges.append(("elastic_probe_up", int(report.probe_up), "count"))

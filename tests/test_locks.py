@@ -153,6 +153,8 @@ def test_what_a_killed_run_left_is_removed_by_the_next_one_on_the_same_output(tm
     (tmp_path / ".out.12345678.tmp").mkdir()
     (tmp_path / ".out.12345678.tmp" / "a").write_text("half")
     (tmp_path / ".out.abcdefab.tmp").write_text("half")
+    (tmp_path / "..out.abcdefab.tmp.12345678.tmp").mkdir()  # by what wrote into the folder
+    (tmp_path / "..out.abcdefab.tmp.lock").write_text("")
     (tmp_path / ".other.12345678.tmp").write_text("half")
     with new_folder(tmp_path / "out"):
         pass

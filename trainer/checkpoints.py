@@ -58,7 +58,8 @@ class Checkpoints:
         """Write the state after ``step`` steps, then remove the one before: some state stands whole at any moment."""
         with new_folder(self.folder / f"step-{step:08}") as folder:
             safetensors.torch.save_file(modules.state_dict(), folder / WEIGHTS_FILE)
-            torch.save([optimizer.state_dict() for optimizer in optimizers], folder / OPTIMIZERS_FILE)
+            with open(folder / OPTIMIZERS_FILE, "wb") as out:  # given a path, torch does not say why it cannot write
+                torch.save([optimizer.state_dict() for optimizer in optimizers], out)
             log.write(folder / LOSS_FILE)
             state = {"step": step, "settings": settings, "seconds": seconds}
             (folder / STATE_FILE).write_text(json.dumps(state, indent=1))

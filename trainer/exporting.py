@@ -60,12 +60,12 @@ def export_graphs(args: argparse.Namespace) -> None:
     """Write every level's graph in each precision, and report how close it is to PyTorch."""
     model = ElasticModel.from_pretrained(args.model)
     sample = load_retrieval(args.data, args.split)
-    queries = sample.queries[:QUERIES]
+    queries, passages = sample.queries[:QUERIES], passages_of(sample)
     ranking = Ranking(model, sample) if model.config.task == "embed" else None
     result, rows = {}, []
     for precision in args.onnx:
         bar = progress(total=len(model.levels), desc=f"graphs in {precision}", unit="level")
-        found = onnx_export.export(model, args.model, precision, queries, on_level=bar.update)
+        found = onnx_export.export(model, args.model, precision, queries, passages=passages, on_level=bar.update)
         bar.close()
         graphs = ElasticModel.from_pretrained(args.model, backend="onnx", precision=precision)
         for level in model.levels:
@@ -77,6 +77,13 @@ def export_graphs(args: argparse.Namespace) -> None:
         result[precision] = found
     command.print_table(rows)
     command.print_result({"output": str(graphs_folder(args.model, "").parent), "onnx": result})
+
+
+def passages_of(sample: RetrievalData) -> list[str]:
+    """Return a passage for each of the first queries: its first relevant one, or any where the corpus lacks those."""
+    row = {pid: i for i, pid in enumerate(sample.passage_ids)}
+    first = [_first_relevant(sample.qrels[qid], row) for qid in sample.query_ids[:QUERIES]]
+    return [sample.passages[row[pids[0]] if pids else i % len(row)] for i, pids in enumerate(first)]
 
 
 def _first_relevant(grades: Mapping[str, int], known: Container[str]) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from elasticlm.backend.graph_hashes import new_graphs
+from elasticlm.backend.int8_reference import Reference
 from elasticlm.backend.onnx_runtime import (
     EXPORT_FILE,
     OnnxBackend,
@@ -49,6 +50,7 @@ def export(
     precision: str,
     texts: Sequence[str],
     *,
+    passages: Sequence[str] = (),
     on_level: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, float]]:
     """Write a graph for every level of the model into its artifact folder, replacing what stood there.
@@ -57,6 +59,8 @@ def export(
         artifact: the folder that the model was loaded from.
         precision: "fp32" or "int8".
         texts: real ones, by which each graph is compared with PyTorch.
+        passages: longer ones, for the reference by which int8 is checked where it is served; of a model with a head,
+            one for each text.
         on_level: called after each level, for progress.
 
     Returns:
@@ -83,6 +87,8 @@ def export(
         for level in model.levels:
             found[level_name(level)] = _compared(model, backend, level, texts)
         _refuse(found, precision)
+        if precision == "int8":
+            Reference.of(model, backend, texts, passages).write(folder)
         report = {
             "weights_sha256": sha256_file(Path(artifact) / WEIGHTS_FILE),
             "precision": precision,

@@ -110,7 +110,7 @@ class ServingCore:
         report = self._report(read, [encoded.outcome for encoded in encoded_outcomes], settings, BatchReport(
             queue_depth=backlog.queue_depth, workers=backlog.workers, turnaround_s=backlog.turnaround_ms / 1e3,
             service_s=service_ms / 1e3, table_ms=sum(stages.ms.get(name, 0.0) for name in self.engine.table_stages),
-            ignored_starts=ignored_starts, probe_up=backlog.probe_up,
+            ignored_starts=ignored_starts, probe_up=backlog.probe_up, int8_fallbacks=self.engine.int8_fallbacks,
         ))  # fmt: skip
         logger.debug("batch of %d: %s, %s", len(requests), report, timing)
         return responses, report

@@ -26,6 +26,7 @@ from elasticlm.schedule.policies import Policy, decide
 from elasticlm.schedule.profiling import measure
 from elasticlm.schedule.typical import TypicalRequest
 from elasticlm.serving.bundle import Bundle
+from elasticlm.serving.int8_check import check_int8
 from elasticlm.serving.requests import (
     LATE,
     Classify,
@@ -73,9 +74,11 @@ class Engine(Protocol):
         service: the kinds of requests that it answers.
         table_stages: the stages of ``answer`` whose time the latency table contains.
         row_ms: time of one short row at the largest level.
+        int8_fallbacks: number of levels that run in fp32 because int8 is too inaccurate on this machine.
     """
 
     table_stages: frozenset[str]
+    int8_fallbacks: int
 
     @property
     def service(self) -> Service: ...
@@ -105,7 +108,7 @@ class Answerer:
     def __init__(self, folder: Path, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
         bundle = Bundle(folder)
-        self.model, self.table = load_with_latency(bundle.artifact, settings)
+        self.model, self.table, self.int8_fallbacks = load_with_latency(bundle.artifact, settings)
         self._typical = TypicalRequest()
         self.adopt(settings)
         self.index = load_index(bundle.index, self.model, settings.threads)
@@ -295,8 +298,11 @@ def _pairs(request: Request) -> list[tuple[str, str | None]]:
             raise TypeError(f"{type(request).__name__} is no pair")
 
 
-def load_with_latency(artifact: Path, settings: Settings) -> tuple[ElasticModel, LatencyTable]:
-    """Load an artifact and the latency table that the policy uses. Raises InputError if they do not fit together."""
+def load_with_latency(artifact: Path, settings: Settings) -> tuple[ElasticModel, LatencyTable, int]:
+    """Load an artifact and the latency table that the policy uses. Raises InputError if they do not fit together.
+
+    The number is that of levels which run in fp32 because int8 is too inaccurate on this machine.
+    """
     table, setup = choose_setup(
         artifact, threads=settings.threads, backend=settings.backend, precision=settings.precision
     )
@@ -305,7 +311,8 @@ def load_with_latency(artifact: Path, settings: Settings) -> tuple[ElasticModel,
     )
     table.check_levels(model.levels)
     warn_if_stale(artifact / LATENCY_FILE, table, setup)
-    return model, table
+    table, int8_fallbacks = check_int8(model, table, artifact, settings.threads)
+    return model, table, int8_fallbacks
 
 
 def warmed_up(model: ElasticModel, table: LatencyTable, settings: Settings) -> LatencyTable:

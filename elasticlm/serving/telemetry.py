@@ -57,6 +57,7 @@ class BatchReport:
         misses: number of accepted requests not answered within their budget, as far as their age is known: "server"
             where the model's own budget was missed, "client" where only a smaller one that the client asked for.
         ignored_starts: number of X-Request-Start headers that were not valid.
+        int8_fallbacks: number of levels that run in fp32 because int8 is too inaccurate on this machine.
     """
 
     queue_depth: int
@@ -71,3 +72,4 @@ class BatchReport:
     errors: Counter[str] = field(default_factory=Counter)
     misses: Counter[str] = field(default_factory=Counter)
     ignored_starts: int = 0
+    int8_fallbacks: int = 0

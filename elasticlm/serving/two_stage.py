@@ -53,8 +53,9 @@ class TwoStageAnswerer:
     def __init__(self, folder: Path, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
         bundle = Bundle(folder)
-        self.retriever, retriever_table = load_with_latency(bundle.artifact, settings)
-        self.reranker, reranker_table = load_with_latency(bundle.reranker, settings)
+        self.retriever, retriever_table, retriever_fallbacks = load_with_latency(bundle.artifact, settings)
+        self.reranker, reranker_table, reranker_fallbacks = load_with_latency(bundle.reranker, settings)
+        self.int8_fallbacks = retriever_fallbacks + reranker_fallbacks
         self.index = load_index(bundle.index, self.retriever, settings.threads)
         self._typical = TypicalRequest()
         self.passages = PassageTexts(bundle.passages)

@@ -33,7 +33,7 @@ class Slow:
     """Takes 30 ms for each stage, and remembers the loads."""
 
     service, row_ms = Service("embed"), 10.0
-    table_stages = frozenset({"tokenize", "forward", "convert"})
+    table_stages, int8_fallbacks = frozenset({"tokenize", "forward", "convert"}), 0
 
     def __init__(self, seconds=0.0):
         self.loads, self.seconds = [], seconds

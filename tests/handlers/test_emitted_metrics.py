@@ -32,7 +32,7 @@ def test_everything_emitted_is_listed_alike():
                          errors=Counter({"bad_json": 1, "late": 1}), misses=Counter({"server": 1}),
                          ignored_starts=1, probe_up=True)  # fmt: skip
     Emitter().emit(recorder, report)
-    assert len(recorder.seen) == 12
+    assert len(recorder.seen) == 13
     for name, (_, unit, kind, dimensions) in recorder.seen.items():
         listed = next(metric for metric in LISTED[kind] if metric["name"] == name)
         assert (listed["unit"], listed["dimensions"]) == (unit, dimensions)
@@ -41,7 +41,8 @@ def test_everything_emitted_is_listed_alike():
 def test_counters_that_did_not_move_are_left_out():
     recorder = Recorder()
     Emitter().emit(recorder, BatchReport(queue_depth=0, service_s=0.01))
-    gauges = {"elastic_queue_depth", "elastic_workers", "elastic_turnaround_seconds", "elastic_table_ratio"}
+    gauges = {"elastic_queue_depth", "elastic_workers", "elastic_turnaround_seconds", "elastic_table_ratio",
+              "elastic_int8_fallbacks"}  # fmt: skip
     assert set(recorder.seen) == gauges | {"elastic_service_seconds"}
 
 

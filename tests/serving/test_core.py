@@ -21,7 +21,7 @@ class Echo:
     """Answers with the text of the request; some texts make it fail. Remembers the loads that it was given."""
 
     service, row_ms, expected_ms = Service("embed"), 10.0, 0.0
-    table_stages = frozenset({"tokenize", "forward"})
+    table_stages, int8_fallbacks = frozenset({"tokenize", "forward"}), 0
 
     def __init__(self):
         self.loads, self.batches = [], []

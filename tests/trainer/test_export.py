@@ -65,6 +65,7 @@ def test_graphs_stand_in_the_artifact_with_what_they_cost(artifact, tiny_beir, m
         "50.onnx",
         "10.onnx",
         "export.json",
+        "reference.safetensors",
     }
     profile(["--model", str(artifact), "--rows", "1", "--tokens", "16", "--seconds", "0", "--min-runs", "2"])
     setups = {(table.setup.backend, table.setup.precision) for table in read_tables(artifact / "latency.csv")}
