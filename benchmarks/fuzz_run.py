@@ -3,6 +3,7 @@
 import argparse
 import base64
 import contextlib
+import gc
 import http.client
 import json
 import random
@@ -118,6 +119,8 @@ def run_fuzz(options: argparse.Namespace) -> int:
                    "trust_request_start": True, "trust_latency_budget": True}  # fmt: skip
         settings = Settings.of_section({**archive.handler, **handler})
         core = ServingCore.open(archive.bundle.folder, settings, batch_size=BATCH)
+        gc.collect()
+        gc.freeze()  # as the handler does
         wire = Wire(core.engine.service, settings, random.Random(options.seed))
         if options.core:
             findings["core"] = fuzz_core(core, wire, options.core)

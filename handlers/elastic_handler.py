@@ -12,6 +12,7 @@ if __name__ == "elastic_handler":  # in an archive: use its packages, not other 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the archive contains the model
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the settings control the number of threads
 
+import gc
 import json
 import time
 from typing import Any
@@ -47,6 +48,8 @@ class ElasticHandler:
         self.emitter = Emitter()
         if probe:
             probe()  # opens the connection before the first request
+        gc.collect()
+        gc.freeze()  # a full collection over all that was loaded would stop the worker for 200 ms now and then
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> list[bytes]:
         """Answer a batch, and publish its metrics."""

@@ -95,6 +95,7 @@ class OnnxBackend:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_cpu_mem_arena = False  # an arena a session would keep what its largest batch took; no slower
+        options.enable_mem_pattern = False  # a pattern per shape of a batch would be kept for ever; no slower
         self._sessions = {}
         for level in levels:
             file = folder / f"{level_name(level)}.onnx"

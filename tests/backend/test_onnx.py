@@ -4,8 +4,10 @@ import json
 import shutil
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from elasticlm.backend import onnx_export
 from elasticlm.backend import onnx_runtime as onnx
@@ -15,6 +17,8 @@ from elasticlm.backend.onnx_runtime import EXPORT_FILE
 from elasticlm.errors import InputError
 from elasticlm.model.artifact import write_weights
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import ElasticStructure
+from elasticlm.model.teacher import load_model
 
 TEXTS = ["how does ice form", "glacier", "the sun and the moon and the sea", "rain in the cave " * 8]
 
@@ -181,3 +185,29 @@ def test_a_corpus_is_encoded_in_fp32_whatever_runs_the_levels(artifact, monkeypa
     with onnx_export.on_onnx_runtime(model):
         assert (model.embed(TEXTS) - expected).abs().max() < 1e-5
     assert model.backend.precision == "int8"
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_texts_of_all_lengths(tiny_bert, tmp_path):
+    torch.manual_seed(0)
+    shutil.copytree(tiny_bert, tmp_path / "teacher")
+    config = BertConfig.from_pretrained(tiny_bert, hidden_size=128, intermediate_size=512, num_hidden_layers=2,
+                                        max_position_embeddings=512)  # fmt: skip
+    BertModel(config).save_pretrained(tmp_path / "teacher")
+    random = np.random.default_rng(0)
+    structures = ElasticStructure.from_scores(random.random((2, 4)), random.random((2, 512)), [100])
+    load_model(str(tmp_path / "teacher")).cut(*structures).save_pretrained(tmp_path / "artifact")
+    export(ElasticModel.from_pretrained(tmp_path / "artifact"), tmp_path / "artifact", "fp32", TEXTS)
+    model = ElasticModel.from_pretrained(tmp_path / "artifact", backend="onnx")
+
+    def run(tokens):
+        ids = torch.full((1, int(tokens)), 7)
+        model.encode({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 100)
+
+    for _ in range(2):
+        run(512)
+    start = psutil.Process().memory_info().rss
+    for _ in range(3):
+        for tokens in random.permutation(512) + 1:
+            run(tokens)
+    assert psutil.Process().memory_info().rss - start < 8 * 2**20  # with memory patterns: 20 MiB and more

@@ -1,17 +1,21 @@
 """The class that TorchServe calls: what it takes from TorchServe's objects, and what it writes into them."""
 
+import gc
 import importlib.util
 import json
 import time
 from pathlib import Path
 
 import pytest
+import yaml
+from archives import archive, servable
 from ts.context import Context, RequestProcessor
 from ts.utils.util import list_classes_from_module
 
 import elasticlm.handlers.elastic_handler
 from elasticlm.handlers.elastic_handler import ElasticHandler
 from elasticlm.handlers.emission import Emitter
+from elasticlm.serving.bundle import read_manifest, unpack
 from elasticlm.serving.core import ServingCore
 from elasticlm.serving.engine import Answer
 from elasticlm.serving.requests import Service
@@ -106,3 +110,19 @@ def test_the_turnaround_leaves_out_what_the_latency_table_contains():
     for _ in range(3):
         handle(made, [b'{"text": "a"}'])
     assert 0 < engine.loads[-1].turnaround_ms < 20
+
+
+def test_what_is_loaded_at_start_is_left_out_of_garbage_collections(tiny_artifact, tmp_path):
+    artifact = servable(tiny_artifact, tmp_path / "artifact", {100: 3.0, 50: 2.0, 10: 1.0})
+    bundle = unpack(archive("mini", artifact, tmp_path, management_url=""), tmp_path / "unpacked")
+    config = yaml.safe_load((bundle.folder / "model-config.yaml").read_text())
+    manifest = read_manifest(bundle.folder)
+    context = Context("mini", str(bundle.folder), {"model": manifest}, 1, None, None, model_yaml_config=config)
+    made = ElasticHandler()
+    try:
+        made.initialize(context)
+        collected = gc.get_objects()
+        assert not any(each is made.core for each in collected)
+        assert len(collected) < gc.get_freeze_count() / 10
+    finally:
+        gc.unfreeze()
