@@ -174,10 +174,10 @@ def test_both_models_runs_count_as_forward(answerer):
 
 
 def test_it_answers_searches_and_says_so(answerer, parts):
-    refuse_unserved(Search(QUERY, 1), answerer.service)
+    refuse_unserved(Search(QUERY, 1), answerer.service, Settings(latency_budget_ms=250))
     for request in (Embed("ice"), Score("ice", ("a",)), Classify("ice")):
         with pytest.raises(RequestError, match=r"'search': it answers \{query, k\}"):
-            refuse_unserved(request, answerer.service)
+            refuse_unserved(request, answerer.service, Settings(latency_budget_ms=250))
 
 
 def test_a_policy_of_pairs_is_refused_by_an_archive_of_one_model(parts, tmp_path):
