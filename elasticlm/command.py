@@ -71,13 +71,19 @@ def run_in_checkout(*words: str) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", "elasticlm", *words, *sys.argv[1:]])
 
 
-def progress(iterable: Iterable | None = None, *, total: int | None = None, desc: str = "", unit: str = "it") -> tqdm:
-    """A tqdm bar on a terminal; elsewhere a plain line every ten seconds."""
+def progress(
+    iterable: Iterable | None = None, *, total: int | None = None, desc: str = "", unit: str = "it", done: int = 0
+) -> tqdm:
+    """A tqdm bar on a terminal; elsewhere a plain line every ten seconds.
+
+    Args:
+        done: how much of the total an earlier run has done, which does not count for the rate.
+    """
     if sys.stderr.isatty():
-        return tqdm(iterable, total=total, desc=desc, unit=unit, dynamic_ncols=True)
+        return tqdm(iterable, total=total, desc=desc, unit=unit, initial=done, dynamic_ncols=True)
     plain = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-    return tqdm(iterable, total=total, desc=desc, unit=unit, file=_Lines(), mininterval=PLAIN_LINES_EVERY_S,
-                maxinterval=PLAIN_LINES_EVERY_S, bar_format=plain)  # fmt: skip
+    return tqdm(iterable, total=total, desc=desc, unit=unit, initial=done, file=_Lines(),
+                mininterval=PLAIN_LINES_EVERY_S, maxinterval=PLAIN_LINES_EVERY_S, bar_format=plain)  # fmt: skip
 
 
 def say(text: str) -> None:

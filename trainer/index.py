@@ -1,6 +1,8 @@
 """``elasticlm index``: encode a corpus into a passage index with what encodes the model's passages.
 
-An interrupted run continues where it stopped: vectors are kept next to the output until it is complete.
+Passages are tokenised and encoded in blocks; neither they nor their vectors need to fit in memory. An interrupted run
+continues where it stopped: the vectors of each block are kept next to the output (OUTPUT.vectors) until it is complete.
+A block's file is named by the model and the passages, so that blocks of another model or of other data are never used.
 """
 
 import argparse
@@ -40,32 +42,39 @@ def build(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     from elasticlm.model.teacher import load_model, passage_encoder
     from elasticlm.retrieval.data_specs import load_corpus
+    from elasticlm.retrieval.faiss_files import empty_index
+    from elasticlm.retrieval.passage_ids import check_ids
     from elasticlm.retrieval.passage_index import PassageIndex
     from elasticlm.trainer.processes import Processes
     from elasticlm.trainer.stored_vectors import stored_vectors
-    from elasticlm.trainer.training_texts import TokenizedTexts
+    from elasticlm.trainer.training_texts import UntokenizedPassages
 
     corpus = load_corpus(args.data)
     sha256, corpus = corpus.sha256, corpus.findable
     if not corpus.ids:
         raise InputError(f"{args.data}: every passage is empty")
     encoder = passage_encoder(load_model(args.model, **teacher_settings(args)), args.teacher)
+    dim = encoder.config.vector_size
+    check_ids(corpus.ids)  # what the index cannot be made of is refused before the passages are encoded
+    empty_index(dim, args.kind)
     command.say(f"{args.data}: encoding {len(corpus.ids):,} passages")
-    texts = TokenizedTexts.of(encoder, corpus.passages, "passage")
+    texts = UntokenizedPassages(encoder, corpus.passages)
     unfinished = Path(args.output).with_name(Path(args.output).name + ".vectors")  # what an interrupted run has done
     processes = Processes("fp32")
     vectors = stored_vectors(encoder, texts, processes, desc="passages", folder=unfinished)
     if not processes.is_main:
         return
-    index = PassageIndex.build(
-        vectors.all().numpy(),
+    index = PassageIndex.write(
+        args.output,
+        vectors.blocks(),
         corpus.ids,
+        dim=dim,
         fingerprint=encoder.fingerprint(),
         corpus_sha256=sha256,
         kind=args.kind,
         seed=args.seed,
+        overwrite=args.overwrite,
     )
-    index.save(args.output, overwrite=args.overwrite)
     remove_folder(unfinished)
     seconds = round(time.perf_counter() - started, 1)
     command.print_table([{"index": args.output, "passages": len(index), "dim": index.dim, "seconds": seconds}])

@@ -96,7 +96,7 @@ def align(config: AlignConfig, run: Training, teacher: ElasticModel) -> Align:
         index = PassageIndex.load(config.index, config.ids)
         index.check_against(teacher, lambda: teacher, lambda: [load_corpus(spec) for spec in run.data])
         rows = np.random.default_rng([options.seed, 4]).permutation(len(index))[: config.passages or INDEX_PASSAGES]
-        vectors = torch.from_numpy(index.vectors()[np.sort(rows)])
+        vectors = torch.from_numpy(index.vectors(np.sort(rows)))
     else:
         drawn = mixture.passages(run.data, config.passages or DATA_PASSAGES, TEXTS_SEED, run.exclusion)
         tokenized = TokenizedTexts.of(teacher, drawn, "passage", config.passage_tokens)

@@ -1,8 +1,10 @@
 """Tokenised training texts, and which of them form the batch of a step."""
 
+import json
 import tempfile
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
@@ -96,6 +98,11 @@ class TokenizedTexts:
         firsts = None if self._firsts is None else self._firsts[start:stop]
         return TokenizedTexts(self.token_ids[first : ends[-1]], ends - first, self.pad_id, firsts)
 
+    def content(self, start: int, stop: int) -> bytes:
+        """The lengths and token ids of these texts, which tell them from others."""
+        texts = self.part(start, stop)
+        return texts.lengths.astype(np.int64).tobytes() + texts.token_ids.astype(np.int32).tobytes()
+
     def __len__(self) -> int:
         return len(self._ends)
 
@@ -117,6 +124,25 @@ class TokenizedTexts:
         if self._firsts is not None:
             inputs["token_type_ids"] = (place >= self._firsts[rows][:, None]) & inputs["attention_mask"]
         return {name: torch.from_numpy(array).long() for name, array in inputs.items()}
+
+
+@dataclass(frozen=True)
+class UntokenizedPassages:
+    """Passages that are tokenised a part at a time, so that neither they nor their tokens need to fit in memory."""
+
+    model: ElasticModel
+    passages: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.passages)
+
+    def part(self, start: int, stop: int) -> TokenizedTexts:
+        """Tokenise the passages from ``start`` to before ``stop``, as the model does."""
+        return TokenizedTexts.of(self.model, self.passages[start:stop], "passage")
+
+    def content(self, start: int, stop: int) -> bytes:
+        """These passages; how the model tokenises them is part of its fingerprint."""
+        return json.dumps(self.passages[start:stop]).encode()
 
 
 def joined(

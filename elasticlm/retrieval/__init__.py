@@ -1,12 +1,15 @@
 """Retrieval: data specs, the passage index, metrics (extra ``retrieval``).
 
 data_specs.py     load_retrieval, load_corpus, load_queries, load_texts: the loaders for all data specs
+columns.py        columns of texts that stay in files until they are read
 corpus.py         Corpus and RetrievalData, the types that the loaders return
 beir.py           beir:DIR
 text_file.py      text:FILE, and data made from any list of paragraphs
 hub_dataset.py    hf:NAME[/CONFIG]
 docstrings.py     pydoc, the built-in default
 passage_index.py  PassageIndex over FAISS; needs only faiss and numpy, so that a server can import it
+passage_ids.py    PassageIds, the ids of an index's passages
+faiss_files.py    FAISS indexes made, written and read
 passage_texts.py  PassageTexts, the texts of an index's passages in memory-mapped files
 measures.py       RR@10, nDCG@10, R@k and AP by ir_measures; retention by the paired bootstrap
 """

@@ -6,10 +6,12 @@ that are not in the corpus, is counted in one line (see elasticlm.retrieval.corp
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from elasticlm.errors import InputError
+from elasticlm.retrieval.columns import ArrowColumn, first_repeat
 from elasticlm.retrieval.corpus import Corpus, Gaps, Qrels, RetrievalData, cache_folder, shuffled
 from elasticlm.retrieval.lines import numbered_lines, plain_or_gz, split_files
 
@@ -49,12 +51,12 @@ class BeirFolder:
         candidates = read_judgements(files[split]) if split in files else None
         return RetrievalData.of(self.spec, split, self.corpus(), self._query_texts(), qrels, candidates)
 
-    def texts(self, split: str | None, seed: int | None = None) -> list[str]:
+    def texts(self, split: str | None, seed: int | None = None) -> Iterable[str]:
         """Passages, which belong to no split."""
         return shuffled(self.corpus().findable.passages, seed)
 
-    def everything(self) -> list[str]:
-        return self.corpus().findable.passages + list(self._query_texts().values())
+    def everything(self) -> Iterable[str]:
+        return chain(self.corpus().findable.passages, self._query_texts().values())
 
     def has_labels(self, split: str) -> bool:
         return split in split_files(self.folder / "qrels", ".tsv")
@@ -73,11 +75,12 @@ class BeirFolder:
         return files[split]
 
 
-def read_jsonl(path: Path) -> dict[str, list[str]]:
+def read_jsonl(path: Path) -> dict[str, ArrowColumn]:
     """Columns ``_id``, ``title``, ``text`` of corpus.jsonl or queries.jsonl, or of .gz, checked; others are ignored.
 
     Goes through ``datasets`` with our own line reader, since its JSON loader names no line in its errors and guesses
-    types from the first block. The parsed columns are kept as Arrow files until the file changes.
+    types from the first block. The parsed columns are kept as Arrow files until the file changes, and stay there: they
+    need not fit in memory.
     """
     import datasets  # a second to import, which only readers of data should pay
 
@@ -101,13 +104,17 @@ def read_jsonl(path: Path) -> dict[str, list[str]]:
     finally:
         if shown:
             datasets.enable_progress_bars()
-    return rows[:]
+    columns = {name: ArrowColumn(rows.data.column(name)) for name in rows.column_names}
+    if repeat := first_repeat(columns["_id"]):
+        place, first = (next(islice(numbered_lines(path), row, None)) for row in repeat)  # a row is a line
+        raise InputError(f'{place[0]}: duplicate "_id" {columns["_id"][repeat[0]]!r}, first in line {first[1]}')
+    return columns
 
 
 def jsonl_rows(path: str, shown_as: str, stamp: tuple[int, int]) -> Iterator[dict[str, str]]:
     """Checked rows of a JSONL file; ``stamp`` tells one state of the file from another in the cache."""
-    first_line: dict[str, int] = {}
-    for where, number, line in numbered_lines(Path(path), shown_as):
+    empty = True
+    for where, _, line in numbered_lines(Path(path), shown_as):
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
@@ -117,14 +124,11 @@ def jsonl_rows(path: str, shown_as: str, stamp: tuple[int, int]) -> Iterator[dic
         row_id, title, text = row.get("_id"), row.get("title") or "", row.get("text")
         if not isinstance(row_id, str | int) or isinstance(row_id, bool) or not str(row_id).strip():
             raise InputError(f'{where}: expected "_id", a text that is not empty')
-        row_id = str(row_id).strip()
-        if row_id in first_line:
-            raise InputError(f'{where}: duplicate "_id" {row_id!r}, first in line {first_line[row_id]}')
         if not isinstance(text, str) or not isinstance(title, str):
             raise InputError(f'{where}: expected "text" (and "title", where there is one) as texts')
-        first_line[row_id] = number
-        yield {"_id": row_id, "title": title, "text": text}
-    if not first_line:
+        empty = False
+        yield {"_id": str(row_id).strip(), "title": title, "text": text}
+    if empty:
         raise InputError(f"{shown_as} holds no line; expected one JSON object per line")
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,30 +12,34 @@ import numpy as np
 
 from elasticlm.command import say
 from elasticlm.errors import InputError
+from elasticlm.retrieval.columns import KeptColumn, PassageColumn
 
 Qrels = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Passages in the order of their source; a title may be empty and may be shared by several passages."""
+    """Passages in the order of their source; a title may be empty and may be shared by several passages.
 
-    ids: list[str]
-    titles: list[str]
-    texts: list[str]
+    The columns are lists, or stay where they are (see elasticlm.retrieval.columns); so do those that are derived.
+    """
+
+    ids: Sequence[str]
+    titles: Sequence[str]
+    texts: Sequence[str]
 
     @property
-    def passages(self) -> list[str]:
+    def passages(self) -> Sequence[str]:
         """What is encoded: ``(title + " " + text).strip()``."""
-        return [f"{title} {text}".strip() for title, text in zip(self.titles, self.texts, strict=True)]
+        return PassageColumn(self.titles, self.texts)
 
-    @property
+    @cached_property
     def findable(self) -> "Corpus":
         """The passages that are not empty; an empty one is part of the corpus, but no search returns it."""
-        rows = [i for i, passage in enumerate(self.passages) if passage]
+        rows = np.flatnonzero(np.fromiter(map(bool, self.passages), bool, len(self.ids)))
         if len(rows) == len(self.ids):
             return self
-        return Corpus(*([column[i] for i in rows] for column in (self.ids, self.titles, self.texts)))
+        return Corpus(*(KeptColumn(column, rows) for column in (self.ids, self.titles, self.texts)))
 
     @property
     def sha256(self) -> str:
@@ -90,9 +94,9 @@ class RetrievalData:
 
     spec: str
     split: str
-    passage_ids: list[str]
-    titles: list[str]
-    passages: list[str]
+    passage_ids: Sequence[str]
+    titles: Sequence[str]
+    passages: Sequence[str]
     query_ids: list[str]
     queries: list[str]
     qrels: Qrels
@@ -103,18 +107,14 @@ class RetrievalData:
         relevant = [pid for grades in self.qrels.values() for pid, grade in grades.items() if grade > 0]
         if not relevant:
             raise InputError(f"{self.spec}: split {self.split} judges no passage as relevant (score above 0)")
-        if self._known.isdisjoint(relevant):
+        if set(relevant).isdisjoint(self.passage_ids):
             raise InputError(f"{self.spec}: none of the passages that split {self.split} judges as relevant, such as "
                              f"{relevant[0]!r}, is in the corpus")  # fmt: skip
 
     @cached_property
-    def _known(self) -> frozenset[str]:
-        return frozenset(self.passage_ids)
-
-    @cached_property
     def has_self_hits(self) -> bool:
         """Whether some query stands in the corpus under its own id (ArguAna, Quora) and must not find itself."""
-        return not self.keep_self_hits and not self._known.isdisjoint(self.query_ids)
+        return not self.keep_self_hits and not set(self.query_ids).isdisjoint(self.passage_ids)
 
     def without_self(self, query_id: str, hits: Mapping[str, float]) -> dict[str, float]:
         """Return a query's hits, passage ids with scores, without the query itself."""
@@ -136,11 +136,11 @@ class RetrievalData:
         """
         gaps, findable = Gaps(spec), corpus.findable
         qrels = gaps.without_queries(qrels, texts)
-        known, found = set(corpus.ids), set(findable.ids)
         judged = {pid for grades in qrels.values() for pid in grades}
-        gaps.count("judged passages are not in the corpus", len(judged - known))
-        gaps.count("passages are empty", len(known) - len(found))
+        gaps.count("judged passages are not in the corpus", len(judged.difference(corpus.ids)))
+        gaps.count("passages are empty", len(corpus.ids) - len(findable.ids))
         if candidates is not None:
+            found = {pid for grades in candidates.values() for pid in grades}.intersection(findable.ids)
             candidates = {qid: {pid: grade for pid, grade in candidates[qid].items() if pid in found}
                           for qid in qrels if candidates.get(qid)}  # fmt: skip
         gaps.say()
@@ -168,11 +168,11 @@ def split_sha256(query_ids: Sequence[str], qrels: Mapping[str, Mapping[str, int]
     )
 
 
-def shuffled(texts: list[str], seed: int | None) -> list[str]:
-    """The texts in a random order; as they are where there is no seed."""
+def shuffled(texts: Sequence[str], seed: int | None) -> Iterable[str]:
+    """The texts in a random order, each read when it is its turn; as they are where there is no seed."""
     if seed is None:
         return texts
-    return [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))]
+    return (texts[i] for i in np.random.default_rng(seed).permutation(len(texts)))
 
 
 def sha1_share(text: str, shares: int) -> int:

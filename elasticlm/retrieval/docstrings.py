@@ -21,6 +21,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from elasticlm.command import progress
@@ -98,11 +99,11 @@ class Pydoc(BeirFolder):
         unjudged = self.folder / UNJUDGED
         if split == "train" and unjudged.exists():
             columns = read_jsonl(unjudged)
-            query_ids, texts = query_ids + columns["_id"], texts + columns["text"]
+            query_ids, texts = [*query_ids, *columns["_id"]], [*texts, *columns["text"]]
         return query_ids, texts
 
-    def everything(self) -> list[str]:
-        return super().everything() + self.queries("train")[1]
+    def everything(self) -> Iterable[str]:
+        return chain(super().everything(), self.queries("train")[1])
 
 
 @dataclass(frozen=True)

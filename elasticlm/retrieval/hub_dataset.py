@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from elasticlm.command import say
 from elasticlm.errors import InputError
+from elasticlm.retrieval.columns import ArrowColumn, first_repeat
 from elasticlm.retrieval.corpus import Corpus, Gaps, Qrels, RetrievalData, cache_folder, shuffled
 from elasticlm.retrieval.labelled import Labelled, Row, Sentences, labelled, sentence_pairs
 from elasticlm.retrieval.text_file import MIN_QUERY_WORDS, Paragraphs
@@ -58,7 +59,7 @@ class HubDataset:
             rows = self._open(self.path, self.config, split)
             if not _is_tevatron(rows):
                 return self._paragraphs(split).sentences()
-            return _column(rows, self.spec, "query_id"), _column(rows, self.spec, "query")
+            return list(_column(rows, self.spec, "query_id")), list(_column(rows, self.spec, "query"))
         texts, gaps = self._query_texts(), Gaps(self.spec)
         qrels = gaps.without_queries(self._qrels(split), texts)
         gaps.say()
@@ -117,7 +118,7 @@ class HubDataset:
 
     def everything(self) -> Iterable[str]:
         if self._is_beir:
-            return self.corpus().findable.passages + list(self._query_texts().values())
+            return chain(self.corpus().findable.passages, self._query_texts().values())
         import datasets
 
         with _loading(self.spec):
@@ -142,17 +143,14 @@ class HubDataset:
         columns = self._table("queries")
         return {qid: text for qid, text in zip(columns["_id"], columns["text"], strict=True) if text.strip()}
 
-    def _table(self, config: str) -> dict[str, list[str]]:
+    def _table(self, config: str) -> dict[str, Sequence[str]]:
         """Checked columns of the corpus or the queries, whose one split bears any name."""
         rows = self._open(self.path, config, None)
         where = f"{self.spec}, configuration {config}"
         columns = {"_id": _column(rows, where, "_id", "id"), "text": _column(rows, where, "text")}
         columns["title"] = _column(rows, where, "title") if "title" in rows.column_names else [""] * len(rows)
-        ids = set()
-        for number, row_id in enumerate(columns["_id"]):
-            if row_id in ids:
-                raise InputError(f"{where}, row {number}: duplicate id {row_id!r}")
-            ids.add(row_id)
+        if repeat := first_repeat(columns["_id"]):
+            raise InputError(f"{where}, row {repeat[0]}: duplicate id {columns['_id'][repeat[0]]!r}")
         return columns
 
     def _qrels(self, split: str) -> Qrels:
@@ -268,10 +266,13 @@ def _cache_of(path: str) -> Path:
     return cache_folder() / "datasets" / (hashlib.sha256(repr(state).encode()).hexdigest()[:16] if state else "hub")
 
 
-def _column(rows: Any, where: str, *names: str) -> list[str]:
-    """A column as texts, under the first of its possible names."""
+def _column(rows: Any, where: str, *names: str) -> Sequence[str]:
+    """A column as texts, under the first of its possible names; texts without nulls stay in Arrow."""
     for name in names:
         if name in rows.column_names:
+            column = rows.data.column(name)
+            if str(column.type) in STRINGS and not column.null_count:
+                return ArrowColumn(column)
             return ["" if value is None else str(value) for value in rows[name]]
     raise InputError(f"{where}: no column {' or '.join(names)} (there: {', '.join(rows.column_names)})")
 

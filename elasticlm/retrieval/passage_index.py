@@ -8,9 +8,10 @@ metric may be L2 if its vectors have length 1. If it numbers its vectors itself,
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import faiss
 import numpy as np
@@ -18,6 +19,9 @@ import numpy as np
 from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
+from elasticlm.retrieval.columns import first_repeat
+from elasticlm.retrieval.faiss_files import check_numbers, inner_index, make_index, own_numbers, read_index, write_index
+from elasticlm.retrieval.passage_ids import PassageIds, check_ids
 
 if TYPE_CHECKING:
     from elasticlm.model.elastic_model import ElasticModel
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 FAISS_FILE, IDS_FILE, JSON_FILE = "passages.faiss", "ids.txt", "index.json"
 SAMPLE, LEAST_COSINE = 16, 0.95
 LENGTHS_CHECKED, LENGTH_TOLERANCE = 1000, 0.01
+AT_ONCE = 4096  # ids that are looked up together
 
 
 class PassageIndex:
@@ -50,24 +55,23 @@ class PassageIndex:
     ) -> None:
         if not index.ntotal:
             raise InputError(f"{name}: holds no passage")
+        ids = ids if isinstance(ids, PassageIds) else PassageIds(ids)
         if (numbers := own_numbers(index)) is not None:
-            by_row = _ids_of(numbers, ids, name)
+            check_numbers(numbers, len(ids), name)
             if isinstance(index, faiss.IndexIDMap):  # an inverted file keeps its numbers
                 self._owner, index = index, faiss.downcast_index(index.index)  # frees what is in it when it goes
-                ids = by_row
+                ids = PassageIds(ids[number] for number in numbers.tolist())
         if index.ntotal != len(ids):
             raise InputError(f"{name}: {index.ntotal} vectors, but {len(ids)} ids")
-        self.faiss, self.ids, self.name = index, list(ids), name
+        self.faiss, self.ids, self.name = index, ids, name
         self._has_distances = index.metric_type == faiss.METRIC_L2
         if self._has_distances:
             self._check_lengths()
         elif index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise InputError(f"{name}: its metric is neither the inner product nor L2")
         self.fingerprint, self.corpus_sha256 = fingerprint, corpus_sha256
-        self.row = {pid: row for row, pid in enumerate(self.ids)}
-        if len(self.row) < len(self.ids):
-            twice = next(pid for row, pid in enumerate(self.ids) if self.row[pid] != row)
-            raise InputError(f"{name}: duplicate id {twice!r}")
+        if repeat := first_repeat(self.ids):
+            raise InputError(f"{name}: duplicate id {self.ids[repeat[0]]!r}")
 
     @classmethod
     def build(
@@ -81,17 +85,33 @@ class PassageIndex:
         seed: int = 0,
     ) -> "PassageIndex":
         """Index vectors [passages, dim]; ``kind`` is a FAISS factory string (Flat is exact, others may be trained)."""
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        try:
-            index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
-            if isinstance(index, faiss.IndexIVF):
-                index.cp.seed = seed
-            if not index.is_trained:
-                index.train(vectors)
-        except RuntimeError as error:
-            raise InputError(f"FAISS index kind {kind!r}: {_last_words(error)}") from None
-        index.add(vectors)
+        index = make_index(vectors, kind, seed)
         return cls(index, ids, fingerprint=fingerprint, corpus_sha256=corpus_sha256)
+
+    @classmethod
+    def write(
+        cls,
+        folder: str | Path,
+        blocks: Iterable[np.ndarray],
+        ids: Sequence[str],
+        *,
+        dim: int,
+        fingerprint: str | None,
+        corpus_sha256: str | None,
+        kind: str = "Flat",
+        seed: int = 0,
+        overwrite: bool = False,
+    ) -> "PassageIndex":
+        """Write the folder of an index that need not fit in memory, whole or not at all, and load it memory-mapped.
+
+        The files are those of ``build`` and ``save``.
+
+        Args:
+            blocks: the vectors, FloatArrays [passages, dim], in row order.
+        """
+        with _new_index_folder(folder, ids, dim, fingerprint, corpus_sha256, overwrite=overwrite) as temporary:
+            write_index(temporary / FAISS_FILE, blocks, len(ids), dim, kind=kind, seed=seed)
+        return cls.load(folder, memory_mapped=True)
 
     @classmethod
     def load(
@@ -115,12 +135,10 @@ class PassageIndex:
             if not file.is_file():
                 raise InputError(f"no such file {file}")
         facts = _read_json(folder / JSON_FILE) if folder and (folder / JSON_FILE).is_file() else {}
+        index = read_index(faiss_file, memory_mapped=memory_mapped)
         try:
-            index = faiss.read_index(str(faiss_file), faiss.IO_FLAG_MMAP_IFC if memory_mapped else 0)
-        except RuntimeError as error:
-            raise InputError(f"{faiss_file}: not a FAISS index, or cut off ({_last_words(error)})") from None
-        try:
-            ids = Path(ids_file).read_text("utf-8").splitlines()
+            with open(ids_file, encoding="utf-8") as lines:
+                ids = PassageIds(line.removesuffix("\n") for line in lines)
         except UnicodeDecodeError:
             raise InputError(f"{ids_file}: not UTF-8") from None
         for fact, found in (("dim", index.d), ("count", index.ntotal)):
@@ -132,33 +150,29 @@ class PassageIndex:
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the index folder, whole or not at all."""
-        facts = {
-            "fingerprint": self.fingerprint,
-            "dim": self.dim,
-            "count": len(self.ids),
-            "corpus_sha256": self.corpus_sha256,
-        }
-        if broken := next((pid for pid in self.ids if len(pid.splitlines()) != 1), None):
-            raise InputError(f"passage id {broken!r} holds a line break, which {IDS_FILE} cannot")
-        with new_folder(folder, overwrite=overwrite) as temporary:
+        facts = self.dim, self.fingerprint, self.corpus_sha256
+        with _new_index_folder(folder, self.ids, *facts, overwrite=overwrite) as temporary:
             faiss.write_index(self.faiss, str(temporary / FAISS_FILE))
-            (temporary / IDS_FILE).write_text("".join(f"{pid}\n" for pid in self.ids), "utf-8")
-            (temporary / JSON_FILE).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __contains__(self, passage_id: object) -> bool:
-        return passage_id in self.row
+        return passage_id in self.ids
 
     @property
     def dim(self) -> int:
         return self.faiss.d
 
-    def vectors(self) -> np.ndarray:
-        """All vectors, float32 [passages, dim], in row order (decoded, where the index compresses them)."""
+    def vectors(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """The vectors of these rows, float32 [rows, dim] (decoded, where the index compresses them); None: of all."""
         self._make_rows_accessible()
-        return self.faiss.reconstruct_n(0, len(self))
+        return self.faiss.reconstruct_n(0, len(self)) if rows is None else self.faiss.reconstruct_batch(rows)
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Return those of the ids that are not in the index."""
+        parts = (ids[start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE))
+        return [part[place] for part in parts for place in np.flatnonzero(self.ids.rows(part) < 0).tolist()]
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, list[list[str]]]:
         """Return scores [queries, k] and passage ids, best first; k is cut to the number of passages.
@@ -170,19 +184,18 @@ class PassageIndex:
         scores, rows = self.faiss.search(queries, min(k, len(self)))
         if self._has_distances:  # |q - x|^2 = |q|^2 + 1 - 2 q x
             scores = (1 + (queries**2).sum(axis=1, keepdims=True) - scores) / 2
-        return scores, [[self.ids[row] for row in hits if row >= 0] for hits in rows]
+        return scores, [[self.ids.one(row) for row in hits if row >= 0] for hits in rows.tolist()]
 
     def _check_lengths(self) -> None:
         """Raise InputError unless a sample of the vectors has length 1."""
         rows = np.unique(np.linspace(0, len(self) - 1, LENGTHS_CHECKED).astype(np.int64))
-        self._make_rows_accessible()
-        lengths = np.linalg.norm(self.faiss.reconstruct_batch(rows), axis=1)
+        lengths = np.linalg.norm(self.vectors(rows), axis=1)
         if (worst := float(np.abs(lengths - 1).max())) > LENGTH_TOLERANCE:
             raise InputError(f"{self.name}: its metric is L2 and its vectors do not have length 1 (off by up to "
                              f"{worst:.2g}), so that it does not rank by the inner product")  # fmt: skip
 
     def _make_rows_accessible(self) -> None:
-        inner = _inner(self.faiss)
+        inner = inner_index(self.faiss)
         if isinstance(inner, faiss.IndexIVF):  # it finds rows through this
             inner.make_direct_map()
 
@@ -239,11 +252,23 @@ class PassageIndex:
         if corpora is None:
             raise InputError(f"{self.name}: made elsewhere (no fingerprint); give its corpus with --data SPEC, so that "
                              "some of its passages can be compared")  # fmt: skip
-        passages = {pid: text for corpus in corpora() for pid, text in zip(corpus.ids, corpus.passages, strict=True)}
+        passages = self._sample([corpus.findable for corpus in corpora()])
         whole = encoder()
         cosine = self.check_sample(passages, lambda texts: whole.embed(texts, kind="passage").numpy())
         say(f"{self.name}: no fingerprint; a sample of its passages has a mean cosine of {cosine:.3f}")
         self.fingerprint = whole.fingerprint()
+
+    def _sample(self, corpora: "Sequence[Corpus]") -> dict[str, str]:
+        """Return up to 16 of the index's passages, spread evenly over those that the corpora hold, by id."""
+        known = np.zeros(len(self), dtype=bool)
+        for corpus in corpora:
+            for start in range(0, len(corpus.ids), AT_ONCE):
+                rows = self.ids.rows(corpus.ids[start : start + AT_ONCE])
+                known[rows[rows >= 0]] = True
+        rows = np.flatnonzero(known)
+        chosen = {self.ids[row] for row in rows[np.arange(min(SAMPLE, len(rows))) * len(rows) // SAMPLE]}
+        passages = (row for corpus in corpora for row in zip(corpus.ids, corpus.passages, strict=True))
+        return {pid: text for pid, text in passages if pid in chosen}
 
     def check_sample(self, passages: Mapping[str, str], embed: Callable[[list[str]], np.ndarray]) -> float:
         """Return the mean cosine between 16 of the index's vectors and the same passages encoded now.
@@ -258,7 +283,7 @@ class PassageIndex:
         if not known:
             raise InputError(f"{self.name}: none of its passage ids (such as {self.ids[0]!r}) is in the data")
         chosen = [known[i * len(known) // SAMPLE] for i in range(SAMPLE)] if len(known) > SAMPLE else known
-        stored = self.vectors()[[self.row[pid] for pid in chosen]]
+        stored = self.vectors(self.ids.rows(chosen))
         fresh = np.asarray(embed([passages[pid] for pid in chosen]), dtype=np.float32)
         lengths = np.linalg.norm(stored, axis=1) * np.linalg.norm(fresh, axis=1)
         cosine = float(((stored * fresh).sum(1) / np.maximum(lengths, 1e-12)).mean())
@@ -270,32 +295,24 @@ class PassageIndex:
         return cosine
 
 
-def _inner(index: faiss.Index) -> faiss.Index:
-    """Return the index behind a transformation of its vectors."""
-    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
-
-
-def own_numbers(index: faiss.Index) -> np.ndarray | None:
-    """Return the numbers that an index was given for its vectors [vectors], in row order; None if it has none."""
-    if isinstance(index, faiss.IndexIDMap):
-        return faiss.vector_to_array(index.id_map)
-    if isinstance(inner := _inner(index), faiss.IndexIVF):
-        lists: Any = inner.invlists
-        return np.concatenate([
-            faiss.rev_swig_ptr(lists.get_ids(number), lists.list_size(number)).copy()
-            for number in range(lists.nlist) if lists.list_size(number)
-        ])  # fmt: skip
-    return None
-
-
-def _ids_of(numbers: np.ndarray, ids: Sequence[str], name: str) -> list[str]:
-    """Return the id of each number: its line. Raises InputError if a number has none, or two vectors have the same."""
-    if numbers.min() < 0 or numbers.max() >= len(ids):
-        wrong = numbers[(numbers < 0) | (numbers >= len(ids))][0]
-        raise InputError(f"{name}: its own numbers are no lines of the ids file, such as {wrong} of {len(ids)} lines")
-    if len(np.unique(numbers)) < len(numbers):
-        raise InputError(f"{name}: two of its vectors have the same number")
-    return [ids[number] for number in numbers.tolist()]
+@contextmanager
+def _new_index_folder(
+    folder: str | Path,
+    ids: Sequence[str],
+    dim: int,
+    fingerprint: str | None,
+    corpus_sha256: str | None,
+    *,
+    overwrite: bool,
+) -> Iterator[Path]:
+    """Yield a temporary folder that becomes an index folder; all but the FAISS file is written here."""
+    check_ids(ids)
+    facts = {"fingerprint": fingerprint, "dim": dim, "count": len(ids), "corpus_sha256": corpus_sha256}
+    with new_folder(folder, overwrite=overwrite) as temporary:
+        yield temporary
+        with open(temporary / IDS_FILE, "w", encoding="utf-8") as lines:
+            lines.writelines(f"{pid}\n" for pid in ids)
+        (temporary / JSON_FILE).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
 
 
 def _read_json(file: Path) -> dict:
@@ -306,8 +323,3 @@ def _read_json(file: Path) -> dict:
     if not isinstance(facts, dict):
         raise InputError(f"{file}: expected an object with fingerprint, dim, count and corpus_sha256")
     return facts
-
-
-def _last_words(error: RuntimeError) -> str:
-    """FAISS names functions and source lines first; what happened comes last."""
-    return str(error).strip().splitlines()[-1].rpartition(": ")[2]

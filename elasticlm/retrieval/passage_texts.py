@@ -5,25 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
+from elasticlm.retrieval.columns import PackedColumn
+
 TEXTS_FILE, OFFSETS_FILE = "passages.txt", "offsets.npy"
 
 
-class PassageTexts:
+class PassageTexts(PackedColumn):
     """Passages by row.
 
     passages.txt holds them one after another in UTF-8; offsets.npy, int64 [passages + 1], where each begins.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._texts = np.memmap(folder / TEXTS_FILE, np.uint8, "r")
-        self._offsets = np.load(folder / OFFSETS_FILE, mmap_mode="r")
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    def __getitem__(self, row: int) -> str:
-        start, stop = self._offsets[row : row + 2]
-        return self._texts[start : stop - 1].tobytes().decode("utf-8")
+        super().__init__(np.memmap(folder / TEXTS_FILE, np.uint8, "r"), np.load(folder / OFFSETS_FILE, mmap_mode="r"))
 
     @staticmethod
     def write(folder: Path, passages: Iterable[str]) -> None:

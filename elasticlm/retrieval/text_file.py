@@ -4,7 +4,7 @@ Paragraphs are passages, their sentences are queries without labels, their two h
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from elasticlm.errors import InputError
@@ -82,11 +82,11 @@ class TextFile:
     def retrieval(self, split: str) -> RetrievalData:
         return self._paragraphs().pairs(split, self._paragraphs(split))
 
-    def texts(self, split: str | None, seed: int | None = None) -> list[str]:
+    def texts(self, split: str | None, seed: int | None = None) -> Iterable[str]:
         return shuffled(self._paragraphs(split).corpus().texts, seed)
 
     def everything(self) -> list[str]:
-        return self.corpus().texts
+        return list(self.corpus().texts)
 
     def has_labels(self, split: str) -> bool:
         return False

@@ -71,7 +71,7 @@ def tokens_of_lists(
     queries = retriever.embed([passages[row] for row in rows], level=retriever.structures.smallest).numpy()
     lists = [hits for hits in index.search(queries, depth)[1] if hits]
     ids = list(dict.fromkeys(pid for hits in lists for pid in hits))
-    texts = [passages[index.row[pid]] for pid in ids]
+    texts = [passages[row] for row in index.ids.rows(ids)]
     lengths = reranker.tokenize_pairs(texts, None)["attention_mask"].sum(1)
     lengths = lengths.clamp(max=reranker.config.max_tokens.passage).tolist()
     length = dict(zip(ids, lengths, strict=True))

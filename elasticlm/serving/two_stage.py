@@ -130,8 +130,8 @@ class TwoStageAnswerer:
 
     def _reranked(self, queries: Sequence[str], lists: Sequence[Hits], level: Level, stages: Stages) -> list[Hits]:
         """Return each list in the reranker's order, with scores fused with the retriever's by the artifact's weight."""
-        pairs = [(query, self.passages[self.index.row[pid]])
-                 for query, hits in zip(queries, lists, strict=True) for pid in hits]  # fmt: skip
+        rows = iter(self.index.ids.rows([pid for hits in lists for pid in hits]))
+        pairs = [(query, self.passages[next(rows)]) for query, hits in zip(queries, lists, strict=True) for _ in hits]
         if not pairs:  # an approximate index may find nothing
             return list(lists)
         firsts, seconds = map(list, zip(*pairs, strict=True))

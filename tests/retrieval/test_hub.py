@@ -124,4 +124,4 @@ def test_tevatrons_rows_are_queries_with_their_passages(tevatron_on_hub):
     assert data.qrels == {"0": {"p1": 1}, "1": {"p2": 1}}
     assert load_queries(spec, "train") == (data.query_ids, data.queries)
     assert sorted(load_texts(spec, "train", seed=0)) == sorted(data.passages)
-    assert list(load_everything(spec)) == 2 * data.passages + 2 * data.queries  # both splits
+    assert list(load_everything(spec)) == 2 * list(data.passages) + 2 * data.queries  # both splits

@@ -63,6 +63,28 @@ def test_a_memory_mapped_index_finds_the_same_without_reading_all_of_it(vectors,
         assert str(tmp_path / "index/passages.faiss") in maps.read()
 
 
+@pytest.mark.parametrize("kind", ["Flat", "HNSW8", "IVF4,Flat", "SQ8", "PCA16,IVF4,Flat"])
+def test_an_index_written_from_blocks_has_the_files_of_one_in_memory(vectors, tmp_path, kind):
+    origin = {"fingerprint": "f" * 64, "corpus_sha256": None}
+    PassageIndex.build(vectors, IDS, **origin, kind=kind).save(tmp_path / "built")
+    blocks = (vectors[start : start + 16] for start in range(0, 40, 16))
+    written = PassageIndex.write(tmp_path / "written", blocks, IDS, dim=32, **origin, kind=kind)
+    for name in ("passages.faiss", "ids.txt", "index.json"):
+        assert (tmp_path / "written" / name).read_bytes() == (tmp_path / "built" / name).read_bytes(), name
+    assert written.search(vectors[:3], 2)[1] == PassageIndex.load(tmp_path / "built").search(vectors[:3], 2)[1]
+
+
+def test_ids_may_have_the_line_breaks_of_windows(index, tmp_path):
+    index.save(tmp_path / "index")
+    (tmp_path / "index" / "ids.txt").write_bytes("\r\n".join(IDS).encode())
+    assert PassageIndex.load(tmp_path / "index").ids == IDS
+
+
+def test_some_vectors_and_what_is_missing(index, vectors):
+    np.testing.assert_array_equal(index.vectors(index.ids.rows(["p7", "p2"])), vectors[[7, 2]])
+    assert index.missing([*IDS, "other", "p40"]) == ["other", "p40"]
+
+
 def test_an_existing_folder_needs_overwrite(index, tmp_path):
     index.save(tmp_path / "index")
     with pytest.raises(InputError, match="exists already"):

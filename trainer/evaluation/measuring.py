@@ -87,7 +87,7 @@ def evaluate(args: argparse.Namespace) -> None:
             command.print_table(reranking.calibration_table(result.facts["calibration"]))
         command.print_result(summary)
         return
-    index = PassageIndex.load(args.index, args.ids) if args.index else None
+    index = PassageIndex.load(args.index, args.ids, memory_mapped=True) if args.index else None
     teacher = retrieving.reference_teacher(model, args.teacher)
     command.say(f"{args.data}, {args.split}: {len(data.query_ids):,} queries, {len(data.passage_ids):,} passages")
     rows, encoder = retrieving.measure(model, teacher, data, levels, index=index, batch_size=args.batch_size)
@@ -140,7 +140,7 @@ def evaluate_pipeline(
         retriever.structures[level]
     encoder = passage_encoder(retriever, args.teacher)
     if args.index:
-        index = PassageIndex.load(args.index, args.ids)
+        index = PassageIndex.load(args.index, args.ids, memory_mapped=True)
         check_index(index, retriever, encoder, data)
     else:
         index = encode_passages(encoder, data)

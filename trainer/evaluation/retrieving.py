@@ -7,6 +7,8 @@ level. Retention is a level's metric divided by the teacher's metric with the te
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -16,12 +18,13 @@ from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
 from elasticlm.model.teacher import passage_encoder, teacher_of
 from elasticlm.retrieval import measures as metrics
+from elasticlm.retrieval.corpus import cache_folder
 from elasticlm.retrieval.data_specs import RetrievalData, load_corpus
 from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.trainer.evaluation.base import TEACHER, Evaluation, interval_cell
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.stored_vectors import stored_vectors
-from elasticlm.trainer.training_texts import TokenizedTexts
+from elasticlm.trainer.training_texts import UntokenizedPassages
 
 SHOWN = ("RR@10", "nDCG@10", "R@100", *metrics.CANDIDATE_MEASURES)
 
@@ -97,18 +100,19 @@ def reference_teacher(model: ElasticModel, name: str | None) -> ElasticModel:
 
 def encode_passages(encoder: ElasticModel, data: RetrievalData) -> PassageIndex:
     """Encode the set's passages; vectors that were computed before come from the user's cache."""
-    texts = TokenizedTexts.of(encoder, data.passages, "passage")
+    texts = UntokenizedPassages(encoder, data.passages)
     vectors = stored_vectors(encoder, texts, Processes("fp32"), desc="passages")
-    return PassageIndex.build(
-        vectors.all().numpy(), data.passage_ids, fingerprint=encoder.fingerprint(), corpus_sha256=None
-    )
+    with TemporaryDirectory(dir=cache_folder()) as folder:  # the index stays mapped when its file has no name any more
+        return PassageIndex.write(
+            Path(folder) / "index", vectors.blocks(), data.passage_ids, dim=encoder.config.hidden_size,
+            fingerprint=encoder.fingerprint(), corpus_sha256=None,
+        )  # fmt: skip
 
 
 def check_index(index: PassageIndex, model: ElasticModel, encoder: ElasticModel, data: RetrievalData) -> None:
     """Raise InputError unless the index goes with the model and holds the set's passages."""
     index.check_against(model, lambda: encoder, lambda: [load_corpus(data.spec)])
-    missing = [pid for pid in data.passage_ids if pid not in index]
-    if missing:
+    if missing := index.missing(data.passage_ids):
         raise InputError(
             f"{index.name}: {len(missing):,} of the {len(data.passage_ids):,} passages of {data.spec} are not in it, "
             f"such as {missing[0]!r}"
@@ -137,10 +141,10 @@ def _row(model: ElasticModel, level: Level, data: RetrievalData, index: PassageI
 def _rerank(queries: np.ndarray, data: RetrievalData, index: PassageIndex) -> dict[str, np.ndarray]:
     """RR and AP of each query's own candidates; NaN where it has none or none of them is right."""
     candidates = {qid: grades for qid, grades in (data.candidates or {}).items() if any(g > 0 for g in grades.values())}
-    vectors, place = index.vectors(), {qid: i for i, qid in enumerate(data.query_ids)}
+    place = {qid: i for i, qid in enumerate(data.query_ids)}
     run = {
         qid: dict(
-            zip(grades, (vectors[[index.row[pid] for pid in grades]] @ queries[place[qid]]).tolist(), strict=True)
+            zip(grades, (index.vectors(index.ids.rows(list(grades))) @ queries[place[qid]]).tolist(), strict=True)
         )
         for qid, grades in candidates.items()
     }
