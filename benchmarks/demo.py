@@ -1,7 +1,9 @@
 """`make demo`: the whole path on one machine, each stage the command that a user would type.
 
-A pretrained teacher, docstrings of the installed Python packages as data, and at the end a page with the rush. Stages
-that are done (same command, same inputs) are not run again.
+A pretrained teacher, docstrings of the installed Python packages as data, and at the end a page with the rush. How many
+passages there are and how many examples are scored follows from how fast this machine encodes, and training has a
+limit in minutes, so that the whole takes about a quarter of an hour anywhere. Stages that are done (same command, same
+inputs) are not run again, and the plan stays what it was.
 """
 
 import argparse
@@ -11,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,22 +33,53 @@ RUSH_TOKENS = 128  # length limit of the `related` workload's queries
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much of everything: `full` is the demo, `small` walks the same path in a few minutes."""
+    """How much of everything, at most: `full` is the demo, `small` walks the same path in a few minutes."""
 
     levels: str
     max_examples: int
     max_steps: int
+    minutes: float
     profile_tokens: str
     duration_s: int
-    data: str
+    passages: int
 
 
 SIZES = {
-    "full": Size(levels="100,50,30,20,10,5", max_examples=1024, max_steps=400, profile_tokens="16,64,128,256",
-                 duration_s=45, data="pydoc"),
-    "small": Size(levels="100,30,5", max_examples=128, max_steps=30, profile_tokens="16,128",
-                  duration_s=10, data="pydoc:1000"),
+    "full": Size(levels="100,50,30,20,10,5", max_examples=1024, max_steps=1200, minutes=6,
+                 profile_tokens="16,64,128,256", duration_s=45, passages=5000),
+    "small": Size(levels="100,30,5", max_examples=128, max_steps=30, minutes=2, profile_tokens="16,128",
+                  duration_s=10, passages=1000),
 }  # fmt: skip
+FULL_SPEED = 45
+"""Passages per second that the teacher encodes where the largest sizes fit into a quarter of an hour."""
+LEAST_SHARE = 0.2
+"""Share of the largest sizes that is kept however slow the machine is."""
+TIMED_PASSAGES, TIMED_TOKENS = 64, 96
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What this machine is given to do.
+
+    Attributes:
+        passages_per_s: passages that the teacher encodes per second.
+        passages: of the corpus.
+        max_examples: whose loss ranks heads and neurons.
+    """
+
+    passages_per_s: float
+    passages: int
+    max_examples: int
+
+    @classmethod
+    def of(cls, size: Size, passages_per_s: float) -> "Plan":
+        """Fit a size to a machine.
+
+        >>> Plan.of(SIZES["full"], 90.0).passages, Plan.of(SIZES["full"], 18.0).passages
+        (5000, 2000)
+        """
+        share = min(1.0, max(LEAST_SHARE, passages_per_s / FULL_SPEED))
+        return cls(passages_per_s, round(share * size.passages / 100) * 100, round(share * size.max_examples))
 
 
 class Stages:
@@ -94,9 +127,31 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--size", choices=list(SIZES), default="full", help="how much of everything")
     options.add_argument("--output", type=Path, default=Path("demo"), help="folder for all that it makes")
     options.add_argument("--teacher", default=TEACHER, help="a sentence encoder: folder or name on the hub")
+    options.add_argument("--plan", action="store_true", help="only time the teacher and say what would be done")
     arguments = options.parse_args(argv)
     with claim(arguments.output / arguments.size, overwrite=True):
         run_demo(arguments)
+
+
+def planned(folder: Path, size: Size, teacher: str) -> Plan:
+    """Return the plan of this folder; times the teacher and writes it where there is none."""
+    file = folder / "plan.json"
+    if file.exists():
+        return Plan(**json.loads(file.read_text("utf-8")))
+    from elasticlm.backend.onnx_export import on_onnx_runtime
+    from elasticlm.model.teacher import load_model
+    from elasticlm.schedule.profiling import text_of
+
+    model = load_model(teacher)
+    texts = [text_of(model, min(TIMED_TOKENS, model.config.max_tokens.passage))] * TIMED_PASSAGES
+    with on_onnx_runtime(model):
+        model.embed(texts[:8], kind="passage")
+        start = time.perf_counter()
+        model.embed(texts, kind="passage")
+    plan = Plan.of(size, round(TIMED_PASSAGES / (time.perf_counter() - start), 1))
+    with new_file(file) as temporary:
+        temporary.write_text(json.dumps(asdict(plan)), "utf-8")
+    return plan
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
@@ -105,14 +160,22 @@ def run_demo(arguments: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stages = Stages(folder, total=7)
     start = time.monotonic()
+    plan = planned(folder, size, arguments.teacher)
+    say(f"This machine encodes {plan.passages_per_s:g} passages per second: {plan.passages:,} of {size.passages:,} "
+        f"passages, {plan.max_examples:,} of {size.max_examples:,} examples to rank units by, and as many of "
+        f"{size.max_steps:,} training steps as fit into {size.minutes:g} minutes. More time buys steps, which raise "
+        "the small levels most: `elasticlm recipe pydoc_align`")  # fmt: skip
+    if arguments.plan:
+        print_result(asdict(plan) | {"minutes": size.minutes, "max_steps": size.max_steps})
+        return
     pruned, index, model = folder / "pruned", folder / "index", folder / "aligned"
     quality, archive, rush = folder / "quality.json", folder / "store" / "demo.mar", folder / "rush"
 
-    data, fresh = ["--data", size.data], "--overwrite"
+    data, fresh = ["--data", f"pydoc:{plan.passages}"], "--overwrite"
     stages.run(
         "Prune: rank heads and neurons, nest the levels",
         ["prune", "--teacher", arguments.teacher, *data, "--levels", size.levels,
-         "--max-examples", str(size.max_examples), "--output", str(pruned), fresh],
+         "--max-examples", str(plan.max_examples), "--output", str(pruned), fresh],
         pruned,
     )  # fmt: skip
     stages.run(
@@ -121,16 +184,16 @@ def run_demo(arguments: argparse.Namespace) -> None:
         index,
     )
     stages.run(
-        "Align: every level learns to place queries where the teacher does, without labels",
-        ["finetune", "--task", "align", "--model", str(pruned), "--teacher", arguments.teacher, *data,
-         "--index", str(index), "--max-steps", str(size.max_steps), "--output", str(model), fresh],
+        "Align: the levels below 100 are trained to place queries where the teacher does, without labels",
+        ["finetune", "--task", "align", "--model", str(pruned), *data, "--index", str(index),
+         "--max-steps", str(size.max_steps), "--minutes", str(size.minutes), "--output", str(model), fresh],
         model,
         resumable=True,
     )  # fmt: skip
     stages.run(
         "Evaluate: retrieval quality of every level",
-        ["evaluate", "--model", str(model), "--teacher", arguments.teacher, *data, "--split", "test",
-         "--index", str(index), "--output", str(quality), "--save", fresh],
+        ["evaluate", "--model", str(model), *data, "--split", "test", "--index", str(index),
+         "--output", str(quality), "--save", fresh],
         quality,
     )  # fmt: skip
     stages.run(
@@ -142,7 +205,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
 
     table = LatencyTable.read(model / "latency.csv")
     budget_ms = round(BUDGET * table.mean_ms(table.levels[0], tokens=RUSH_TOKENS))
-    arms = [f"deadline:t={budget_ms}", f"queue:t={budget_ms}", f"fixed:{table.levels[0]}", f"fixed:{table.levels[-1]}"]
+    arms = [f"deadline:t={budget_ms}", f"slack:t={budget_ms}", f"fixed:{table.levels[0]}", f"fixed:{table.levels[-1]}"]
     stages.run(
         "Archive: one .mar with the model, the handler and the settings",
         ["archive", "--model", str(model), "--name", "demo", "--output", str(archive.parent),

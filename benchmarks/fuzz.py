@@ -23,21 +23,21 @@ from pathlib import Path
 
 from elasticlm.arguments import non_negative_int
 from elasticlm.command import parser, run_in_checkout
-from elasticlm.files import refuse_existing, require_file
+from elasticlm.files import claim, require_file
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the work is in elasticlm.benchmarks.fuzz_run and hostile_texts."""
     options = _options().parse_args(argv)
-    refuse_existing(options.output, overwrite=options.overwrite)
     require_file(options.archive)
-    if options.hostile:
-        from elasticlm.benchmarks.hostile_texts import measure_hostile
+    with claim(options.output, overwrite=options.overwrite):
+        if options.hostile:
+            from elasticlm.benchmarks.hostile_texts import measure_hostile
 
-        return measure_hostile(options)
-    from elasticlm.benchmarks.fuzz_run import run_fuzz
+            return measure_hostile(options)
+        from elasticlm.benchmarks.fuzz_run import run_fuzz
 
-    return run_fuzz(options)
+        return run_fuzz(options)
 
 
 def _options() -> argparse.ArgumentParser:

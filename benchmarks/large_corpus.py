@@ -14,16 +14,16 @@ from pathlib import Path
 
 from elasticlm.arguments import non_negative_int, positive_int
 from elasticlm.command import parser, run_in_checkout
-from elasticlm.files import refuse_existing
+from elasticlm.files import claim
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the work is in elasticlm.benchmarks.large_corpus_run."""
     options = _options().parse_args(argv)
-    refuse_existing(options.output, overwrite=options.overwrite)
-    from elasticlm.benchmarks.large_corpus_run import run_large_corpus
+    with claim(options.output, overwrite=options.overwrite):
+        from elasticlm.benchmarks.large_corpus_run import run_large_corpus
 
-    return run_large_corpus(options)
+        return run_large_corpus(options)
 
 
 def _options() -> argparse.ArgumentParser:

@@ -65,7 +65,7 @@ def make_archive(options: argparse.Namespace, target: Path) -> None:
     setup = table.setup
     if setup.backend == "onnx":
         onnx_export.ensure_exported(model, artifact, setup.precision)
-    if options.passages == "largest" and model.config.passages.encoder != "largest":
+    if options.passages == "largest" and not model.encodes_passages:
         raise InputError(f"--passages largest: the passages of {artifact} are encoded by its teacher")
     index = read_index(options, model) if options.index else None
     second: SecondStage | None = None

@@ -66,6 +66,11 @@ class Checkpoints:
         for older in self._states()[:-1]:
             remove_folder(older)
 
+    def settings(self) -> dict[str, Any] | None:
+        """The settings that an unfinished run was started with; None where there is none."""
+        states = self._states()
+        return json.loads((states[-1] / STATE_FILE).read_text())["settings"] if states else None
+
     def load(
         self,
         modules: nn.Module,

@@ -26,6 +26,7 @@ def distil(args: argparse.Namespace, options: LoopOptions) -> None:
     processes = Processes(options.precision)
     model = ElasticModel.from_pretrained(args.model)
     teacher = teacher_of(model, args.teacher)
+    teacher = teacher.at(teacher.structures.largest)
     check(teacher, model, args.relation_heads)
     wanted = options.max_steps * options.batch_size + options.dev_examples
     exclusion = Exclusion(args.exclude)
@@ -36,7 +37,7 @@ def distil(args: argparse.Namespace, options: LoopOptions) -> None:
                           scale=args.relation_scale, processes=processes, chunk_size=options.chunk_size)  # fmt: skip
     names = ("data", "split", "exclude", "max_tokens", "relation_heads", "relation_scale")
     settings = {name: getattr(args, name) for name in names}
-    settings |= {"model": model.fingerprint(), "teacher": teacher.fingerprint()}
+    settings |= {"model": model.weights_fingerprint(), "teacher": teacher.fingerprint()}
     report = train(objective, options, checkpoints, settings, facts=exclusion.report())
     if processes.is_main:
         print_report(args.output, report)

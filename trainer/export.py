@@ -17,6 +17,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
     parser.add_argument("--onnx", nargs="+", choices=PRECISIONS["onnx"], metavar="fp32|int8", help="write one graph "
                         "per level for ONNX Runtime into DIR/onnx, each compared with PyTorch")  # fmt: skip
+    parser.add_argument("--top-precision", default="fp32", choices=PRECISIONS["onnx"], help="precision of level 100 "
+                        "among the int8 graphs, if it is the teacher")  # fmt: skip
     parser.add_argument("--data", default="pydoc", metavar="SPEC", help="queries and passages that the graphs are "
                         "compared on: beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")  # fmt: skip
     parser.add_argument("--split", default="dev", help="split of the data")

@@ -65,7 +65,8 @@ def export_graphs(args: argparse.Namespace) -> None:
     result, rows = {}, []
     for precision in args.onnx:
         bar = progress(total=len(model.levels), desc=f"graphs in {precision}", unit="level")
-        found = onnx_export.export(model, args.model, precision, queries, passages=passages, on_level=bar.update)
+        found = onnx_export.export(model, args.model, precision, queries, passages=passages, on_level=bar.update,
+                                   top_precision=args.top_precision if precision == "int8" else "fp32")  # fmt: skip
         bar.close()
         graphs = ElasticModel.from_pretrained(args.model, backend="onnx", precision=precision)
         for level in model.levels:

@@ -20,7 +20,8 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, TaskConfig]:
     parser = command.parser("elasticlm finetune", "Train every level of an elastic model for a task.")
     tasks = "; ".join(f"{task}: {config.summary}" for task, config in TASKS.items())
     parser.add_argument("--task", required=True, metavar="|".join(TASKS), help=tasks)
-    parser.add_argument("--model", required=True, metavar="DIR", help="elastic model to start from (see prune)")
+    parser.add_argument("--model", required=True, metavar="DIR", help="elastic model to start from (see prune), or a "
+                        "teacher to be fine-tuned whole")  # fmt: skip
     add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; align: also glue:DIR, for its sentences; "
                      "classify: glue:DIR or hf:NAME[/CONFIG]")  # fmt: skip
     add_task_options(parser)
@@ -47,7 +48,7 @@ def train_task(args: argparse.Namespace, config: TaskConfig, options: Any) -> No
     import torch
 
     from elasticlm.model.configuration import Calibration, Fusion, Passages
-    from elasticlm.model.elastic_model import ElasticModel
+    from elasticlm.model.teacher import load_model
     from elasticlm.trainer.checkpoints import Checkpoints
     from elasticlm.trainer.loop import train
     from elasticlm.trainer.mixture import Exclusion
@@ -57,9 +58,9 @@ def train_task(args: argparse.Namespace, config: TaskConfig, options: Any) -> No
     checkpoints = Checkpoints(args.output, resume=args.resume, overwrite=args.overwrite)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     processes = Processes(options.precision)
-    model = ElasticModel.from_pretrained(args.model)
+    model = load_model(args.model)
     settings = {"task": args.task, "data": args.data, "split": args.split, "exclude": args.exclude}
-    settings |= asdict(config) | {"model": model.fingerprint()}
+    settings |= asdict(config) | {"model": model.weights_fingerprint()}
     exclusion = Exclusion(args.exclude)
     objective, passages = build_objective(config, Training(
         name=args.model, model=model, data=args.data, split=args.split, options=options, exclusion=exclusion,

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,9 @@ from elasticlm.trainer.training_texts import BatchOrder
 DEV_SHARE = 0.1  # maximum share of the examples that is held out for the dev loss
 DEV_STEP = 2**31  # step number that seeds dev batches; larger than any training step
 WEIGHT_DECAY = 0.01
+DEV_TIMES = 10  # measurements of the dev loss in a run
+WARM_UP_STEPS, TIMED_STEPS = 2, 6  # of which the time of a step is the mean, with --minutes
+LEAST_STEPS = 20
 ESTIMATE_AFTER = 5  # steps before the remaining time is reported
 DECAY_SHARE = 0.4  # share of the steps in which the learning rate falls, with --decay trapezoid
 
@@ -44,7 +47,7 @@ def train(
     sign: Callable[[ElasticModel], None] = lambda model: None,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train every level of ``objective.model`` and write the artifact.
+    """Train every level of ``objective.model``, but a teacher on top, and write the artifact.
 
     Everything drawn at random is a function of the seed and the step, so that a resumed run needs no more than weights,
     optimiser state and the number of steps done to go on bit for bit.
@@ -66,21 +69,13 @@ def train(
     if held_out == 0 or len(rows) - held_out < processes.count:
         raise InputError(f"{len(rows)} training examples are too few to train and to hold out a tenth for the dev loss")
     dev_rows, train_rows = rows[:held_out], np.sort(rows[held_out:])
-    order = BatchOrder(objective.lengths[train_rows], options.batch_size, options.seed)
 
     model.to(processes.device)
+    model.separate_top(embeddings=not options.freeze_embeddings)
     if options.freeze_embeddings:
         model.encoder.embeddings.requires_grad_(False)
     modules = nn.ModuleDict({"model": model, "extra": objective.extra})
-    parameters = [p for p in modules.parameters() if p.requires_grad and p.numel()]
-    optimizers = make_optimizers(modules, options)
-    weight_of = level_weights(model.levels, options.level_weights)
-    dev_every = options.dev_every or max(1, options.max_steps // 10)
     log, watch, dev_watch = TrainingLog(), Stopwatch(), Stopwatch()
-    free = ("max_steps",) if options.decay == "trapezoid" else ()
-    first, earlier_s = checkpoints.load(modules, optimizers, log, settings, free)
-    if first >= options.max_steps:
-        raise InputError(f"--max-steps {options.max_steps}: {checkpoints.folder} has done {first} already")
     start = time.monotonic()
 
     def measure(step: int) -> None:
@@ -90,50 +85,46 @@ def train(
             log.add(step, "dev", level, loss, rr)
         say(f"step {step}: dev loss " + ", ".join(f"{level_name(k)}%: {loss:.4f}" for k, (loss, _) in means.items()))
 
+    earlier = checkpoints.settings()
+    if earlier is None:
+        measure(0)
+    steps = Steps(objective, options, modules, train_rows)
+    if options.minutes:
+        fitted = earlier["max_steps"] if earlier else steps.fitting(options.minutes, dev_watch.mean_s("dev"))
+        options = replace(options, max_steps=fitted)
+        settings["max_steps"] = fitted
+    max_steps, dev_every = options.max_steps, options.dev_every or max(1, options.max_steps // DEV_TIMES)
+    optimizers = make_optimizers(modules, options)
+    free = ("max_steps",) if options.decay == "trapezoid" else ()
+    first, earlier_s = checkpoints.load(modules, optimizers, log, settings, free)
+    if first >= max_steps:
+        raise InputError(f"--max-steps {max_steps}: {checkpoints.folder} has done {first} already")
+
     def save(step: int) -> None:
         if processes.is_main:
             checkpoints.save(step, modules, optimizers, log, settings, earlier_s + time.monotonic() - start)
 
     if first:
-        say(f"resuming at step {first} of {options.max_steps}")
-    else:
-        measure(0)
-    bar = progress(total=options.max_steps, desc="train", unit="step")
+        say(f"resuming at step {first} of {max_steps}")
+    bar = progress(total=max_steps, desc="train", unit="step")
     # Steps of an earlier run count as done, but not for the speed estimate.
     bar.initial = bar.n = bar.last_print_n = first
     with _interruptions() as interrupted:
-        for step in range(first, options.max_steps):
-            factor = learning_rate_factor(step, options.max_steps, options.warmup, options.decay)
-            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = group["peak_lr"] * factor
-            batch_rows = train_rows[order.rows(step)]
-            levels = levels_of_step(model.levels, options.levels_per_step, options.seed, step)
-            started = time.perf_counter()
-            weights = {level: weight_of[level] for level in levels}
-            sums = accumulate_gradients(objective, batch_rows, step, weights, watch)
-            with watch("optimizer"):
-                _sum_over_processes(parameters, processes)
-                torch.nn.utils.clip_grad_norm_(parameters, options.clip)
-                for optimizer in optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
-            watch.add("step", time.perf_counter() - started)
-            means = {level: loss / len(batch_rows) for level, loss in sums.items()}
+        for step in range(first, max_steps):
+            means = steps.run(step, max_steps, optimizers, watch)
             for level, loss in means.items():
                 log.add(step + 1, "train", level, loss)
-            if not all(map(math.isfinite, means.values())):
-                raise InputError(f"step {step + 1}: the loss is no longer finite; try a smaller --lr")
             bar.set_postfix_str(
                 " ".join(f"{level_name(level)}%:{loss:.3f}" for level, loss in means.items()), refresh=False
             )
             bar.update()
             done = step + 1
-            if done == options.max_steps:
+            if done == max_steps:
                 break
             if done == first + ESTIMATE_AFTER:
-                devs = options.max_steps // dev_every - done // dev_every + 1
-                left_s = (options.max_steps - done) * watch.mean_s("step") + devs * dev_watch.mean_s("dev")
-                say(f"about {left_s / 60:.1f} minutes for the remaining {options.max_steps - done} steps")
+                devs = max_steps // dev_every - done // dev_every + 1
+                left_s = (max_steps - done) * watch.mean_s("step") + devs * dev_watch.mean_s("dev")
+                say(f"about {left_s / 60:.1f} minutes for the remaining {max_steps - done} steps")
             if done % dev_every == 0:
                 measure(done)
             stop = bool(processes.sum(torch.tensor(float(interrupted()), device=processes.device)) > 0)
@@ -144,11 +135,11 @@ def train(
                 say(f"stopped after step {done}; checkpoint in {checkpoints.folder}. To resume: {_resume_command()}")
                 raise KeyboardInterrupt
     bar.close()
-    measure(options.max_steps)
+    measure(max_steps)
 
     before, after = log.dev()
     seconds = earlier_s + time.monotonic() - start
-    report = {"dev_loss_before": before, "dev_loss_after": after, "steps": options.max_steps,
+    report = {"dev_loss_before": before, "dev_loss_after": after, "steps": max_steps,
               "minutes": round(seconds / 60, 2), "step_ms": watch.report(), "settings": settings,
               "machine": machine(("torch", "transformers")), **(facts or {})}  # fmt: skip
     sign(model)
@@ -156,6 +147,65 @@ def train(
         checkpoints.finish(model, log, report)
     processes.wait()
     return report
+
+
+class Steps:
+    """The steps of a run: which rows and levels form one, its gradients, and what the optimisers make of them.
+
+    Args:
+        modules: what is trained.
+        rows: the training examples, IntArray [examples].
+    """
+
+    def __init__(self, objective: Objective, options: LoopOptions, modules: nn.Module, rows: np.ndarray) -> None:
+        self._objective, self._options, self._modules, self._rows = objective, options, modules, rows
+        self._levels = objective.model.trained_levels
+        self._weights = level_weights(self._levels, options.level_weights)
+        self._order = BatchOrder(objective.lengths[rows], options.batch_size, options.seed)
+        self._parameters = [p for p in modules.parameters() if p.requires_grad and p.numel()]
+
+    def run(self, step: int, max_steps: int, optimizers: Sequence[Optimizer], watch: "Stopwatch") -> dict[Level, float]:
+        """Do one step; return each level's mean loss. Raises InputError if a loss is no longer finite."""
+        options, processes = self._options, self._objective.processes
+        factor = learning_rate_factor(step, max_steps, options.warmup, options.decay)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group["peak_lr"] * factor
+        rows = self._rows[self._order.rows(step)]
+        levels = levels_of_step(self._levels, options.levels_per_step, options.seed, step)
+        with watch("step"):
+            weights = {level: self._weights[level] for level in levels}
+            sums = accumulate_gradients(self._objective, rows, step, weights, watch)
+            with watch("optimizer"):
+                _sum_over_processes(self._parameters, processes)
+                torch.nn.utils.clip_grad_norm_(self._parameters, options.clip)
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        means = {level: loss / len(rows) for level, loss in sums.items()}
+        if not all(map(math.isfinite, means.values())):
+            raise InputError(f"step {step + 1}: the loss is no longer finite; try a smaller --lr")
+        return means
+
+    def fitting(self, minutes: float, dev_s: float) -> int:
+        """Return how many steps fit into so many minutes, at most the options' number: times a few, and undoes them.
+
+        Args:
+            dev_s: time of one measurement of the dev loss, in s.
+        """
+        processes, most = self._objective.processes, self._options.max_steps
+        before = [parameter.detach().clone() for parameter in self._parameters]
+        optimizers, watch = make_optimizers(self._modules, self._options), Stopwatch()
+        for step in range(WARM_UP_STEPS + TIMED_STEPS):
+            self.run(step, most, optimizers, Stopwatch() if step < WARM_UP_STEPS else watch)
+        with torch.no_grad():
+            for parameter, value in zip(self._parameters, before, strict=True):
+                parameter.copy_(value)
+        seconds = torch.tensor([watch.mean_s("step"), dev_s], device=processes.device)
+        step_s, dev_s = (processes.sum(seconds) / processes.count).tolist()
+        steps = min(most, max(LEAST_STEPS, int((60 * minutes - DEV_TIMES * dev_s) / step_s)))
+        say(f"{1000 * step_s:,.0f} ms per step: {steps:,} of {most:,} steps in {minutes:g} minutes"
+            + ("" if steps < most else "; all of them"))  # fmt: skip
+        return steps
 
 
 class Stopwatch:
@@ -218,7 +268,7 @@ def accumulate_gradients(
 def evaluate(objective: Objective, rows: np.ndarray, batch_size: int) -> dict[Level, tuple[float, float]]:
     """Return the mean loss and mean RR@10 of every level over these examples; RR@10 is NaN if nothing is ranked."""
     rows = rows[np.argsort(objective.lengths[rows], kind="stable")]
-    sums = dict.fromkeys(objective.model.levels, torch.zeros(2, device=objective.processes.device))
+    sums = dict.fromkeys(objective.model.trained_levels, torch.zeros(2, device=objective.processes.device))
     for batch_rows in np.array_split(rows, math.ceil(len(rows) / batch_size)):
         for batch in objective.batches(batch_rows, DEV_STEP):
             for level in sums:

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -20,6 +21,9 @@ class LoopOptions:
 
     max_steps: int = 1000
     """optimiser steps"""
+    minutes: float = 0
+    """train for about so many minutes: a few steps are timed first, and as many are done as fit, at most --max-steps;
+    0: all of them"""
     batch_size: int = 128
     """examples per step, over all processes"""
     chunk_size: int = 128
@@ -70,6 +74,8 @@ class LoopOptions:
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"{flag(name)}: expected more than 0, not {getattr(self, name)}")
+        if not 0 <= self.minutes < math.inf:
+            raise InputError(f"--minutes: expected 0 or more, not {self.minutes}")
         for name, allowed in (("optimizer", OPTIMIZERS), ("decay", DECAYS), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{flag(name)} {getattr(self, name)}: expected one of {', '.join(allowed)}")

@@ -4,8 +4,9 @@ import argparse
 
 from elasticlm import command
 from elasticlm.arguments import at_least, non_negative_int, positive_float, positive_int
+from elasticlm.errors import InputError
 from elasticlm.files import claim
-from elasticlm.model.structure import parse_levels
+from elasticlm.model.structure import WHOLE, parse_levels
 from elasticlm.trainer.inputs import add_teacher_options, check_data, check_model
 from elasticlm.trainer.loop_options import add_data_options
 
@@ -20,6 +21,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; for a classifier: glue:DIR")
     parser.add_argument("--levels", default="100,50,30,20,10,5", help="percentages of the prunable parameters to keep; "
                         "without 100, the whole teacher is not included")  # fmt: skip
+    parser.add_argument("--top", choices=("teacher", "shared"), help="level 100: the teacher itself, with weights of "
+                        "its own that training does not change (default), or nested like the levels below, as in "
+                        "the paper")  # fmt: skip
     parser.add_argument("--score-loss", choices=("contrastive", "mlm", "task", "random"),
                         help="loss by which heads and neurons are scored: contrastive (queries against the passages of "
                         "their batch; default for encoders), mlm (masked tokens; the teacher needs a masked language "
@@ -54,6 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point; elasticlm.trainer.pruning does the work."""
     args = parse_args(argv)
     levels = parse_levels(args.levels)
+    if args.top and (WHOLE not in levels or len(levels) == 1):
+        raise InputError(f"--top {args.top}: --levels {args.levels} has no level 100 with smaller levels below it")
     check_model("--teacher", args.teacher)
     check_data([*args.data, *args.exclude])
     with claim(args.output, overwrite=args.overwrite):

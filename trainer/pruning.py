@@ -16,8 +16,8 @@ from elasticlm.errors import InputError
 from elasticlm.model.configuration import Passages
 from elasticlm.model.download import resolve_model
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.structure import ElasticStructure, Level, level_name
-from elasticlm.model.teacher import WHOLE, load_model
+from elasticlm.model.structure import WHOLE, ElasticStructure, Level, level_name
+from elasticlm.model.teacher import load_model
 from elasticlm.retrieval.data_specs import has_labels
 from elasticlm.retrieval.labelled import Sentences
 from elasticlm.trainer import mixture
@@ -43,7 +43,9 @@ def prune(args: argparse.Namespace, levels: tuple[Level, ...]) -> None:
     teacher = load_model(args.teacher, **teacher_settings(args))
     if tuple(teacher.levels) != (WHOLE,):
         raise InputError(f"--teacher {args.teacher} is an elastic model; prune starts from a whole encoder")
-    structures, head_order, neuron_order = ElasticStructure.from_scores(*_scores(args, teacher, levels), levels)
+    top = args.top != "shared" and WHOLE in levels and len(levels) > 1
+    scores = _scores(args, teacher, levels)
+    structures, head_order, neuron_order = ElasticStructure.from_scores(*scores, levels, top=top)
     model = teacher.cut(structures, head_order, neuron_order)
     if args.fresh_weights:
         initialise(model, args.seed)

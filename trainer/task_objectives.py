@@ -125,6 +125,7 @@ def aligned_teacher(config: AlignConfig, run: Training) -> ElasticModel:
 
 def retrieve(config: RetrieveConfig, run: Training) -> Retrieve:
     """The supervised objective over the split's pairs, with BM25 negatives for the queries that training will see."""
+    refuse_top(run.model, "retrieve")
     pairs, negatives = with_negatives(run.pairs(), config.negatives)
     set_lengths(run.model, query=config.query_tokens, passage=config.passage_tokens or passage_tokens(run.model))
     passages = TokenizedTexts.of(run.model, pairs.passages, "passage")
@@ -141,6 +142,7 @@ def rerank(config: RerankConfig, run: Training) -> Rerank:
     labels = use_labels(config, run)
     model = run.model
     if model.config.task != "score":
+        refuse_top(model, "rerank")
         model = model.with_head("score", seed=run.options.seed)
     set_lengths(model, query=config.query_tokens or model.config.max_tokens.pair // 2,
                 passage=config.passage_tokens or passage_tokens(model))  # fmt: skip
@@ -166,6 +168,7 @@ def classify(config: ClassifyConfig, run: Training) -> Classify:
         examples = load_sentence_pairs(run.data, run.split, run.exclusion)
         labels = known or load_model(str(config.teacher)).config.labels
     if known is None:
+        refuse_top(model, "classify")
         model = model.with_head("classify", labels, seed=run.options.seed)
         if len(labels) == 1 and targets is not None:
             model.head.bias.data.fill_(float(targets.mean()))  # type: ignore[union-attr, operator]
@@ -178,10 +181,23 @@ def classify(config: ClassifyConfig, run: Training) -> Classify:
 
 
 def use_labels(config: RerankConfig | ClassifyConfig, run: Training) -> bool:
-    """Whether the labels of the data are trained on, or a teacher's outputs alone."""
-    if config.labels is not None or not config.teacher:
+    """Whether the labels of the data are trained on, or a teacher's outputs alone.
+
+    Raises InputError where there would be nothing to train on.
+    """
+    teacher = config.teacher or (run.model.top is not None and run.model.config.task != "embed")
+    if config.labels is False and not teacher:
+        raise InputError("--no-labels: there is nothing to train on then; give --teacher")
+    if config.labels is not None or not teacher:
         return config.labels is not False
     return all(has_labels(spec, run.split) for spec in run.data)
+
+
+def refuse_top(model: ElasticModel, task: str) -> None:
+    """Raise InputError where level 100 is a teacher that was not fine-tuned for the task."""
+    if model.top is not None:
+        raise InputError(f"--task {task} trains all levels, but level 100 of this model is its teacher: fine-tune the "
+                         "teacher first (--model TEACHER) and prune it, or prune with --top shared")  # fmt: skip
 
 
 def passage_tokens(model: ElasticModel) -> int:
@@ -203,9 +219,12 @@ def set_lengths(model: ElasticModel, *, query: int | None = None, passage: int |
 
 
 def fine_tuned_teacher(name: str | Path | None, model: ElasticModel, processes: Processes) -> ElasticModel | None:
-    """Load a fine-tuned teacher; its task, labels, width and vocabulary must be the model's. No name: None."""
+    """Load a fine-tuned teacher; its task, labels, width and vocabulary must be the model's.
+
+    No name: the teacher on top of the model, if it has one, else None.
+    """
     if not name:
-        return None
+        return model.top
     teacher = load_model(name).to(processes.device)
     ours, theirs = model.config, teacher.config
     if theirs.task != ours.task:

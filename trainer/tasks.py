@@ -35,8 +35,6 @@ class TaskConfig:
         temperature = getattr(self, "temperature", None)
         if temperature is not None and not temperature > 0:
             raise InputError(f"--temperature: expected more than 0, not {temperature}")
-        if getattr(self, "labels", None) is False and not self.models:
-            raise InputError("--no-labels: there is nothing to train on then; give --teacher")
 
     @classmethod
     def of(cls, task: str, args: argparse.Namespace) -> Self:
@@ -118,7 +116,8 @@ class RerankConfig(TaskConfig):
     is shorter)"""
     teacher: str | None = None
     """a reranker that was fine-tuned whole: an artifact or a sequence classification model with one label; its scores
-    and hidden states are matched, next to the labels if there are any"""
+    and hidden states are matched, next to the labels if there are any (default: level 100 of the model, if that is a
+    teacher)"""
     labels: bool | None = None
     """use the judgements of the data (default: if it has any, or without --teacher)"""
     negatives: int = 7
@@ -137,7 +136,7 @@ class ClassifyConfig(TaskConfig):
 
     teacher: str | None = None
     """a classifier that was fine-tuned whole: an artifact or a sequence classification model; its outputs and hidden
-    states are matched, next to the labels if there are any"""
+    states are matched, next to the labels if there are any (default: level 100 of the model, if that is a teacher)"""
     labels: bool | None = None
     """use the labels of the data (default: if it has any, or without --teacher)"""
 

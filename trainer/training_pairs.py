@@ -69,8 +69,8 @@ class TrainingPairs:
 class Unjudged:
     """A split's queries and all passages, as RetrievalData has them, without judgements."""
 
-    passage_ids: list[str]
-    passages: list[str]
+    passage_ids: Sequence[str]
+    passages: Sequence[str]
     query_ids: list[str]
     queries: list[str]
     qrels: Qrels = field(default_factory=dict)

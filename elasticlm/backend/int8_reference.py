@@ -103,7 +103,7 @@ def _answers(
         batch = slice(start, start + TEXTS_AT_ONCE)
         inputs = model.tokenize(texts[batch]) if seconds is None else model.tokenize_pairs(texts[batch], seconds[batch])
         with torch.inference_mode():
-            outputs.append(model.finish(backend.hidden(inputs, level), inputs["attention_mask"]))
+            outputs.append(model.at(level).finish(backend.hidden(inputs, level), inputs["attention_mask"]))
     return torch.cat(outputs).float().reshape(len(texts), -1).clone()
 
 

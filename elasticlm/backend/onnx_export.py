@@ -18,13 +18,12 @@ from elasticlm.backend.onnx_runtime import (
     check_export,
     check_precision,
     installed,
+    sha256_weights,
 )
 from elasticlm.backend.torch_backend import TorchBackend
 from elasticlm.errors import InputError
-from elasticlm.files import sha256_file
 from elasticlm.machine import machine
 from elasticlm.model.elastic_model import ElasticModel
-from elasticlm.model.folder import WEIGHTS_FILE
 from elasticlm.model.structure import Level, level_name
 from elasticlm.schedule.profiling import text_of
 
@@ -51,6 +50,7 @@ def export(
     texts: Sequence[str],
     *,
     passages: Sequence[str] = (),
+    top_precision: str = "fp32",
     on_level: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, float]]:
     """Write a graph for every level of the model into its artifact folder, replacing what stood there.
@@ -61,6 +61,7 @@ def export(
         texts: real ones, by which each graph is compared with PyTorch.
         passages: longer ones, for the reference by which int8 is checked where it is served; of a model with a head,
             one for each text.
+        top_precision: of level 100 if that is the teacher; it is not quantised unless that is asked for.
         on_level: called after each level, for progress.
 
     Returns:
@@ -76,22 +77,25 @@ def export(
     from elasticlm.backend.onnx_graph import build_graph
 
     found = {}
+    own = set(model.levels) - set(model.trained_levels)  # a teacher on top
     with new_graphs(artifact, precision) as folder:
         for level in model.levels:
-            apart = outliers(model, level, texts) if precision == "int8" else None
-            graph = build_graph(model.encoder, model.structures[level], model.config.hidden_act,
-                                precision=precision, in_fp32=apart)  # fmt: skip
+            encoder, structure = model.encoders[level]
+            of_level = top_precision if level in own else precision
+            apart = outliers(model, level, texts) if of_level == "int8" else None
+            graph = build_graph(encoder, structure, model.config.hidden_act, precision=of_level, in_fp32=apart)
             (folder / f"{level_name(level)}.onnx").write_bytes(graph.SerializeToString())
             on_level()
-        backend = OnnxBackend(folder, model.encoder, model.levels, precision=precision, threads=1)
+        backend = OnnxBackend(folder, model.encoders, precision=precision, threads=1)
         for level in model.levels:
             found[level_name(level)] = _compared(model, backend, level, texts)
-        _refuse(found, precision)
+            _refuse(level, found[level_name(level)], top_precision if level in own else precision)
         if precision == "int8":
             Reference.of(model, backend, texts, passages).write(folder)
         report = {
-            "weights_sha256": sha256_file(Path(artifact) / WEIGHTS_FILE),
+            "weights_sha256": sha256_weights(artifact),
             "precision": precision,
+            "top_precision": top_precision if own else None,
             "texts": len(texts),
             "levels": found,
             "machine": machine(("torch", "onnx", "onnxruntime")),
@@ -105,7 +109,7 @@ def outliers(model: ElasticModel, level: Level, texts: Sequence[str]) -> list[li
 
     They stay in fp32. Two already bring most (of MiniLM at 100: cosine .995 to .998); four cost no more.
     """
-    encoder, structure = model.encoder, model.structures[level]
+    encoder, structure = model.encoders[level]
     largest: list[Tensor] = [torch.zeros(neurons) for neurons in structure.neurons]
 
     def note(i: int) -> Callable[[object, object, Tensor], None]:
@@ -119,7 +123,7 @@ def outliers(model: ElasticModel, level: Level, texts: Sequence[str]) -> list[li
         for i, layer in enumerate(encoder.layers)
     ]
     for start in range(0, len(texts), TEXTS_AT_ONCE):
-        TorchBackend(encoder, model.structures).hidden(model.tokenize(texts[start : start + TEXTS_AT_ONCE]), level)
+        TorchBackend(model.encoders).hidden(model.tokenize(texts[start : start + TEXTS_AT_ONCE]), level)
     for hook in hooks:
         hook.remove()
     return [values.topk(min(IN_FP32, len(values))).indices.tolist() for values in largest]
@@ -147,14 +151,15 @@ def on_onnx_runtime(model: ElasticModel) -> Iterator[None]:
     About 1.7 times as fast as PyTorch for long texts, and equal to 1e-6; for encoding a corpus.
     """
     before, largest = model.backend, model.structures.largest
-    plain = model.backend = TorchBackend(model.encoder, model.structures)
+    encoder, structure = model.encoders[largest]
+    plain = model.backend = TorchBackend(model.encoders)
     if can_export() and plain.device == "cpu" and plain.precision == "fp32":
         from elasticlm.backend.onnx_graph import build_graph
 
         with tempfile.TemporaryDirectory() as folder, suppress(InputError):  # of a kind that has no graph
-            graph = build_graph(model.encoder, model.structures[largest], model.config.hidden_act)
+            graph = build_graph(encoder, structure, model.config.hidden_act)
             Path(folder, f"{level_name(largest)}.onnx").write_bytes(graph.SerializeToString())
-            model.backend = OnnxBackend(Path(folder), model.encoder, [largest], precision="fp32",
+            model.backend = OnnxBackend(Path(folder), {largest: (encoder, structure)}, precision="fp32",
                                         threads=torch.get_num_threads())  # fmt: skip
     try:
         yield
@@ -162,13 +167,14 @@ def on_onnx_runtime(model: ElasticModel) -> Iterator[None]:
         model.backend = before
 
 
+@torch.no_grad()
 def _compared(model: ElasticModel, backend: OnnxBackend, level: Level, texts: Sequence[str]) -> dict[str, float]:
     theirs: list[Tensor] = []
     ours: list[Tensor] = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         inputs = model.tokenize(texts[start : start + TEXTS_AT_ONCE])
         for vectors, runs in ((theirs, model.backend), (ours, backend)):
-            vectors.append(_seen(model, runs.hidden(inputs, level), inputs["attention_mask"]))
+            vectors.append(_seen(model.at(level), runs.hidden(inputs, level), inputs["attention_mask"]))
     wanted, found = torch.cat(theirs), torch.cat(ours)
     cosines = F.cosine_similarity(wanted, found, dim=-1)
     return {"max_diff": float((wanted - found).abs().max()), "cosine": float(cosines.mean())}
@@ -179,11 +185,10 @@ def _seen(model: ElasticModel, hidden: Tensor, attention_mask: Tensor) -> Tensor
     return model.pool(hidden, attention_mask) if model.head is None else hidden[:, 0]
 
 
-def _refuse(found: dict[str, dict[str, float]], precision: str) -> None:
-    for name, level in found.items():
-        if precision == "fp32" and not level["max_diff"] <= MOST_DIFFERENCE:
-            raise InputError(f"level {name}: its ONNX graph differs from PyTorch by {level['max_diff']:.1e}, "
-                             f"more than {MOST_DIFFERENCE:.0e}; nothing was exported")  # fmt: skip
-        if precision == "int8" and not level["cosine"] >= LEAST_COSINE:
-            raise InputError(f"level {name}: its vectors in int8 have a mean cosine of {level['cosine']:.4f} with "
-                             f"PyTorch's, less than {LEAST_COSINE}; nothing was exported")  # fmt: skip
+def _refuse(level: Level, found: dict[str, float], precision: str) -> None:
+    if precision == "fp32" and not found["max_diff"] <= MOST_DIFFERENCE:
+        raise InputError(f"level {level}: its ONNX graph differs from PyTorch by {found['max_diff']:.1e}, "
+                         f"more than {MOST_DIFFERENCE:.0e}; nothing was exported")  # fmt: skip
+    if precision == "int8" and not found["cosine"] >= LEAST_COSINE:
+        raise InputError(f"level {level}: its vectors in int8 have a mean cosine of {found['cosine']:.4f} with "
+                         f"PyTorch's, less than {LEAST_COSINE}; nothing was exported")  # fmt: skip

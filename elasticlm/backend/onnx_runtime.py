@@ -9,7 +9,7 @@ alone); in int8 all of them are smaller than the largest level in fp32.
 
 import ctypes
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ from elasticlm.backend.graph_hashes import check_hashes, graphs_folder, listed
 from elasticlm.errors import InputError
 from elasticlm.files import sha256_file
 from elasticlm.model.encoder import ElasticEncoder
-from elasticlm.model.folder import WEIGHTS_FILE
-from elasticlm.model.structure import Level, level_name
+from elasticlm.model.folder import TEACHER_FILE, WEIGHTS_FILE
+from elasticlm.model.structure import Level, Structure, level_name
 
 EXPORT_FILE = "export.json"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -62,8 +62,14 @@ def check_export(artifact: str | Path, precision: str) -> None:
     if not file.is_file():
         raise InputError(f"{artifact}: has no ONNX graphs in {precision}; {how}")
     check_hashes(artifact, precision, how)
-    if json.loads(file.read_text("utf-8"))["weights_sha256"] != sha256_file(Path(artifact) / WEIGHTS_FILE):
+    if json.loads(file.read_text("utf-8"))["weights_sha256"] != sha256_weights(artifact):
         raise InputError(f"{file.parent}: made from other weights than {WEIGHTS_FILE} holds now; {how}")
+
+
+def sha256_weights(artifact: str | Path) -> str:
+    """What identifies the weights that graphs are made from: the SHA-256 of their file, or of both files' joined."""
+    files = [Path(artifact) / name for name in (WEIGHTS_FILE, TEACHER_FILE)]
+    return "+".join(sha256_file(file) for file in files if file.is_file())
 
 
 class OnnxBackend:
@@ -71,8 +77,7 @@ class OnnxBackend:
 
     Args:
         folder: holds a graph LEVEL.onnx for each level.
-        encoder: the model's; its embeddings are shared by all levels, not copied.
-        levels: which to load.
+        encoders: the encoder of each level to load; its embeddings are shared, not copied.
         threads: of each session; they sleep while another works.
 
     Raises InputError where onnxruntime is missing or a graph cannot be read.
@@ -82,14 +87,15 @@ class OnnxBackend:
     device = "cpu"
 
     def __init__(
-        self, folder: Path, encoder: ElasticEncoder, levels: Sequence[Level], *, precision: str, threads: int
+        self, folder: Path, encoders: Mapping[Level, tuple[ElasticEncoder, Structure]], *, precision: str, threads: int
     ) -> None:
         if not installed():
             raise InputError("backend onnx needs onnxruntime: pip install 'elasticlm[onnx]'")
         import onnxruntime
 
         self.precision = precision
-        self._embedding_sum = encoder.family.embedding_sum(encoder.embeddings)
+        self._embedding_sums = {level: encoder.family.embedding_sum(encoder.embeddings)
+                                for level, (encoder, _) in encoders.items()}  # fmt: skip
         _keep_freed_memory()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -97,7 +103,7 @@ class OnnxBackend:
         options.enable_cpu_mem_arena = False  # an arena a session would keep what its largest batch took; no slower
         options.enable_mem_pattern = False  # a pattern per shape of a batch would be kept for ever; no slower
         self._sessions = {}
-        for level in levels:
+        for level in encoders:
             file = folder / f"{level_name(level)}.onnx"
             try:
                 self._sessions[level] = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -108,7 +114,7 @@ class OnnxBackend:
     def hidden(self, inputs: Mapping[str, Tensor], level: Level) -> Tensor:
         """Hidden states [batch, tokens, dim] of a tokenised batch at a level."""
         ids, types = inputs["input_ids"].numpy(), inputs.get("token_type_ids")
-        summed = self._embedding_sum(ids, None if types is None else types.numpy())
+        summed = self._embedding_sums[level](ids, None if types is None else types.numpy())
         mask = inputs["attention_mask"].numpy().astype(np.int32)
         return torch.from_numpy(self._run(summed, mask, level))
 

@@ -1,7 +1,8 @@
 """The artifact folder (format_version 2): what the levels are, the largest level's weights, the tokenizer.
 
     config.json         a Hugging Face configuration, model_type "elastic" (see elasticlm.model.configuration)
-    model.safetensors   weights of the largest level, units in rank order
+    model.safetensors   weights of the largest nested level, units in rank order
+    teacher.safetensors the teacher's weights that differ from those, if level 100 is the teacher
     tokenizer.json ...  as saved by the Hugging Face tokenizer
     latency.csv         service times per level (see elasticlm.schedule.latency), written by ``elasticlm profile``
     quality.json        measured quality per level, written by ``elasticlm evaluate --save``
@@ -75,7 +76,7 @@ def update_config(folder: str | Path, fields: Mapping[str, Any]) -> None:
 
 def validate(config: ElasticConfig) -> ElasticStructure:
     """Return the structures of a configuration; raises InputError that names the field at fault."""
-    structures = ElasticStructure.from_json(config.levels or {})
+    structures = ElasticStructure.from_json(config.levels or {}, config.whole)
     largest = structures[structures.largest]
     if largest.layers != config.num_hidden_layers:
         raise InputError(f"levels: {largest.layers} layers, num_hidden_layers is {config.num_hidden_layers}")
@@ -86,21 +87,31 @@ def validate(config: ElasticConfig) -> ElasticStructure:
     return structures
 
 
-def read_weights(folder: str | Path, expected: Mapping[str, Tensor], *, others: bool = False) -> dict[str, Tensor]:
-    """Read model.safetensors and check names and shapes against ``expected``; raises InputError.
+def read_weights(
+    folder: str | Path,
+    expected: Mapping[str, Tensor],
+    *,
+    others: bool = False,
+    name: str = WEIGHTS_FILE,
+    known: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Read a weights file in fp32 and check names and shapes against ``expected``; raises InputError.
 
     Args:
         others: whether the file may hold further tensors, which are not read.
+        name: of the file.
+        known: tensors of which copies are taken where the file does not have them.
     """
-    file = Path(folder) / WEIGHTS_FILE
+    file = Path(folder) / name
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     try:
         with safetensors.safe_open(file, framework="pt") as tensors:
             names = set(tensors.keys())
-            weights = {name: tensors.get_tensor(name) for name in names if name in expected or not others}
+            weights = {name: tensors.get_tensor(name).float() for name in names if name in expected or not others}
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{file}: truncated or not a safetensors file ({error})") from None
+    weights |= {name: known[name].clone() for name in expected if known and name in known and name not in weights}
     if missing := sorted(set(expected) - set(weights)):
         raise InputError(f"{file}: no tensor {missing[0]!r} ({len(missing)} missing)")
     if foreign := sorted(set(weights) - set(expected)):
@@ -111,10 +122,19 @@ def read_weights(folder: str | Path, expected: Mapping[str, Tensor], *, others: 
     return weights
 
 
-def write_weights(folder: str | Path, weights: Mapping[str, Tensor]) -> None:
-    """Write model.safetensors."""
+def write_weights(folder: str | Path, weights: Mapping[str, Tensor], name: str = WEIGHTS_FILE) -> None:
+    """Write a weights file."""
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
-    safetensors.torch.save_file(tensors, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
+    safetensors.torch.save_file(tensors, Path(folder) / name, metadata={"format": "pt"})
+
+
+def differing(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights without those that are the same, name by name, as in ``others``."""
+    return {name: tensor for name, tensor in weights.items() if not _same(tensor, others.get(name))}
+
+
+def _same(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is not None and (tensor is other or (tensor.shape == other.shape and torch.equal(tensor, other)))
 
 
 def read_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from elasticlm.errors import InputError
-from elasticlm.model.structure import Level, level_name, parse_level
+from elasticlm.model.structure import Level, Structure, level_name, parse_level
 
 FORMAT_VERSION = 2
 TASKS = ("embed", "score", "classify")
@@ -246,7 +246,8 @@ class ElasticConfig(PreTrainedConfig):
         task: "embed", "score" or "classify".
         pooling, normalize: how hidden states become a vector ("mean" or "cls"), and whether it has length 1.
         dense: the linear layers after pooling, a tuple of DenseLayer; normalisation comes after them.
-        levels: ``{"50": {"heads": [one number per layer], "neurons": [..]}, ...}``, nested.
+        levels: ``{"50": {"heads": [one number per layer], "neurons": [..]}, ...}``, nested. ``{"100": {"weights":
+            "teacher"}}``: level 100 is the teacher, with weights of its own.
         graphs: SHA-256 of the files of the ONNX graphs, by precision and name, see elasticlm.backend.graph_hashes.
     """
 
@@ -298,6 +299,12 @@ class ElasticConfig(PreTrainedConfig):
     def vector_size(self) -> int:
         """Length of the vectors of an encoder: that of the last Dense module, or of the hidden states."""
         return self.dense[-1].out_features if self.dense else self.hidden_size
+
+    @property
+    def whole(self) -> Structure:
+        """The teacher's structure: all heads and neurons."""
+        return Structure((self.num_attention_heads,) * self.num_hidden_layers,
+                         (self.intermediate_size,) * self.num_hidden_layers)  # fmt: skip
 
     @property
     def head_size(self) -> int:

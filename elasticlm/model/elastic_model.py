@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from elasticlm.backend import BACKENDS, Backend, counted_tokens
+from elasticlm.backend import BACKENDS, counted_tokens
 from elasticlm.backend.graph_hashes import graphs_folder
 from elasticlm.backend.onnx_runtime import OnnxBackend, check_export
-from elasticlm.backend.torch_backend import TorchBackend
 from elasticlm.command import progress
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
@@ -23,9 +22,10 @@ from elasticlm.model import artifact
 from elasticlm.model.batching import batches_by_length
 from elasticlm.model.configuration import Calibration, ElasticConfig, Fusion, Head, MaxTokens, Passages
 from elasticlm.model.download import download
-from elasticlm.model.encoder import ElasticEncoder
-from elasticlm.model.heads import DENSE_PREFIX, HEAD_PREFIX, Dense, fresh_weights, make_head, pool, score
-from elasticlm.model.structure import ElasticStructure, Level
+from elasticlm.model.elastic_modules import ElasticModules
+from elasticlm.model.folder import TEACHER_FILE
+from elasticlm.model.heads import DENSE_PREFIX, HEAD_PREFIX, fresh_weights
+from elasticlm.model.structure import WHOLE, ElasticStructure, Level
 from elasticlm.model.tokenizing import PairTemplate, Tokenized, tokenize, tokenize_pairs
 
 Kind = Literal["query", "passage"]
@@ -34,7 +34,7 @@ CHUNK_TOKENS = 8192
 """Tokens that a level runs on at once: 64 texts of 128 tokens, 16 of 512."""
 
 
-class ElasticModel(nn.Module):
+class ElasticModel(ElasticModules):
     """An elastic encoder with its head and tokenizer.
 
     >>> model = ElasticModel.from_pretrained("out/aligned")      # doctest: +SKIP
@@ -43,15 +43,8 @@ class ElasticModel(nn.Module):
     """
 
     def __init__(self, config: ElasticConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.tokenizer = tokenizer
-        self.structures = artifact.validate(config)
-        self.encoder = ElasticEncoder(config, self.structures[self.structures.largest])
-        self.dense = nn.Sequential(*map(Dense, config.dense))
-        self.head = make_head(config)
-        self.backend: Backend = TorchBackend(self.encoder, self.structures)
-        self.eval()
 
     @classmethod
     def from_pretrained(
@@ -81,7 +74,16 @@ class ElasticModel(nn.Module):
         if backend == "onnx":
             model.encoder.layers = nn.ModuleList()
         weights = artifact.read_weights(folder, model.state_dict(), others=backend == "onnx")
-        model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
+        model.load_state_dict(weights, assign=True)
+        if model.structures.top:
+            whole = ElasticStructure({WHOLE: config.whole})
+            teacher = cls.without_weights(_with_levels(config, whole), model.tokenizer)
+            if backend == "onnx":
+                teacher.encoder.layers = nn.ModuleList()
+            weights = artifact.read_weights(folder, teacher.state_dict(), others=backend == "onnx", name=TEACHER_FILE,
+                                            known=model.state_dict())  # fmt: skip
+            teacher.load_state_dict(weights, assign=True)
+            model.set_top(teacher)
         if backend == "onnx":
             model.run_onnx(folder, precision=precision, threads=threads)
         return model
@@ -92,8 +94,8 @@ class ElasticModel(nn.Module):
         Raises InputError where onnxruntime or the graphs are missing, or the graphs are those of other weights.
         """
         check_export(folder, precision)
-        self.backend = OnnxBackend(graphs_folder(folder, precision), self.encoder, self.levels,
-                                   precision=precision, threads=threads)  # fmt: skip
+        self.backend = OnnxBackend(graphs_folder(folder, precision), self.encoders, precision=precision,
+                                   threads=threads)  # fmt: skip
 
     @classmethod
     def without_weights(cls, config: ElasticConfig, tokenizer: PreTrainedTokenizerBase) -> "ElasticModel":
@@ -108,6 +110,9 @@ class ElasticModel(nn.Module):
             self.config.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
             artifact.write_weights(temporary, self.state_dict())
+            if self.top is not None:
+                own = artifact.differing(self.top.state_dict(), self.state_dict())
+                artifact.write_weights(temporary, own, TEACHER_FILE)
 
     def cut(
         self,
@@ -117,16 +122,18 @@ class ElasticModel(nn.Module):
     ) -> "ElasticModel":
         """Return a new model with these structures, its units taken from this one's largest level in the given order.
 
+        Where this model has a teacher on top, units come from its largest nested level.
+
         Args:
-            structures: the new levels.
+            structures: the new levels; with a teacher on top, that is this model's, or this model itself.
             head_order: unit indices [layers, heads], best first; None keeps the order (and cuts prefixes).
             neuron_order: the same for neurons [layers, neurons].
         """
-        config = copy.deepcopy(self.config)
-        config.levels = structures.to_json()
-        config.calibration = config.calibration.only(config.levels)
-        config.fusion = config.fusion.only(config.levels)
-        largest, weights = structures[structures.largest], self.state_dict()
+        if self.top is not None and structures.levels == (WHOLE,):
+            return self.top.cut(structures)
+        config = _with_levels(self.config, structures)
+        nested = structures.nested
+        largest, weights = nested[nested.largest], self.state_dict()
         for i in range(largest.layers):
             heads = np.arange(largest.heads[i]) if head_order is None else head_order[i, : largest.heads[i]]
             neurons = np.arange(largest.neurons[i]) if neuron_order is None else neuron_order[i, : largest.neurons[i]]
@@ -137,14 +144,18 @@ class ElasticModel(nn.Module):
                 weights[name] = weights[name].index_select(axis, units[kind])
         model = self.without_weights(config, self.tokenizer)
         model.load_state_dict({name: weight.clone() for name, weight in weights.items()}, assign=True)
+        if structures.top:
+            whole = self if self.top is None else self.top
+            model.set_top(whole.cut(ElasticStructure({WHOLE: config.whole})))
         return model
 
     def with_head(self, task: str, labels: Sequence[str] | None = None, *, seed: int = 0) -> "ElasticModel":
         """Return a new model with this one's encoder and a fresh head for a task: "score", or "classify" with labels.
 
-        For the head's weights see elasticlm.model.heads.fresh_weights.
+        For the head's weights see elasticlm.model.heads.fresh_weights. A teacher on top is left out: it has no such
+        head.
         """
-        config = copy.deepcopy(self.config)
+        config = _with_levels(self.config, self.structures.nested)
         config.task, config.head, config.passages = task, Head("linear", tuple(labels or ())), Passages()
         config.calibration, config.fusion, config.dense = Calibration(), Fusion(), ()
         config.max_tokens = MaxTokens(*[config.max_tokens.pair] * 3)
@@ -155,22 +166,20 @@ class ElasticModel(nn.Module):
         model.load_state_dict(weights, assign=True)
         return model
 
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        return self.structures.levels
-
-    @property
-    def device(self) -> torch.device:
-        return self.encoder.words.weight.device
-
     def fingerprint(self) -> str:
         """What identifies the vectors of passages at the largest level, see elasticlm.model.artifact.fingerprint."""
-        assert len(self.encoder.layers) == self.config.num_hidden_layers, "loaded for ONNX Runtime, without its layers"
-        return artifact.fingerprint(self)
+        largest = self.at(self.structures.largest)
+        assert len(largest.encoder.layers) == self.config.num_hidden_layers, "loaded for ONNX Runtime, without layers"
+        return artifact.fingerprint(largest)
+
+    def weights_fingerprint(self) -> str:
+        """What identifies all weights but the heads, for runs that start from them."""
+        models: list[ElasticModel] = [self, *self._top]
+        return "+".join(map(artifact.fingerprint, models))
 
     def has_fingerprint(self, stored: str | None) -> bool:
         """Whether a stored fingerprint, of this format or an older one, is that of this model."""
-        return stored is not None and artifact.has_fingerprint(self, stored)
+        return stored is not None and artifact.has_fingerprint(self.at(self.structures.largest), stored)
 
     def tokenize(self, texts: Sequence[str], kind: Kind = "query") -> Tokenized:
         """Return input_ids and attention_mask, LongTensors [batch, tokens], padded to the longest.
@@ -212,26 +221,6 @@ class ElasticModel(nn.Module):
             return limits.pair
         return min(limits.pair, self.pair_template.longest(limits.query, limits.passage))
 
-    def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Pool hidden states [batch, tokens, dim] to vectors [batch, vector_size]."""
-        return pool(self.config, self.dense, hidden, attention_mask)
-
-    def finish(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Turn hidden states [batch, tokens, dim] into what the task answers: vectors, scores or logits.
-
-        embed: [batch, vector_size]; score: [batch]; classify: [batch, labels].
-        """
-        if self.head is None:
-            return self.pool(hidden, attention_mask)
-        return score(self.config, self.head, hidden)
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, *, level: Level
-    ) -> Tensor:
-        """Run one level with gradients: vectors, scores or logits as in finish(). For training."""
-        hidden = self.encoder(input_ids, attention_mask, token_type_ids, structure=self.structures[level])
-        return self.finish(hidden, attention_mask)
-
     @torch.inference_mode()
     def encode(self, inputs: Mapping[str, Tensor], level: Level) -> Tensor:
         """Run one level on a tokenised batch through the backend, without gradients. For serving and measuring.
@@ -240,15 +229,16 @@ class ElasticModel(nn.Module):
         bounded.
         """
         rows, tokens = inputs["attention_mask"].shape
+        model = self.at(level)
         if rows * tokens <= CHUNK_TOKENS or rows == 1:
-            return self.finish(self.backend.hidden(inputs, level), inputs["attention_mask"])
+            return model.finish(self.backend.hidden(inputs, level), inputs["attention_mask"])
         lengths = inputs["attention_mask"].sum(1).tolist()
         parts = [torch.from_numpy(part) for part in batches_by_length(lengths, max_tokens=CHUNK_TOKENS)]
         outputs = []
         for part in parts:
             longest = max(lengths[row] for row in part.tolist())
             chunk = {name: tensor[part, :longest] for name, tensor in inputs.items()}
-            outputs.append(self.finish(self.backend.hidden(chunk, level), chunk["attention_mask"]))
+            outputs.append(model.finish(self.backend.hidden(chunk, level), chunk["attention_mask"]))
         return torch.cat(outputs)[torch.cat(parts).argsort()]
 
     def counted(self, inputs: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -313,3 +303,11 @@ class ElasticModel(nn.Module):
     def _require(self, task: str) -> None:
         if self.config.task != task:
             raise InputError(f"this model's task is {self.config.task!r}, not {task!r}")
+
+
+def _with_levels(config: ElasticConfig, structures: ElasticStructure) -> ElasticConfig:
+    """Copy a configuration, with other levels; what was fitted for levels that go goes with them."""
+    config = copy.deepcopy(config)
+    config.levels = structures.to_json()
+    config.calibration, config.fusion = config.calibration.only(config.levels), config.fusion.only(config.levels)
+    return config

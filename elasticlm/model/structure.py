@@ -7,12 +7,17 @@ so a level is fully described by two small numbers a layer: how many heads and h
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from elasticlm.errors import InputError
 
 Level = int | float
+WHOLE = 100
+"""The level that keeps every unit."""
+TEACHER_WEIGHTS = {"weights": "teacher"}
+"""What config.json has at level 100 if that is the teacher."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +91,22 @@ class Structure:
 
 
 class ElasticStructure(Mapping[Level, Structure]):
-    """The nested structures of one model, largest level first.
+    """The structures of one model, largest level first: nested, but for level 100 where that is the teacher.
+
+    Args:
+        top: whether level 100 is the teacher, with weights of its own; the levels below share one second set.
 
     Raises InputError unless every level is contained in the next larger one.
     """
 
-    def __init__(self, structures: Mapping[Level, Structure]) -> None:
+    def __init__(self, structures: Mapping[Level, Structure], *, top: bool = False) -> None:
         if not structures:
             raise InputError("levels: at least one is needed")
         self._structures = dict(sorted(structures.items(), reverse=True))
         self.levels: tuple[Level, ...] = tuple(self._structures)
+        self.top = top
+        if top and (self.largest != WHOLE or len(self) < 2):
+            raise InputError("levels: only level 100 can be the teacher, and needs a smaller level next to it")
         for larger, smaller in zip(self.levels, self.levels[1:], strict=False):
             if not self[larger].contains(self[smaller]):
                 raise InputError(f"level {smaller} is not nested in level {larger}")
@@ -119,27 +130,38 @@ class ElasticStructure(Mapping[Level, Structure]):
         return self.levels[0]
 
     @property
+    def nested(self) -> "ElasticStructure":
+        """The levels that share one set of weights, and are trained: all but a teacher on top."""
+        return ElasticStructure({level: self[level] for level in self.levels[1:]}) if self.top else self
+
+    @property
     def smallest(self) -> Level:
         return self.levels[-1]
 
     @classmethod
-    def from_json(cls, levels: Mapping[str, Mapping[str, Sequence[int]]]) -> "ElasticStructure":
-        """Read the ``levels`` of config.json: ``{"50": {"heads": [..], "neurons": [..]}}``."""
-        if taken := [name for name, kept in levels.items() if isinstance(kept, Mapping) and "weights" in kept]:
-            raise InputError(f'level {taken[0]}: its own weights ({{"weights": ...}}) need a newer release')
+    def from_json(cls, levels: Mapping[str, Mapping[str, Any]], whole: Structure) -> "ElasticStructure":
+        """Read the ``levels`` of config.json: ``{"50": {"heads": [..], "neurons": [..]}}``, perhaps a teacher on top.
+
+        Args:
+            whole: the teacher's structure.
+        """
+        own = [name for name, kept in levels.items() if isinstance(kept, Mapping) and "weights" in kept]
+        if unknown := [name for name in own if levels[name] != TEACHER_WEIGHTS or parse_level(name) != WHOLE]:
+            raise InputError(f"level {unknown[0]}: expected heads and neurons, or at level 100 {TEACHER_WEIGHTS}")
         try:
-            return cls({parse_level(name): Structure(tuple(kept["heads"]), tuple(kept["neurons"]))
-                        for name, kept in levels.items()})  # fmt: skip
+            return cls({parse_level(name): whole if name in own else Structure(kept["heads"], kept["neurons"])
+                        for name, kept in levels.items()}, top=bool(own))  # fmt: skip
         except (AttributeError, KeyError, TypeError):
             raise InputError('levels: expected {"50": {"heads": [a number a layer], "neurons": [..]}, ...}') from None
 
-    def to_json(self) -> dict[str, dict[str, list[int]]]:
+    def to_json(self) -> dict[str, dict[str, Any]]:
         """The ``levels`` of config.json."""
-        return {level_name(k): {"heads": list(s.heads), "neurons": list(s.neurons)} for k, s in self.items()}
+        nested = {level_name(k): {"heads": list(s.heads), "neurons": list(s.neurons)} for k, s in self.nested.items()}
+        return ({level_name(WHOLE): dict(TEACHER_WEIGHTS)} if self.top else {}) | nested
 
     @classmethod
     def from_scores(
-        cls, head_scores: np.ndarray, neuron_scores: np.ndarray, levels: Sequence[Level]
+        cls, head_scores: np.ndarray, neuron_scores: np.ndarray, levels: Sequence[Level], *, top: bool = False
     ) -> tuple["ElasticStructure", np.ndarray, np.ndarray]:
         """Nest levels by expressive score (ElasticLM, section 4.1).
 
@@ -147,6 +169,7 @@ class ElasticStructure(Mapping[Level, Structure]):
             head_scores: expressive scores [layers, heads]; comparable over layers (already normalised per layer).
             neuron_scores: the same for neurons [layers, neurons].
             levels: percentages; level k keeps max(1, floor(k/100 * count + .5)) units of each kind over the model.
+            top: whether level 100 is the teacher, see the class.
 
         Returns:
             The structures, and for heads and neurons the rank order [layers, units] of each layer's units, best first.
@@ -155,7 +178,7 @@ class ElasticStructure(Mapping[Level, Structure]):
         heads = [_kept(head_scores, level) for level in levels]
         neurons = [_kept(neuron_scores, level) for level in levels]
         structures = {k: Structure(h, n) for k, h, n in zip(levels, heads, neurons, strict=True)}
-        return cls(structures), _rank_order(head_scores), _rank_order(neuron_scores)
+        return cls(structures, top=top), _rank_order(head_scores), _rank_order(neuron_scores)
 
 
 def _kept(scores: np.ndarray, level: Level) -> tuple[int, ...]:

@@ -23,11 +23,9 @@ from elasticlm.model.families import FAMILIES, family_of
 from elasticlm.model.families.base import Classifier, EncoderFamily
 from elasticlm.model.folder import CONFIG_FILE
 from elasticlm.model.sentence_settings import SentenceFiles, read_json
-from elasticlm.model.structure import ElasticStructure, Structure
+from elasticlm.model.structure import WHOLE, ElasticStructure, Structure
 from elasticlm.model.tokenizing import lower_cased
 from elasticlm.model.transformers_loading import sha256_weights
-
-WHOLE = 100
 
 
 def load_model(

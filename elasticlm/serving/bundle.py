@@ -25,9 +25,9 @@ from elasticlm.backend import PRECISIONS
 from elasticlm.backend.graph_hashes import graphs_folder
 from elasticlm.backend.onnx_runtime import check_export, has_graphs
 from elasticlm.errors import InputError
-from elasticlm.model.artifact import read_config
-from elasticlm.model.folder import CONFIG_FILE, GRAPHS_FOLDER, LATENCY_FILE, QUALITY_FILE, WEIGHTS_FILE
-from elasticlm.model.structure import Choice, ElasticStructure
+from elasticlm.model.artifact import read_config, validate
+from elasticlm.model.folder import CONFIG_FILE, GRAPHS_FOLDER, LATENCY_FILE, QUALITY_FILE, TEACHER_FILE, WEIGHTS_FILE
+from elasticlm.model.structure import Choice
 from elasticlm.retrieval.passage_texts import PassageTexts
 from elasticlm.schedule.cascade import PAIRS_FILE, MeasuredPair, read_pairs, write_pairs
 
@@ -38,7 +38,8 @@ ARTIFACT, INDEX, RERANKER, PASSAGES = "artifact", "index", "reranker", "passages
 OLD_RERANKER = "ranker"
 """The reranker's folder in archives of format 1."""
 MANIFEST = "MAR-INF/MANIFEST.json"
-SERVED_FILES = (CONFIG_FILE, WEIGHTS_FILE, LATENCY_FILE, QUALITY_FILE, "tokenizer.json", "tokenizer_config.json",
+SERVED_FILES = (CONFIG_FILE, WEIGHTS_FILE, TEACHER_FILE, LATENCY_FILE, QUALITY_FILE,
+                "tokenizer.json", "tokenizer_config.json",
                 "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
                 "*.model")  # fmt: skip
 """What is copied from an artifact besides its graphs; the rest, such as settings of the training, is left behind."""
@@ -99,7 +100,7 @@ class Bundle:
         """Return what a policy can choose from: levels, largest first; or pairs of levels, best first."""
         if self.is_two_stage:
             return tuple(pair.levels for pair in self.read_pairs())
-        return ElasticStructure.from_json(read_config(self.artifact).levels or {}).levels
+        return validate(read_config(self.artifact)).levels
 
     def read_settings(self) -> tuple[str, Mapping[str, Any]]:
         """Return the archive's name and the contents of its model-config.yaml. Raises InputError."""

@@ -114,7 +114,7 @@ class Answerer:
         self.index = load_index(bundle.index, self.model, settings.threads)
         self.service = Service(
             task=self.model.config.task,
-            passages_encoder=self.model.config.passages.encoder,
+            encodes_passages=self.model.encodes_passages,
             has_index=self.index is not None,
         )
         self.table = warmed_up(self.model, self.table, settings)

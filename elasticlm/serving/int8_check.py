@@ -55,11 +55,12 @@ def check_int8(model: ElasticModel, table: LatencyTable, artifact: Path, threads
 def _fp32_backend(model: ElasticModel, artifact: Path, levels: Set[Level], threads: int) -> Backend:
     if is_exported(artifact, "fp32"):
         check_export(artifact, "fp32")
-        folder, ordered = graphs_folder(artifact, "fp32"), sorted(levels, reverse=True)
-        return OnnxBackend(folder, model.encoder, ordered, precision="fp32", threads=threads)
+        encoders = {level: model.encoders[level] for level in sorted(levels, reverse=True)}
+        return OnnxBackend(graphs_folder(artifact, "fp32"), encoders, precision="fp32", threads=threads)
     whole = ElasticModel.from_pretrained(artifact)
-    whole.encoder.embeddings = model.encoder.embeddings  # held once
-    return TorchBackend(whole.encoder, whole.structures)
+    for level in levels:
+        whole.encoders[level][0].embeddings = model.encoders[level][0].embeddings  # held once
+    return TorchBackend(whole.encoders)
 
 
 def _with_times_in_fp32(

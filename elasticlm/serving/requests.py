@@ -97,12 +97,12 @@ class Service:
 
     Args:
         task: the artifact's task, "embed", "score" or "classify"; or "search" for a two-stage archive.
-        passages_encoder: which model encodes passages for this artifact: "teacher" or "largest" (its largest level).
+        encodes_passages: whether the artifact's largest level is what encodes its passages.
         has_index: whether the archive contains an index to search.
     """
 
     task: str
-    passages_encoder: str | None = None
+    encodes_passages: bool = False
     has_index: bool = False
 
 
@@ -209,7 +209,7 @@ def refuse_unserved(request: Request, service: Service, settings: Settings) -> N
         )
     if not (isinstance(request, Embed | EmbedMany) and request.kind == "passage"):
         return
-    if service.passages_encoder != "largest":
+    if not service.encodes_passages:
         raise RequestError(
             "wrong_encoder",
             "passages of this model are encoded by its teacher, not by the model itself: "

@@ -78,7 +78,7 @@ def test_graphs_have_the_familys_context_index_and_output(model, tmp_path):
         graph = build_graph(model.encoder, model.structures[level], model.config.hidden_act)
         (tmp_path / f"{level_name(level)}.onnx").write_bytes(graph.SerializeToString())
     assert model.encoder.family.contexts_made == len(model.levels), "one context per graph"
-    backend = OnnxBackend(tmp_path, model.encoder, model.levels, precision="fp32", threads=1)
+    backend = OnnxBackend(tmp_path, model.encoders, precision="fp32", threads=1)
     inputs = model.tokenize(TEXTS)
     real = inputs["attention_mask"].bool()
     for level in model.levels:

@@ -182,7 +182,7 @@ def edited_config(source, target, **fields):
         ({"head": {"kind": "conv"}}, "head.kind is 'conv'"),
         ({"passages": {"encoder": "largest", "index": 1}}, "passages: unknown field 'index'"),
         ({"prompts": ["query: "]}, "prompts: expected an object"),
-        ({"levels": {"100": {"weights": "teacher"}}}, "level 100: its own weights"),
+        ({"levels": {"100": {"weights": "teacher"}}}, "only level 100 can be the teacher"),
         ({"family": "t5"}, "supported encoder families: bert"),
         ({"pooling": "max"}, "pooling is 'max'"),
         ({"max_tokens": {"query": 4000}}, "max_tokens.query is 4000"),

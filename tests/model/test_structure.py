@@ -35,9 +35,20 @@ def test_levels_that_are_not_nested_are_refused():
 
 
 def test_levels_survive_json():
-    structures = ElasticStructure({12.5: Structure((1, 0), (2, 0)), 100: Structure((2, 2), (4, 4))})
-    assert list(structures.to_json()) == ["100", "12.5"]
-    assert dict(ElasticStructure.from_json(structures.to_json())) == dict(structures)
+    whole = Structure((2, 2), (4, 4))
+    for top in (False, True):
+        structures = ElasticStructure({12.5: Structure((1, 0), (2, 0)), 100: whole}, top=top)
+        assert list(structures.to_json()) == ["100", "12.5"]
+        assert (structures.to_json()["100"] == {"weights": "teacher"}) == top
+        found = ElasticStructure.from_json(structures.to_json(), whole)
+        assert (dict(found), found.top) == (dict(structures), top)
+        assert found.nested.levels == ((12.5,) if top else (100, 12.5))
+
+
+@pytest.mark.parametrize(("level", "weights"), [("50", "teacher"), ("100", "other"), ("100", "teacher")])
+def test_only_level_100_above_others_is_the_teacher(level, weights):
+    with pytest.raises(InputError, match="level"):
+        ElasticStructure.from_json({level: {"weights": weights}}, Structure((2, 2), (4, 4)))
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "100.1", "nan", "x", ""])

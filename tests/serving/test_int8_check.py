@@ -166,6 +166,6 @@ def test_both_models_of_a_pipeline_are_checked(tiny_artifact, tiny_bert, tmp_pat
     assert core.engine.int8_fallbacks == 2
     (answer,) = core.engine.answer([Search(query=TEXTS[0], k=4)], IDLE)
     plain = ElasticModel.from_pretrained(folder / "reranker")
-    rows = [index.row[hit["id"]] for hit in answer.body["hits"]]
+    rows = index.ids.rows([hit["id"] for hit in answer.body["hits"]]).tolist()
     expected = plain.score(TEXTS[0], [PassageTexts(folder / "passages")[row] for row in rows], level=10)
     assert [hit["score"] for hit in answer.body["hits"]] == pytest.approx(expected.tolist(), abs=1e-4)

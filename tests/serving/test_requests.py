@@ -139,14 +139,13 @@ def test_deeply_nested_json_is_refused_not_fatal():
     ("request_", "service", "code"),
     [
         (Embed("ice"), Service("embed"), None),
-        (Embed("ice", "passage"), Service("embed", "largest"), None),
-        (Embed("ice", "passage"), Service("embed", "teacher"), "wrong_encoder"),
+        (Embed("ice", "passage"), Service("embed", encodes_passages=True), None),
+        (Embed("ice", "passage"), Service("embed"), "wrong_encoder"),
         (EmbedMany(("ice",)), Service("embed"), None),
-        (EmbedMany(("ice",), "passage"), Service("embed", "teacher"), "wrong_encoder"),
+        (EmbedMany(("ice",), "passage"), Service("embed"), "wrong_encoder"),
         (EmbedMany(("ice",)), Service("score"), "wrong_task"),
-        (Embed("ice", "passage"), Service("embed", None), "wrong_encoder"),
-        (Search("ice", 3), Service("embed", "teacher", has_index=True), None),
-        (Search("ice", 3), Service("embed", "teacher"), "no_index"),
+        (Search("ice", 3), Service("embed", has_index=True), None),
+        (Search("ice", 3), Service("embed"), "no_index"),
         (Embed("ice"), Service("score"), "wrong_task"),
         (Score("ice", ("a",)), Service("score"), None),
         (Score("ice", ("a",)), Service("embed", has_index=True), "wrong_task"),
@@ -166,10 +165,10 @@ def test_what_an_archive_cannot_answer_is_refused(request_, service, code):
 @pytest.mark.parametrize("request_", [Embed("ice", "passage"), EmbedMany(("ice",), "passage")])
 def test_passages_are_refused_unless_the_archive_was_packed_for_them(request_):
     with pytest.raises(RequestError, match="--passages largest") as error:
-        refuse_unserved(request_, Service("embed", "largest"), SETTINGS)
+        refuse_unserved(request_, Service("embed", encodes_passages=True), SETTINGS)
     assert (error.value.code, error.value.status) == ("no_passages", 400)
     refuse_unserved(type(request_)(request_.texts if isinstance(request_, EmbedMany) else request_.text),
-                    Service("embed", "largest"), SETTINGS)  # fmt: skip
+                    Service("embed", encodes_passages=True), SETTINGS)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Algorithm 1: its gradient, its schedule, its checkpoints."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -222,3 +223,35 @@ def test_frozen_embeddings_stay(make_objective, tmp_path, tiny_artifact):
 def test_options_out_of_range_are_refused(change):
     with pytest.raises(InputError, match=next(iter(change)).replace("_", "-")):
         options(**change)
+
+
+def test_minutes_fit_the_steps_and_leave_no_trace(tiny_artifact, tiny_beir, tmp_path, monkeypatch, capsys):
+    """As if it had been started with so many steps; a resumed run keeps the number, whatever the machine does then."""
+    from elasticlm.trainer import finetune, loop
+
+    monkeypatch.setattr(loop, "LEAST_STEPS", 6)
+    command = ["--task", "align", "--model", str(tiny_artifact), "--data", f"beir:{tiny_beir}", "--queries", "100",
+               "--batch-size", "8", "--precision", "fp32", "--threads", "1", "--checkpoint-every", "2"]  # fmt: skip
+    finetune.main([*command, "--max-steps", "6", "--output", str(tmp_path / "six")])
+    finetune.main([*command, "--max-steps", "500", "--minutes", "1e-6", "--output", str(tmp_path / "fitted")])
+    assert "6 of 500 steps in 1e-06 minutes" in capsys.readouterr().err
+    assert json.loads((tmp_path / "fitted/training.json").read_text())["steps"] == 6
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("six", "fitted")]
+    assert weights[0] == weights[1]
+
+    calls = []
+
+    def stop_in_the_third(*arguments):
+        calls.append(1)
+        if len(calls) == 8 + 3:  # eight are timed
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    original = loop.accumulate_gradients
+    monkeypatch.setattr(loop, "accumulate_gradients", stop_in_the_third)
+    command += ["--max-steps", "500", "--minutes", "1e-6", "--output", str(tmp_path / "cut")]
+    with pytest.raises(KeyboardInterrupt):
+        finetune.main(command)
+    monkeypatch.setattr(loop, "LEAST_STEPS", 9)
+    finetune.main([*command, "--resume"])
+    assert (tmp_path / "cut/model.safetensors").read_bytes() == weights[0]

@@ -41,9 +41,9 @@ def test_units_stand_in_the_order_of_their_scores(arguments, tiny_bert, tmp_path
     scores = getattr(pruning, f"{loss}_scores")(args, teacher)
     assert (scores.heads > 0).all()
     prune.main([*arguments, "--score-loss", loss])
-    pruned = ElasticModel.from_pretrained(tmp_path / "pruned").encoder.layers[1]
-    whole = teacher.encoder.layers[1]
-    best = np.argsort(-scores.neurons[1])
+    model = ElasticModel.from_pretrained(tmp_path / "pruned")
+    pruned, whole = model.encoder.layers[1], teacher.encoder.layers[1]
+    best = np.argsort(-scores.neurons[1])[: model.structures[50].neurons[1]]
     assert torch.equal(pruned.feed_forward.up.weight, whole.feed_forward.up.weight[best])
     best_head = int(np.argmax(scores.heads[1]))
     assert torch.equal(
@@ -57,8 +57,9 @@ def test_the_largest_level_is_cut_where_100_is_not_asked_for(arguments, tmp_path
     whole, cut = ElasticModel.from_pretrained(tmp_path / "pruned"), ElasticModel.from_pretrained(tmp_path / "cut")
     texts = make_texts(5, seed=8)
     assert (cut.embed(texts, level=50) - whole.embed(texts, level=50)).abs().max() < 1e-6
+    assert cut.top is None
     assert sum(p.numel() for p in cut.encoder.layers.parameters()) < 0.6 * sum(
-        p.numel() for p in whole.encoder.layers.parameters()
+        p.numel() for p in whole.top.encoder.layers.parameters()
     )
 
 
@@ -72,6 +73,7 @@ def test_scores_come_from_a_sample_that_the_seed_decides(arguments, tmp_path):
 
 
 def test_units_and_weights_at_random_are_baselines(arguments, tiny_bert, tmp_path):
+    arguments = ["--top", "shared", *arguments]
     prune.main([*arguments, "--score-loss", "random"])
     shuffled = ElasticModel.from_pretrained(tmp_path / "pruned")
     texts = ["how is a glacier cave formed"]

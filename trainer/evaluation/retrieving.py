@@ -60,7 +60,8 @@ def measure(
     teachers_index = index if shared else encode_passages(teachers_encoder, data)
     rows = {TEACHER: _row(teacher, teacher.structures.largest, data, teachers_index, batch_size)}
     for level in levels:
-        rows[level_name(level)] = _row(model, level, data, index, batch_size)
+        measured = model.at(level) is teacher and model.backend.name == teacher.backend.name
+        rows[level_name(level)] = rows[TEACHER] if measured else _row(model, level, data, index, batch_size)
     return rows, encoder
 
 
@@ -84,14 +85,15 @@ def table(result: Evaluation) -> list[dict[str, str]]:
 
 
 def is_teacher(model: ElasticModel) -> bool:
-    """Whether this is a teacher as it is: what encodes its passages is itself."""
-    return model.config.passages.encoder == "teacher" and model.has_fingerprint(model.config.passages.fingerprint)
+    """Whether this is a teacher as it is, without levels below: what encodes its passages is itself."""
+    passages = model.config.passages
+    return model.top is None and passages.encoder == "teacher" and model.has_fingerprint(passages.fingerprint)
 
 
 def reference_teacher(model: ElasticModel, name: str | None) -> ElasticModel:
     """Return what retention is measured against: what the option names, else the teacher that the artifact names."""
-    if name is None and is_teacher(model):
-        return model
+    if name is None and (model.top is not None or is_teacher(model)):
+        return model.at(model.structures.largest)
     name = name or model.config.teacher.name
     if not name:
         raise InputError("the artifact names no teacher to measure retention against: give --teacher")

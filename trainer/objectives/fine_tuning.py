@@ -55,8 +55,8 @@ class FineTuning(Objective):
     def _outputs(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> tuple[Tensor, Tensor]:
         """The head's outputs [texts, labels] and the hidden states [texts, tokens, dim] of a level."""
         with self.processes.encoding(inputs["input_ids"].shape[1]):
-            hidden = model.encoder(**inputs, structure=model.structures[level])
-            return model.finish(hidden, inputs["attention_mask"]).float(), hidden.float()
+            hidden = model.hidden(**inputs, level=level)
+            return model.at(level).finish(hidden, inputs["attention_mask"]).float(), hidden.float()
 
 
 def state_losses(hidden: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:

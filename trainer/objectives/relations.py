@@ -70,7 +70,7 @@ class Relations(Objective):
     def losses(self, batch: RelationBatch, level: Level) -> Tensor:
         mask = batch.inputs["attention_mask"]
         with self.processes.encoding(mask.shape[1]):
-            hidden = self.model.encoder(**batch.inputs, structure=self.model.structures[level])
+            hidden = self.model.hidden(**batch.inputs, level=level)
             extra = cast(nn.ModuleDict, self.extra)
             student = [extra[name](hidden).float() for name in ("query", "key", "value")]
         losses = [relation_losses(of_teacher, of_student, mask, self.relation_heads, self.scale)
