@@ -45,12 +45,12 @@ class Size:
 
 
 SIZES = {
-    "full": Size(levels="100,50,30,20,10,5", max_examples=1024, max_steps=1200, minutes=6,
+    "full": Size(levels="100,50,30,20,10,5", max_examples=1024, max_steps=1200, minutes=4.5,
                  profile_tokens="16,64,128,256", duration_s=45, passages=5000),
     "small": Size(levels="100,30,5", max_examples=128, max_steps=30, minutes=2, profile_tokens="16,128",
                   duration_s=10, passages=1000),
 }  # fmt: skip
-FULL_SPEED = 45
+FULL_SPEED = 70
 """Passages per second that the teacher encodes where the largest sizes fit into a quarter of an hour."""
 LEAST_SHARE = 0.2
 """Share of the largest sizes that is kept however slow the machine is."""
@@ -75,8 +75,8 @@ class Plan:
     def of(cls, size: Size, passages_per_s: float) -> "Plan":
         """Fit a size to a machine.
 
-        >>> Plan.of(SIZES["full"], 90.0).passages, Plan.of(SIZES["full"], 18.0).passages
-        (5000, 2000)
+        >>> Plan.of(SIZES["full"], 90.0).passages, Plan.of(SIZES["full"], 35.0).passages
+        (5000, 2500)
         """
         share = min(1.0, max(LEAST_SHARE, passages_per_s / FULL_SPEED))
         return cls(passages_per_s, round(share * size.passages / 100) * 100, round(share * size.max_examples))
