@@ -5,7 +5,10 @@ import faiss
 import ir_measures
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from sets import PASSAGES, QUERIES, write_beir
+from teachers import sentence_teacher
 
 from elasticlm.errors import InputError
 from elasticlm.model.configuration import Passages
@@ -225,3 +228,15 @@ def test_an_existing_output_needs_overwrite(evaluated):
     evaluated()
     with pytest.raises(InputError, match="exists already"):
         evaluated()
+
+
+def test_vectors_of_dense_modules_are_evaluated_without_an_index(tiny_bert, tiny_beir, tmp_path):
+    """Their length is that of the last module, not of the hidden states."""
+    sizes = {"in_features": 32, "out_features": 48, "bias": False,
+             "activation_function": "torch.nn.modules.linear.Identity"}  # fmt: skip
+    modules = [("", "Transformer", None), ("1_Pooling", "Pooling", {"pooling_mode_mean_tokens": True})]
+    teacher = sentence_teacher(tiny_bert, tmp_path / "dense", [*modules, ("2_Dense", "Dense", sizes)])
+    weight = torch.randn(48, 32, generator=torch.Generator().manual_seed(0))
+    safetensors.torch.save_file({"linear.weight": weight}, teacher / "2_Dense/model.safetensors")
+    evaluate.main(["--model", str(teacher), "--data", f"beir:{tiny_beir}", "--output", str(tmp_path / "test.json")])
+    assert json.loads((tmp_path / "test.json").read_text())["metrics"]["teacher"]["R@100"] == 1.0

@@ -106,7 +106,7 @@ def encode_passages(encoder: ElasticModel, data: RetrievalData) -> PassageIndex:
     vectors = stored_vectors(encoder, texts, Processes("fp32"), desc="passages")
     with TemporaryDirectory(dir=cache_folder()) as folder:  # the index stays mapped when its file has no name any more
         return PassageIndex.write(
-            Path(folder) / "index", vectors.blocks(), data.passage_ids, dim=encoder.config.hidden_size,
+            Path(folder) / "index", vectors.blocks(), data.passage_ids, dim=encoder.config.vector_size,
             fingerprint=encoder.fingerprint(), corpus_sha256=None,
         )  # fmt: skip
 
