@@ -6,10 +6,10 @@ from pathlib import Path
 
 from elasticlm.errors import InputError
 from elasticlm.files import require_file
+from elasticlm.model import POOLINGS
 from elasticlm.model.download import check_model_name
 from elasticlm.retrieval.data_specs import check_spec
 
-POOLINGS = ("mean", "cls")
 FILE_OPTIONS = ("ids", "run")
 
 

@@ -13,11 +13,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from elasticlm.errors import InputError
+from elasticlm.model import POOLINGS
 from elasticlm.model.structure import Level, Structure, level_name, parse_level
 
 FORMAT_VERSION = 2
 TASKS = ("embed", "score", "classify")
-POOLINGS = ("mean", "cls")
 ACTIVATIONS = ("linear", "tanh", "relu", "gelu", "sigmoid", "silu")
 """Names of activations of heads and Dense modules, as in transformers.activations; "linear" is the identity."""
 ENCODERS = ("teacher", "largest")

@@ -8,22 +8,15 @@ from torch import nn
 
 from elasticlm.command import say
 from elasticlm.errors import InputError
-from elasticlm.model import artifact
-from elasticlm.model.configuration import (
-    POOLINGS,
-    ElasticConfig,
-    Format1Config,
-    MaxTokens,
-    Passages,
-    TeacherReference,
-)
+from elasticlm.model import POOLINGS, artifact
+from elasticlm.model.configuration import ElasticConfig, Format1Config, MaxTokens, Passages, TeacherReference
 from elasticlm.model.download import resolve_model
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.families import FAMILIES, family_of
 from elasticlm.model.families.base import Classifier, EncoderFamily
 from elasticlm.model.folder import CONFIG_FILE
 from elasticlm.model.sentence_settings import SentenceFiles, read_json
-from elasticlm.model.structure import WHOLE, ElasticStructure, Structure
+from elasticlm.model.structure import WHOLE, ElasticStructure
 from elasticlm.model.tokenizing import lower_cased
 from elasticlm.model.transformers_loading import sha256_weights
 
@@ -70,8 +63,6 @@ def load_model(
     tokenizer = artifact.read_tokenizer(files.transformer)
     if files.lower_cases:
         tokenizer = lower_cased(tokenizer)
-    whole = Structure((fields["num_attention_heads"],) * fields["num_hidden_layers"],
-                      (fields["intermediate_size"],) * fields["num_hidden_layers"])  # fmt: skip
     longest = min(tokenizer.model_max_length, fields["max_position_embeddings"])
     fields |= files.fields(longest)
     if classifier is not None:
@@ -81,11 +72,8 @@ def load_model(
         prompts = {"query": query_prompt, "passage": passage_prompt}
         fields["prompts"] = replace(fields["prompts"], **{k: v for k, v in prompts.items() if v is not None})
         fields["pooling"] = pooling or fields.get("pooling") or _family_pooling(name, family)
-    config = ElasticConfig(
-        **fields,
-        levels=ElasticStructure({WHOLE: whole}).to_json(),
-        teacher=TeacherReference(str(name), sha256_weights(files.transformer)),
-    )
+    config = ElasticConfig(**fields, teacher=TeacherReference(str(name), sha256_weights(files.transformer)))
+    config.levels = ElasticStructure({WHOLE: config.whole}).to_json()
     model = ElasticModel.without_weights(config, tokenizer)
     head = {} if classifier is None else dict(classifier.weights)
     model.load_state_dict(family.elastic_weights(encoder) | files.dense_weights() | head, assign=True)
