@@ -13,6 +13,8 @@ from elasticlm.handlers.packing import SERVER_SETTINGS
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
 
+# The client's clock and the server's, to which the deadline travels, end the call in either order.
+ENDED_EARLY = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 PREDICTIONS = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
 
 
@@ -38,7 +40,7 @@ def test_calls_that_end_before_their_answer_do_not_harm_the_worker(tiny_artifact
                 for _ in range(20):
                     with pytest.raises(grpc.RpcError) as late:
                         call(request_of("mini", {"text": "ice"}), timeout=0.01)
-                    assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+                    assert late.value.code() in ENDED_EARLY
         deadline_s = time.monotonic() + 30
         while server.describe("mini")["jobQueueStatus"]["pendingRequests"]:
             assert time.monotonic() < deadline_s, "the aborted calls still wait"
