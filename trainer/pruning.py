@@ -64,7 +64,8 @@ def initialise(model: ElasticModel, seed: int) -> None:
     for module in model.encoder.layers.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight.normal_(0.0, model.config.initializer_range, generator=generator)
-            module.bias.zero_()
+            if module.bias is not None:
+                module.bias.zero_()
 
 
 def table(model: ElasticModel) -> list[dict[str, object]]:
@@ -112,17 +113,14 @@ def contrastive_scores(args: argparse.Namespace, teacher: ElasticModel) -> Score
     passages = TokenizedTexts.of(teacher, [pairs.passages[row] for row in rows], "passage", args.max_tokens)
     vectors = stored_vectors(teacher, passages, processes, desc="passages of the queries scored").all()
     queries = TokenizedTexts.of(teacher, pairs.queries, "query")
-    family = teacher.encoder.family
-    encoder = family.to_transformers(teacher.config, teacher.state_dict())
 
     def losses(examples: np.ndarray) -> Tensor:
         among, labels, excluded = in_batch([pairs.positives[i] for i in examples])
-        inputs = queries.inputs(examples)
-        found = teacher.pool(encoder(**inputs).last_hidden_state, inputs["attention_mask"])
+        found = teacher(**queries.inputs(examples), level=WHOLE)
         return contrastive_losses(found, vectors[np.searchsorted(rows, among)], labels, excluded, temperature)
 
     order = np.random.default_rng(args.seed).permutation(len(queries))
-    return expressive_scores(encoder, family.gate_points(encoder), _batches(order, args.batch_size), losses)
+    return expressive_scores(teacher, _batches(order, args.batch_size), losses)
 
 
 def task_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
@@ -148,12 +146,10 @@ def task_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
         examples, targets = _examples(args, teacher, exclusion, labels=labels)
         objective = Classify(teacher, TokenizedTexts.of_pairs(teacher, examples), targets, teacher=decides,
                              processes=processes, chunk_size=args.batch_size)  # fmt: skip
-    family = teacher.encoder.family
-    encoder = family.to_transformers(teacher.config, teacher.state_dict()).to(processes.device)
     teacher.to(processes.device)
 
     def losses(batch: RerankBatch | ClassifyBatch) -> Tensor:
-        outputs = teacher.finish(encoder(**batch.inputs).last_hidden_state, batch.inputs["attention_mask"])
+        outputs = teacher(**batch.inputs, level=WHOLE)
         decided = None if batch.teacher is None else batch.teacher.outputs
         if isinstance(batch, RerankBatch):
             lists = outputs.view(batch.queries, -1)
@@ -167,7 +163,7 @@ def task_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
     count = -(-len(by_length) // objective.chunk_size)
     batches = progress(objective.batches(by_length, 0), total=count, desc="scores", unit="batch")
     sized = ((len(batch.inputs["input_ids"]), batch) for batch in batches)
-    return expressive_scores(encoder, family.gate_points(encoder), sized, losses)
+    return expressive_scores(teacher, sized, losses)
 
 
 def _examples(
@@ -187,7 +183,7 @@ def _examples(
 def mlm_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
     """Scores by the mean negative log-likelihood of each text's masked tokens. Raises InputError without that head."""
     try:
-        masked_lm = teacher.encoder.family.load_masked_lm(resolve_model(args.teacher))
+        lm_head = teacher.encoder.family.load_lm_head(resolve_model(args.teacher))
     except InputError as error:
         if "no masked language model head" not in str(error):
             raise
@@ -202,16 +198,15 @@ def mlm_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
     def losses(examples: np.ndarray) -> Tensor:
         inputs = tokens.inputs(examples)
         ids, labels = masking.torch_mask_tokens(inputs["input_ids"], torch.isin(inputs["input_ids"], special))
-        hidden = masked_lm.hidden(ids, inputs["attention_mask"])
+        hidden = teacher.hidden(ids, inputs["attention_mask"], level=WHOLE)
         masked = labels != -100
-        terms = F.cross_entropy(masked_lm.logits(hidden[masked]), labels[masked], reduction="none")
+        terms = F.cross_entropy(lm_head(hidden[masked]), labels[masked], reduction="none")
         text = masked.nonzero()[:, 0]
         sums = torch.zeros(len(examples)).index_add(0, text, terms)
         return sums / masked.sum(1).clamp(min=1)
 
     by_length = np.argsort(tokens.lengths, kind="stable")
-    points = teacher.encoder.family.gate_points(masked_lm.encoder)
-    return expressive_scores(masked_lm.encoder, points, _batches(by_length, args.batch_size), losses)
+    return expressive_scores(teacher, _batches(by_length, args.batch_size), losses)
 
 
 def _batches(order: np.ndarray, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:

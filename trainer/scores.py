@@ -1,6 +1,6 @@
 """Expressive scores: how sensitive the teacher's loss is to each head and each neuron (ElasticLM, section 4.1)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from elasticlm.model.families.base import GatePoints
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.encoder import ElasticEncoder
+from elasticlm.model.structure import Structure
 
 Batch = TypeVar("Batch")
 
@@ -39,36 +40,32 @@ class Gates:
     neurons: list[Tensor]
 
     @classmethod
-    def ones(cls, model: PreTrainedModel, batch: int) -> "Gates":
-        """Gates of value 1 that take a gradient."""
-        config = model.config
-        like: dict[str, Any] = {"dtype": model.dtype, "device": model.device, "requires_grad": True}
-        layers = range(config.num_hidden_layers)
-        return cls(
-            [torch.ones(batch, config.num_attention_heads, **like) for _ in layers],
-            [torch.ones(batch, config.intermediate_size, **like) for _ in layers],
-        )
+    def ones(cls, encoder: ElasticEncoder, whole: Structure, batch: int) -> "Gates":
+        """Gates of value 1 that take a gradient, for an encoder with all of its units."""
+        like = encoder.words.weight
+
+        def gate(units: int) -> Tensor:
+            return torch.ones(batch, units, dtype=like.dtype, device=like.device, requires_grad=True)
+
+        return cls([gate(heads) for heads in whole.heads], [gate(neurons) for neurons in whole.neurons])
 
 
 @contextmanager
-def gated(points: Sequence[GatePoints], gates: Gates) -> Iterator[None]:
-    """Multiply the gates into a Hugging Face model within the block.
+def gated(encoder: ElasticEncoder, gates: Gates) -> Iterator[None]:
+    """Multiply the gates into what the units of an encoder give, within the block."""
 
-    Args:
-        points: where they go, for every layer (see EncoderFamily.gate_points).
-    """
-
-    def gate_input(gate: Tensor):  # [batch, units], onto [batch, tokens, units * width]
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            width = inputs[0].shape[-1] // gate.shape[-1]
-            return (inputs[0] * gate.repeat_interleave(width, dim=1)[:, None, :],)
+    def gate_output(gate: Tensor):  # [batch, units], onto [batch, tokens, units * width]
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            width = output.shape[-1] // gate.shape[-1]
+            return output * gate.repeat_interleave(width, dim=1)[:, None, :]
 
         return hook
 
     handles = []
-    for point, heads, neurons in zip(points, gates.heads, gates.neurons, strict=True):
-        handles.append(point.heads.register_forward_pre_hook(gate_input(heads)))
-        handles.append(point.neurons.register_forward_pre_hook(gate_input(neurons)))
+    layers: Any = encoder.layers
+    for layer, heads, neurons in zip(layers, gates.heads, gates.neurons, strict=True):
+        handles.append(layer.attention.units.register_forward_hook(gate_output(heads)))
+        handles.append(layer.feed_forward.units.register_forward_hook(gate_output(neurons)))
     try:
         yield
     finally:
@@ -77,29 +74,25 @@ def gated(points: Sequence[GatePoints], gates: Gates) -> Iterator[None]:
 
 
 def expressive_scores(
-    model: PreTrainedModel,
-    points: Sequence[GatePoints],
-    batches: Iterable[tuple[int, Batch]],
-    losses: Callable[[Batch], Tensor],
+    teacher: ElasticModel, batches: Iterable[tuple[int, Batch]], losses: Callable[[Batch], Tensor]
 ) -> Scores:
     """I = the mean over examples i of |d l_i / d gate_i|, l_i the example's own loss term (ElasticLM, equation 5).
 
     Every example has gates of its own, so one backward pass through a batch's sum gives each example's own gradient.
 
     Args:
-        model: the Hugging Face encoder that runs inside ``losses``; its weights do not change.
-        points: its gate points, see EncoderFamily.gate_points.
+        teacher: the model with all of its units that runs inside ``losses``; its weights do not change.
         batches: the number of examples of each batch, and the batch.
         losses: batch -> l, FloatTensor [examples], where l_i depends on no other example's gates.
     """
-    config = model.config
-    heads = np.zeros((config.num_hidden_layers, config.num_attention_heads))
-    neurons = np.zeros((config.num_hidden_layers, config.intermediate_size))
+    whole = teacher.config.whole
+    heads = np.zeros((whole.layers, whole.heads[0]))
+    neurons = np.zeros((whole.layers, whole.neurons[0]))
     examples = 0
-    model.requires_grad_(False)
+    teacher.requires_grad_(False)
     for size, batch in batches:
-        gates = Gates.ones(model, size)
-        with gated(points, gates):
+        gates = Gates.ones(teacher.encoder, whole, size)
+        with gated(teacher.encoder, gates):
             total = losses(batch).sum()
         gradients = torch.autograd.grad(total, gates.heads + gates.neurons)
         magnitudes = [gradient.abs().sum(0).double().cpu().numpy() for gradient in gradients]

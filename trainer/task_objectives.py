@@ -202,7 +202,7 @@ def refuse_top(model: ElasticModel, task: str) -> None:
 
 def passage_tokens(model: ElasticModel) -> int:
     """Length limit of passages in training, where none is given."""
-    return min(PASSAGE_TOKENS, model.config.max_position_embeddings)
+    return min(PASSAGE_TOKENS, model.positions)
 
 
 def set_lengths(model: ElasticModel, *, query: int | None = None, passage: int | None = None) -> None:
@@ -210,7 +210,7 @@ def set_lengths(model: ElasticModel, *, query: int | None = None, passage: int |
 
     Raises InputError where a limit exceeds the positions of the encoder.
     """
-    most = model.config.max_position_embeddings
+    most = model.positions
     for kind, tokens in (("query", query), ("passage", passage)):
         if tokens is not None and tokens > most:
             raise InputError(f"--{kind}-tokens {tokens}: the model has {most} positions")

@@ -76,7 +76,7 @@ class TokenizedTexts:
     def of_pairs(cls, model: ElasticModel, pairs: Iterable[tuple[str, str | None]]) -> "TokenizedTexts":
         """Tokenise pairs of texts (all of them, or none, with a second text) as the model does: without prompts."""
         ids: list[np.ndarray] = []
-        firsts = array("q") if model.encoder.family.uses_token_types else None
+        firsts = array("q") if model.uses_token_types else None
         waiting = iter(pairs)
         while some := list(islice(waiting, TOKENIZE_AT_ONCE)):
             seconds = [second for _, second in some if second is not None]
@@ -154,7 +154,7 @@ def joined(
         rows, others: IntArray [pairs], rows of ``firsts`` and of ``seconds``.
     """
     pairs = ((firsts.ids(row).tolist(), seconds.ids(other).tolist()) for row, other in zip(rows, others, strict=True))
-    types = model.encoder.family.uses_token_types
+    types = model.uses_token_types
     return model.pair_template.inputs(pairs, model.config.max_tokens.pair, types=types)[0]
 
 

@@ -24,6 +24,7 @@ from elasticlm.backend.torch_backend import TorchBackend
 from elasticlm.errors import InputError
 from elasticlm.machine import machine
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.heads import summary
 from elasticlm.model.structure import Level, level_name
 from elasticlm.schedule.profiling import text_of
 
@@ -119,7 +120,7 @@ def outliers(model: ElasticModel, level: Level, texts: Sequence[str]) -> list[li
         return hook
 
     hooks = [
-        layer.feed_forward.activation.register_forward_hook(note(i))  # type: ignore[union-attr]
+        layer.feed_forward.units.register_forward_hook(note(i))  # type: ignore[union-attr]
         for i, layer in enumerate(encoder.layers)
     ]
     for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -182,7 +183,7 @@ def _compared(model: ElasticModel, backend: OnnxBackend, level: Level, texts: Se
 
 def _seen(model: ElasticModel, hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """The vector that is answered, or that the head sees."""
-    return model.pool(hidden, attention_mask) if model.head is None else hidden[:, 0]
+    return model.pool(hidden, attention_mask) if model.head is None else summary(model.config, hidden, attention_mask)
 
 
 def _refuse(level: Level, found: dict[str, float], precision: str) -> None:

@@ -129,7 +129,8 @@ class OnnxBackend:
         long_and_padded = tokens >= SPLIT_FROM and lengths.min() < tokens
         if not long_and_padded or (mask != (np.arange(tokens) < lengths[:, None])).any():  # the latter: not at the end
             return self._call(embeddings, mask, level)
-        hidden = np.zeros_like(embeddings)
+        dim = self._sessions[level].get_outputs()[0].shape[-1]  # embeddings may be narrower
+        hidden = np.zeros((*mask.shape, dim), embeddings.dtype)
         for length in np.unique(lengths):
             rows = lengths == length
             hidden[rows, :length] = self._call(embeddings[rows, :length], mask[rows, :length], level)

@@ -83,7 +83,10 @@ def validate(config: ElasticConfig) -> ElasticStructure:
     if max(largest.heads) > config.num_attention_heads or max(largest.neurons) > config.intermediate_size:
         raise InputError("levels: a layer keeps more heads or neurons than the teacher has")
     check_fields(config)
-    family_of(config.family)
+    longest = family_of(config.family).longest(config)
+    for kind in ("query", "passage", "pair"):
+        if not 2 < config.max_tokens.of(kind) <= longest:
+            raise InputError(f"max_tokens.{kind} is {config.max_tokens.of(kind)}, expected 3 to {longest}")
     return structures
 
 

@@ -107,11 +107,16 @@ class Head(_Part):
     kind "linear" is one linear layer on the hidden state of the first token. kind "pooler" is the head that sequence
     classification models of Hugging Face have: a dense layer with an activation on that state (BERT's pooler), then the
     linear layer. ``labels`` name a classifier's outputs; a single label names the value of a regression.
+
+    ModernBERT's head may see the mean of the hidden states instead (``pooling`` "mean"), and has a LayerNorm with
+    ``norm_eps`` behind the activation.
     """
 
     kind: str | None = None
     labels: tuple[str, ...] = ()
     activation: str | None = None
+    pooling: str = "cls"
+    norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in (None, "linear", "pooler"):
@@ -119,6 +124,12 @@ class Head(_Part):
         if self.activation not in (ACTIVATIONS if self.kind == "pooler" else (None,)):
             expected = ", ".join(ACTIVATIONS) if self.kind == "pooler" else "null"
             raise InputError(f"activation of a head of kind {self.kind!r} is {self.activation!r}, expected {expected}")
+        if self.pooling not in (POOLINGS if self.kind == "pooler" else ("cls",)):
+            raise InputError(f"pooling of a head of kind {self.kind!r} is {self.pooling!r}, expected 'cls'"
+                             + (" or 'mean'" if self.kind == "pooler" else ""))  # fmt: skip
+        _check("norm_eps", self.norm_eps, float, type(None))
+        if self.norm_eps is not None and self.kind != "pooler":
+            raise InputError(f"norm_eps: a head of kind {self.kind!r} has no norm")
         _check("labels", self.labels, list, tuple, type(None))
         object.__setattr__(self, "labels", tuple(self.labels or ()))
         for label in self.labels:
@@ -128,7 +139,8 @@ class Head(_Part):
         if self.kind is None:
             return None
         fields = {"kind": self.kind, "labels": list(self.labels) or None}
-        return fields | ({"activation": self.activation} if self.activation else {})
+        others = {name: getattr(self, name) for name in ("activation", "pooling", "norm_eps")}
+        return fields | {name: value for name, value in others.items() if value != getattr(Head, name)}
 
 
 @dataclass(frozen=True)
@@ -371,10 +383,6 @@ def check_fields(config: ElasticConfig) -> None:
         for name in getattr(config, field_name).by_level:
             if level_name(parse_level(name)) not in (config.levels or {}):
                 raise InputError(f"{field_name}.{name}: there is no such level")
-    for kind in ("query", "passage", "pair"):
-        if not 2 < config.max_tokens.of(kind) <= config.max_position_embeddings:
-            raise InputError(f"max_tokens.{kind} is {config.max_tokens.of(kind)}, "
-                             f"expected 3 to {config.max_position_embeddings}")  # fmt: skip
 
 
 def _is_number(value: Any) -> bool:

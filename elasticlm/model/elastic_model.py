@@ -137,11 +137,12 @@ class ElasticModel(ElasticModules):
         for i in range(largest.layers):
             heads = np.arange(largest.heads[i]) if head_order is None else head_order[i, : largest.heads[i]]
             neurons = np.arange(largest.neurons[i]) if neuron_order is None else neuron_order[i, : largest.neurons[i]]
-            rows = torch.from_numpy((heads[:, None] * config.head_size + np.arange(config.head_size)).ravel())
-            units = {"heads": rows, "neurons": torch.from_numpy(neurons)}
+            entries = (heads[:, None] * config.head_size + np.arange(config.head_size)).ravel()
+            units = {kind: torch.from_numpy(rows)
+                     for kind, rows in (("heads", entries), ("head", heads), ("neurons", neurons))}  # fmt: skip
             for part, (kind, axis) in self.encoder.family.unit_axes.items():
-                name = f"encoder.layers.{i}.{part}"
-                weights[name] = weights[name].index_select(axis, units[kind])
+                if (name := f"encoder.layers.{i}.{part}") in weights:
+                    weights[name] = weights[name].index_select(axis, units[kind])
         model = self.without_weights(config, self.tokenizer)
         model.load_state_dict({name: weight.clone() for name, weight in weights.items()}, assign=True)
         if structures.top:
@@ -188,7 +189,7 @@ class ElasticModel(ElasticModules):
         The prompt of ``kind`` is put before each text; texts over its length limit are cut (see Tokenized.cut).
         """
         limit, prompt = self.config.max_tokens.of(kind), self.config.prompts.of(kind)
-        return tokenize(self.tokenizer, texts, limit, prompt=prompt, types=self._types).on(self.device)
+        return tokenize(self.tokenizer, texts, limit, prompt=prompt, types=self.uses_token_types).on(self.device)
 
     def tokenize_pairs(self, firsts: Sequence[str], seconds: Sequence[str] | None) -> Tokenized:
         """Like tokenize(), for pairs of texts (or single ones), without prompts.
@@ -197,14 +198,20 @@ class ElasticModel(ElasticModules):
         """
         limits = self.config.max_tokens
         if seconds is None:
-            return tokenize(self.tokenizer, firsts, limits.pair, types=self._types).on(self.device)
+            return tokenize(self.tokenizer, firsts, limits.pair, types=self.uses_token_types).on(self.device)
         text_limits = (limits.query, limits.passage) if self.config.task == "score" else None
         return tokenize_pairs(self.tokenizer, self.pair_template, firsts, seconds, limits.pair,
-                              text_limits=text_limits, types=self._types).on(self.device)  # fmt: skip
+                              text_limits=text_limits, types=self.uses_token_types).on(self.device)  # fmt: skip
 
     @property
-    def _types(self) -> bool:
-        return self.encoder.family.uses_token_types
+    def positions(self) -> int:
+        """Tokens of the longest input that the encoder has positions for."""
+        return self.encoder.family.longest(self.config)
+
+    @cached_property
+    def uses_token_types(self) -> bool:
+        """Whether the encoder has token types and the tokenizer gives them, as Hugging Face's call decides it."""
+        return self.encoder.family.uses_token_types and "token_type_ids" in self.tokenizer.model_input_names
 
     @cached_property
     def pair_template(self) -> PairTemplate:

@@ -113,7 +113,7 @@ class ElasticModules(nn.Module):
         """
         if self.head is None:
             return self.pool(hidden, attention_mask)
-        return score(self.config, self.head, hidden)
+        return score(self.config, self.head, hidden, attention_mask)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, *, level: Level

@@ -1,8 +1,9 @@
 """The head of a task, which turns hidden states into vectors, scores or logits.
 
-The tasks "score" and "classify" have a head on the hidden state of the first token: a linear layer, stored in an
+The tasks "score" and "classify" have a head: a linear layer on the hidden state of the first token, stored in an
 artifact as ``head.weight`` and ``head.bias``, or that of a Hugging Face model, with its pooler (``head.pooler.*``,
-``head.output.*``). The task "embed" pools hidden states; Dense modules may follow (``dense.0.*``, ...).
+perhaps ``head.norm.*``, ``head.output.*``). The task "embed" pools hidden states; Dense modules may follow
+(``dense.0.*``, ...).
 """
 
 import torch
@@ -31,17 +32,22 @@ class Dense(nn.Linear):
 
 
 class PoolerHead(nn.Module):
-    """A dense layer with an activation, then a linear one: the head of a sequence classification model."""
+    """A dense layer with an activation, perhaps a norm, then a linear layer: that of sequence classification models.
 
-    def __init__(self, hidden_size: int, outputs: int, activation: str) -> None:
+    Args:
+        norm_eps: of the norm; None: there is none.
+    """
+
+    def __init__(self, hidden_size: int, outputs: int, activation: str, norm_eps: float | None) -> None:
         super().__init__()
         self.pooler = nn.Linear(hidden_size, hidden_size)
         self.activation = ACT2FN[activation]
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden_size, eps=norm_eps)
         self.output = nn.Linear(hidden_size, outputs)
 
-    def forward(self, first: Tensor) -> Tensor:
-        """Return [batch, outputs] for the hidden states of the first token [batch, dim]."""
-        return self.output(self.activation(self.pooler(first)))
+    def forward(self, summary: Tensor) -> Tensor:
+        """Return [batch, outputs] for what summary() gives, [batch, dim]."""
+        return self.output(self.norm(self.activation(self.pooler(summary))))
 
 
 def make_head(config: ElasticConfig) -> nn.Module | None:
@@ -50,7 +56,7 @@ def make_head(config: ElasticConfig) -> nn.Module | None:
     if not outputs:
         return None
     if config.head.kind == "pooler":
-        return PoolerHead(config.hidden_size, outputs, config.head.activation)
+        return PoolerHead(config.hidden_size, outputs, config.head.activation, config.head.norm_eps)
     return nn.Linear(config.hidden_size, outputs)
 
 
@@ -68,19 +74,26 @@ def pool(config: ElasticConfig, dense: nn.Module, hidden: Tensor, attention_mask
     Args:
         dense: the Dense modules, which run after pooling and before normalisation.
     """
-    if config.pooling == "cls":
-        pooled = hidden[:, 0]
-    else:
-        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-    pooled = dense(pooled)
+    pooled = dense(_pooled(config.pooling, hidden, attention_mask))
     return F.normalize(pooled, dim=-1) if config.normalize else pooled
 
 
-def score(config: ElasticConfig, head: nn.Module, hidden: Tensor) -> Tensor:
+def summary(config: ElasticConfig, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """What a head sees of hidden states [batch, tokens, dim]: FloatTensor [batch, dim]."""
+    return _pooled(config.head.pooling, hidden, attention_mask)
+
+
+def score(config: ElasticConfig, head: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """Turn hidden states [batch, tokens, dim] into scores [batch], or a classifier's logits [batch, labels]."""
-    logits: Tensor = head(hidden[:, 0])
+    logits: Tensor = head(summary(config, hidden, attention_mask))
     return logits.squeeze(-1) if config.task == "score" else logits
+
+
+def _pooled(pooling: str, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    if pooling == "cls":
+        return hidden[:, 0]
+    weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
 
 
 def _outputs(config: ElasticConfig) -> int:

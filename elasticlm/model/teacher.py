@@ -13,7 +13,7 @@ from elasticlm.model.configuration import ElasticConfig, Format1Config, MaxToken
 from elasticlm.model.download import resolve_model
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.families import FAMILIES, family_of
-from elasticlm.model.families.base import Classifier, EncoderFamily
+from elasticlm.model.families.base import CLASSIFIER, Classifier, EncoderFamily
 from elasticlm.model.folder import CONFIG_FILE
 from elasticlm.model.sentence_settings import SentenceFiles, read_json
 from elasticlm.model.structure import WHOLE, ElasticStructure
@@ -63,7 +63,7 @@ def load_model(
     tokenizer = artifact.read_tokenizer(files.transformer)
     if files.lower_cases:
         tokenizer = lower_cased(tokenizer)
-    longest = min(tokenizer.model_max_length, fields["max_position_embeddings"])
+    longest = min(tokenizer.model_max_length, family.longest(ElasticConfig(**fields)))
     fields |= files.fields(longest)
     if classifier is not None:
         fields |= {"task": "classify" if classifier.head.labels else "score", "head": classifier.head,
@@ -148,7 +148,7 @@ def _family(name: str | Path, folder: Path) -> EncoderFamily:
 def _classifier(family: EncoderFamily, folder: Path) -> Classifier | None:
     """The encoder with its trained head, where the folder has one."""
     architectures = read_json(folder / CONFIG_FILE, {}).get("architectures") or []
-    return family.load_classifier(folder) if family.classifier in architectures else None
+    return family.load_classifier(folder) if family.prefix + CLASSIFIER in architectures else None
 
 
 def _family_pooling(name: str | Path, family: EncoderFamily) -> str:

@@ -2,21 +2,37 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from elasticlm.errors import InputError
 from elasticlm.files import sha256_file
 from elasticlm.model.configuration import Head
 from elasticlm.model.heads import HEAD_PREFIX
+from elasticlm.model.prefix_layers import bias_of
+
+if TYPE_CHECKING:
+    from elasticlm.model.families.base import HeadLayers
 
 BUFFERS = ("position_ids", "token_type_ids")
 """Entries of older checkpoints that are no weights."""
+
+
+class MissingWeightsError(InputError):
+    """A checkpoint lacks weights.
+
+    Attributes:
+        names: of the weights.
+    """
+
+    def __init__(self, folder: str | Path, names: Sequence[str]) -> None:
+        super().__init__(f"{folder}: no weights for {names[0]!r} ({len(names)} missing)")
+        self.names = tuple(names)
 
 
 def load_transformers(folder: str | Path, kind: Any, *, complete: Sequence[str] = (), **options: Any) -> Any:
@@ -41,7 +57,7 @@ def load_transformers(folder: str | Path, kind: Any, *, complete: Sequence[str] 
     finally:
         transformers_logging.set_verbosity(verbosity)
     if missing := sorted(loading["missing_keys"]):
-        raise InputError(f"{folder}: no weights for {missing[0]!r} ({len(missing)} missing)")
+        raise MissingWeightsError(folder, missing)
     body = f"{kind.base_model_prefix}."
     foreign = sorted(name for name in loading["unexpected_keys"]
                      if name.removeprefix(body).startswith(tuple(complete)) and not name.endswith(BUFFERS))  # fmt: skip
@@ -51,25 +67,26 @@ def load_transformers(folder: str | Path, kind: Any, *, complete: Sequence[str] 
     return model.eval()
 
 
-def head_of(
-    folder: str | Path, config: Any, layers: Mapping[str, nn.Linear], *, activation: str
-) -> tuple[Head, dict[str, Tensor]]:
-    """Return the configuration and the weights of a sequence classification head.
+def head_of(folder: str | Path, model: Any, layers: "HeadLayers") -> tuple[Head, dict[str, Tensor]]:
+    """Return the configuration and the weights of a Hugging Face model's sequence classification head.
 
-    Args:
-        config: Hugging Face's; names the labels.
-        layers: "pooler" and "output".
-        activation: between the two.
+    Biases that the head does not have become 0.
 
     Raises InputError on problems that are neither scores nor one class out of several.
     """
+    config = model.config
     labels = [config.id2label[i] for i in range(config.num_labels)]
     if config.problem_type == "multi_label_classification" or (config.problem_type == "regression" and len(labels) > 1):
         raise InputError(f"{folder}: problem_type {config.problem_type!r} with {len(labels)} labels is not supported, "
                          "only a single score or one class out of several")  # fmt: skip
-    weights = {f"{HEAD_PREFIX}{name}.{part}": weight for name, layer in layers.items()
-               for part, weight in layer.state_dict().items()}  # fmt: skip
-    return Head("pooler", tuple(labels) if len(labels) > 1 else (), activation), weights
+    names = {"pooler": layers.pooler, "norm": layers.norm, "output": layers.output}
+    modules = {ours: model.get_submodule(theirs) for ours, theirs in names.items() if theirs}
+    weights = {}
+    for name, module in modules.items():
+        weights[f"{HEAD_PREFIX}{name}.weight"] = module.weight.detach()
+        weights[f"{HEAD_PREFIX}{name}.bias"] = bias_of(module).detach()
+    return Head("pooler", tuple(labels) if len(labels) > 1 else (), layers.activation, layers.pooling,
+                modules["norm"].eps if layers.norm else None), weights  # fmt: skip
 
 
 def sha256_weights(folder: Path) -> str:

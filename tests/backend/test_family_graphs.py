@@ -11,14 +11,15 @@ from elasticlm import ElasticModel
 from elasticlm.backend.onnx_graph import Hidden, build_graph
 from elasticlm.backend.onnx_runtime import OnnxBackend
 from elasticlm.model.families import FAMILIES
-from elasticlm.model.families.bert import Bert, BertLayer
+from elasticlm.model.families.bert import Bert
+from elasticlm.model.families.post_norm import PostNormLayer
 from elasticlm.model.structure import level_name
 
 TEXTS = ["how does ice form", "glacier", "the sun and the moon and the sea"]
 SHIFT = torch.linspace(-1, 1, 32)
 
 
-class ShiftedLayer(BertLayer):
+class ShiftedLayer(PostNormLayer):
     """Adds a vector that all layers share to its input, as often as its index says."""
 
     index: int
@@ -35,8 +36,8 @@ class ShiftedBert(Bert):
     contexts_made = 0
 
     def layer(self, config, index, heads, neurons):
-        layer = ShiftedLayer(config, heads, neurons)
-        layer.index = index
+        layer = super().layer(config, index, heads, neurons)
+        layer.__class__, layer.index = ShiftedLayer, index
         return layer
 
     def final(self, config):
@@ -49,10 +50,10 @@ class ShiftedBert(Bert):
         self.contexts_made += 1
         return graph.constant(SHIFT.numpy())
 
-    def onnx_layer(self, graph, hidden, context, layer, *, index, **rest):
-        times = graph.constant(np.array(index, np.float32))
+    def onnx_layer(self, graph, hidden, context, layer, **rest):
+        times = graph.constant(np.array(layer.index, np.float32))
         shifted = graph.node("Add", hidden.name, graph.node("Mul", context, times))
-        return super().onnx_layer(graph, Hidden(shifted, hidden.bias), None, layer, index=index, **rest)
+        return super().onnx_layer(graph, Hidden(shifted, hidden.bias), None, layer, **rest)
 
     def onnx_output(self, graph, hidden, final):
         return graph.normalise(graph.node("Add", hidden.name, graph.constant(hidden.bias.numpy())), final)

@@ -212,8 +212,8 @@ def test_weights_of_another_structure_are_refused(tiny_artifact, tmp_path):
 
 
 def test_teachers_that_are_no_bert_are_refused_by_name(tiny_bert, tmp_path):
-    folder = edited_config(tiny_bert, tmp_path / "roberta", model_type="roberta")
-    with pytest.raises(InputError, match="model_type is 'roberta'"):
+    folder = edited_config(tiny_bert, tmp_path / "gpt2", model_type="gpt2")
+    with pytest.raises(InputError, match="model_type is 'gpt2'"):
         load_model(folder)
 
 

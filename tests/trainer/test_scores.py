@@ -6,8 +6,7 @@ import torch
 from random_texts import make_texts
 from torch.nn import functional as F
 
-from elasticlm.model.families import family_of
-from elasticlm.model.teacher import load_encoder, load_model
+from elasticlm.model.teacher import load_model
 from elasticlm.trainer.objectives.retrieve import contrastive_losses
 from elasticlm.trainer.scores import Gates, Scores, expressive_scores, gated
 from elasticlm.trainer.training_texts import TokenizedTexts
@@ -16,31 +15,29 @@ from elasticlm.trainer.training_texts import TokenizedTexts
 @pytest.fixture(scope="module")
 def setting(tiny_bert):
     """The tiny BERT in double precision, and the contrastive loss of 6 queries as a function of rows."""
-    teacher = load_model(str(tiny_bert))
-    bert = load_encoder(tiny_bert).double()
+    teacher = load_model(str(tiny_bert)).double()
     texts = TokenizedTexts.of(teacher, make_texts(6, seed=3), "query")
     passages = F.normalize(torch.randn(6, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1)
 
     def losses(rows):
-        inputs = texts.inputs(rows)
-        queries = teacher.pool(bert(**inputs).last_hidden_state, inputs["attention_mask"])
+        queries = teacher(**texts.inputs(rows), level=100)
         return contrastive_losses(queries, passages, torch.from_numpy(rows), torch.zeros(len(rows), 6).bool(), 0.05)
 
-    return bert, losses
+    return teacher, losses
 
 
-def points(bert):
-    return family_of("bert").gate_points(bert)
+def gates_of(teacher):
+    return Gates.ones(teacher.encoder, teacher.config.whole, 6)
 
 
-def finite_difference(bert, losses, rows, kind, layer, unit, step=1e-5):
+def finite_difference(teacher, losses, rows, kind, layer, unit, step=1e-5):
     """d l_i / d gate_i of each example, with the gates of all examples moved at once (they do not meet)."""
 
     def at(value):
-        gates = Gates.ones(bert, len(rows))
+        gates = gates_of(teacher)
         with torch.no_grad():
             getattr(gates, kind)[layer][:, unit] = value
-            with gated(points(bert), gates):
+            with gated(teacher.encoder, gates):
                 return losses(rows)
 
     return ((at(1 + step) - at(1 - step)) / (2 * step)).numpy()
@@ -50,38 +47,38 @@ def finite_difference(bert, losses, rows, kind, layer, unit, step=1e-5):
     ("kind", "layer", "unit"), [("heads", 0, 1), ("heads", 2, 3), ("neurons", 0, 5), ("neurons", 1, 31)]
 )
 def test_score_equals_a_finite_difference_of_each_examples_own_loss(setting, kind, layer, unit):
-    bert, losses = setting
+    teacher, losses = setting
     rows = np.arange(6)
-    expected = np.abs(finite_difference(bert, losses, rows, kind, layer, unit)).mean()
-    found = getattr(expressive_scores(bert, points(bert), [(6, rows)], losses), kind)[layer, unit]
+    expected = np.abs(finite_difference(teacher, losses, rows, kind, layer, unit)).mean()
+    found = getattr(expressive_scores(teacher, [(6, rows)], losses), kind)[layer, unit]
     assert found == pytest.approx(expected, rel=1e-5)
     assert expected > 1e-3
 
 
 def test_score_is_no_gradient_of_the_mean_loss(setting):
-    bert, losses = setting
-    examples = finite_difference(bert, losses, np.arange(6), "neurons", 0, 5)
+    teacher, losses = setting
+    examples = finite_difference(teacher, losses, np.arange(6), "neurons", 0, 5)
     assert examples.min() < 0 < examples.max()  # they would cancel
-    found = expressive_scores(bert, points(bert), [(6, np.arange(6))], losses).neurons[0, 5]
+    found = expressive_scores(teacher, [(6, np.arange(6))], losses).neurons[0, 5]
     assert found > 1.01 * abs(examples.mean())
 
 
 def test_scores_do_not_depend_on_how_examples_are_batched(setting):
-    bert, losses = setting
-    whole = expressive_scores(bert, points(bert), [(6, np.arange(6))], losses)
-    parts = expressive_scores(bert, points(bert), [(4, np.arange(4)), (2, np.arange(4, 6))], losses)
+    teacher, losses = setting
+    whole = expressive_scores(teacher, [(6, np.arange(6))], losses)
+    parts = expressive_scores(teacher, [(4, np.arange(4)), (2, np.arange(4, 6))], losses)
     assert np.abs(whole.heads - parts.heads).max() < 1e-12
     assert np.abs(whole.neurons - parts.neurons).max() < 1e-12
 
 
-def test_gates_of_zero_drop_a_head(setting, tiny_bert):
-    bert, losses = setting
-    gates = Gates.ones(bert, 6)
+def test_gates_of_zero_drop_a_head(setting):
+    teacher, losses = setting
+    gates = gates_of(teacher)
     with torch.no_grad():
         gates.heads[1][:, 2] = 0
-        with gated(points(bert), gates):
+        with gated(teacher.encoder, gates):
             found = losses(np.arange(6))
-        weight = bert.encoder.layer[1].attention.output.dense.weight
+        weight = teacher.encoder.layers[1].attention.output.weight
         kept = weight[:, 16:24].clone()
         weight[:, 16:24] = 0  # heads of 8 columns
         expected = losses(np.arange(6))

@@ -3,8 +3,15 @@
 from elasticlm.errors import InputError
 from elasticlm.model.families.base import EncoderFamily
 from elasticlm.model.families.bert import Bert
+from elasticlm.model.families.distilbert import DistilBert
+from elasticlm.model.families.electra import Electra
+from elasticlm.model.families.modernbert import ModernBert
+from elasticlm.model.families.mpnet import MPNet
+from elasticlm.model.families.roberta import Camembert, Roberta, XLMRoberta
 
-FAMILIES: dict[str, EncoderFamily] = {family.name: family for family in (Bert(),)}
+FAMILIES: dict[str, EncoderFamily] = {family.name: family for family in (
+    Bert(), Camembert(), DistilBert(), Electra(), ModernBert(), MPNet(), Roberta(), XLMRoberta(),
+)}  # fmt: skip
 
 
 def family_of(model_type: str) -> EncoderFamily:

@@ -1,21 +1,26 @@
 """What the rest of the library asks of an encoder family.
 
 A family is one file with one subclass of ``EncoderFamily``; everything in which encoders differ (weight names,
-embeddings, blocks, gate points, token types, pair template, ONNX operators, parameter counts, language model head) is
-there and nowhere else.
+embeddings, blocks, positions, token types, ONNX operators, heads) is there and nowhere else.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 
+from elasticlm.errors import InputError
 from elasticlm.model.structure import Structure
+from elasticlm.model.transformers_loading import MissingWeightsError, head_of, load_transformers
 
 if TYPE_CHECKING:
     from elasticlm.backend.onnx_graph import GraphBuilder, Hidden
@@ -31,20 +36,36 @@ UNIT_AXES = {
     "attention.output.weight": ("heads", 1),
     "feed_forward.up.weight": ("neurons", 0),
     "feed_forward.up.bias": ("neurons", 0),
+    "feed_forward.gate.weight": ("neurons", 0),
+    "feed_forward.gate.bias": ("neurons", 0),
     "feed_forward.down.weight": ("neurons", 1),
 }
-"""Along which axis of a layer's weight its heads (head_size entries each) or neurons lie. Others belong to no unit."""
+"""Along which axis of a layer's weight its units lie: "heads" have head_size entries each, "neurons" one.
+
+A family need not have all of them, and may have others, where "head" stands for heads with one entry each. Weights that
+are not listed belong to no unit.
+"""
+CLASSIFIER = "ForSequenceClassification"
+DERIVED = ("model_type", "architectures", "_name_or_path", "transformers_version", "id2label", "label2id")
+"""Fields of a Hugging Face configuration that are not taken over."""
 
 
 @dataclass(frozen=True)
-class GatePoints:
-    """Modules of one layer of a Hugging Face model whose input is gated: that of the heads and that of the neurons.
+class HeadLayers:
+    """Where a Hugging Face model with a sequence classification head has the parts of the head.
 
-    The input of ``heads`` is [batch, tokens, heads * head_size], that of ``neurons`` [batch, tokens, neurons].
+    Attributes:
+        pooler, output: names of its linear layers.
+        norm: name of the LayerNorm behind the pooler's activation; None where there is none.
+        activation: of the pooler.
+        pooling: how hidden states become what the head sees.
     """
 
-    heads: nn.Module
-    neurons: nn.Module
+    pooler: str
+    output: str
+    norm: str | None = None
+    activation: str = "tanh"
+    pooling: str = "cls"
 
 
 @dataclass(frozen=True)
@@ -62,76 +83,115 @@ class Classifier:
     weights: Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class MaskedLanguageModel:
-    """A Hugging Face model with its language model head, in the two parts that masked losses need.
-
-    Attributes:
-        encoder: the encoder, for gate_points().
-        hidden: (input_ids, attention_mask) -> hidden states [batch, tokens, dim].
-        logits: hidden states [masked tokens, dim] -> logits [masked tokens, vocabulary].
-    """
-
-    encoder: PreTrainedModel
-    hidden: Callable[[Tensor, Tensor], Tensor]
-    logits: Callable[[Tensor], Tensor]
-
-
 class EncoderFamily(ABC):
     """One kind of encoder.
 
-    Modules that a family makes name their weights as ``UNIT_AXES`` does, so that pruning and slicing need not know the
-    family; where a family has further weights per unit, ``unit_axes`` has them too.
+    Modules that a family makes name their weights as ``UNIT_AXES`` does, so that pruning, slicing and counting need not
+    know the family.
     """
 
-    name: str
+    name: ClassVar[str]
     """``family`` in config.json, and the model_type of the teachers' own configuration."""
-    uses_token_types: bool
+    prefix: ClassVar[str]
+    """The names of Hugging Face's classes begin with this: ``BertConfig``, ``BertModel``, ..."""
+    load_options: ClassVar[Mapping[str, Any]] = {}
+    """Arguments of the encoder's class that leave out what is not part of the encoder."""
+    complete: ClassVar[tuple[str, ...]] = ("embeddings.", "encoder.")
+    """Beginnings of the encoder's weight names: a checkpoint with other weights there is of another architecture."""
+    supported: ClassVar[Mapping[str, tuple[Any, ...]]] = {"is_decoder": (None, False)}
+    """Fields of the configuration that change what the encoder computes, and the values that the family computes."""
+    field_names: ClassVar[Mapping[str, str]] = {}
+    """What the family's own configuration calls fields of ElasticConfig, where the names differ."""
+    weight_names: ClassVar[Sequence[tuple[str, str]]]
+    """Parts of the encoder's weight names and what ElasticModel calls them, applied in order."""
+    uses_token_types: ClassVar[bool]
     """Whether the embeddings tell the first text of a pair from the second by ``token_type_ids``.
 
     If False, nothing tokenised for this family has ``token_type_ids``, and the embeddings receive None.
     """
-    pooling: str = "cls"
+    pooling: ClassVar[str] = "cls"
     """Pooling of an encoder whose files name none."""
-    classifier: str
-    """Hugging Face's class with the sequence classification head, as ``architectures`` in config.json names it."""
-    unit_axes: Mapping[str, tuple[str, int]] = UNIT_AXES
+    unit_axes: ClassVar[Mapping[str, tuple[str, int]]] = UNIT_AXES
+
+    def class_named(self, ending: str) -> Any:
+        """Return Hugging Face's class ``prefix`` + ending: "Config", "Model", "ForMaskedLM", CLASSIFIER."""
+        return getattr(transformers, self.prefix + ending)
 
     # -- Loading a teacher ---------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def load(self, folder: str | Path, **options: Any) -> PreTrainedModel:
         """Load the Hugging Face encoder of a folder in fp32, without pooler.
 
         Raises InputError on missing weights, and on weights of layers that the encoder does not have.
         """
+        encoder_class = self.class_named("Model")
+        return load_transformers(folder, encoder_class, complete=self.complete, **self.load_options, **options)
 
-    @abstractmethod
     def load_classifier(self, folder: str | Path) -> Classifier:
         """Load the encoder with its sequence classification head in fp32. Raises InputError on missing weights."""
+        model = load_transformers(folder, self.class_named(CLASSIFIER), complete=self.complete)
+        return Classifier(model.base_model, *head_of(folder, model, self.head_layers(model.config)))
+
+    def load_lm_head(self, folder: str | Path) -> Callable[[Tensor], Tensor]:
+        """Load the language model head: hidden states [tokens, dim] -> logits [tokens, vocabulary].
+
+        Raises InputError where the folder has none.
+        """
+        masked_lm = self.class_named("ForMaskedLM")
+        try:
+            model = load_transformers(folder, masked_lm)
+        except MissingWeightsError as error:
+            if any(name.startswith(f"{masked_lm.base_model_prefix}.") for name in error.names):
+                raise
+            raise InputError(f"{folder} has no masked language model head") from None
+        return self.lm_head(model)
 
     @abstractmethod
-    def load_masked_lm(self, folder: str | Path) -> MaskedLanguageModel:
-        """Load the encoder with its language model head. Raises InputError where the folder has none."""
+    def head_layers(self, theirs: Any) -> HeadLayers:
+        """Return where the sequence classification head is, by the Hugging Face configuration of the model."""
 
     @abstractmethod
-    def config_fields(self, theirs: Any) -> dict[str, Any]:
+    def lm_head(self, theirs: Any) -> Callable[[Tensor], Tensor]:
+        """Return the language model head of a Hugging Face model that has one."""
+
+    def config_fields(self, theirs: PreTrainedConfig) -> dict[str, Any]:
         """Return the fields of ElasticConfig that a Hugging Face configuration decides.
 
         Raises InputError where the configuration asks for something that the family does not have.
         """
+        for name, supported in self.supported.items():
+            if getattr(theirs, name, None) not in supported:
+                raise InputError(f"{name} {getattr(theirs, name)!r} is not supported")
+        fields = {name: value for name, value in theirs.to_dict().items() if name not in DERIVED}
+        for ours, own in self.field_names.items():
+            fields[ours] = fields.pop(own)
+        if fields["hidden_act"] not in ACT2FN:
+            raise InputError(f"hidden_act {fields['hidden_act']!r} is not supported")
+        return fields | {"family": self.name}
 
-    @abstractmethod
+    def own_config(self, config: "ElasticConfig") -> Any:
+        """Return the family's own Hugging Face configuration for a configuration of ours."""
+        fields = config.to_dict()
+        for ours, own in self.field_names.items():
+            fields[own] = fields.pop(ours)
+        config_class = self.class_named("Config")
+        known = config_class().to_dict().keys() - set(DERIVED)
+        return config_class(**{name: value for name, value in fields.items() if name in known})
+
     def elastic_weights(self, theirs: nn.Module) -> dict[str, Tensor]:
         """Return the weights of a Hugging Face encoder under the names of ElasticModel, units in their own order."""
+        weights = {}
+        for name, weight in theirs.state_dict().items():
+            if not name.startswith(self.complete):
+                continue  # a pooler
+            for part, ours in self.weight_names:
+                name = name.replace(part, ours)
+            weights[f"encoder.{name}"] = weight
+        return weights
 
-    @abstractmethod
-    def to_transformers(self, config: "ElasticConfig", weights: Mapping[str, Tensor]) -> PreTrainedModel:
-        """Return the Hugging Face encoder that holds these weights (those of a model with a single, whole level)."""
-
-    @abstractmethod
-    def gate_points(self, theirs: nn.Module) -> list[GatePoints]:
-        """Return where the expressive score's gates go, for every layer (ElasticLM, section 4.1)."""
+    def longest(self, config: "ElasticConfig") -> int:
+        """Tokens of the longest input that the encoder has positions for."""
+        return config.max_position_embeddings
 
     # -- The elastic encoder -------------------------------------------------------------------------------------------
 
@@ -144,7 +204,10 @@ class EncoderFamily(ABC):
 
     @abstractmethod
     def layer(self, config: "ElasticConfig", index: int, heads: int, neurons: int) -> nn.Module:
-        """Make one layer with so many units: forward(hidden, context, heads=, neurons=) -> hidden."""
+        """Make one layer with so many units: forward(hidden, context, heads=, neurons=) -> hidden.
+
+        It has a SelfAttention ``attention`` and a FeedForward ``feed_forward``.
+        """
 
     def final(self, config: "ElasticConfig") -> nn.Module:
         """Make what follows the last layer (a last norm in pre-norm encoders); nothing by default.
@@ -159,19 +222,29 @@ class EncoderFamily(ABC):
 
     # -- Size ----------------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def prunable_parameters(self, config: "ElasticConfig", structure: Structure) -> int:
         """Parameters of the heads and neurons kept (embeddings, output biases and norms left out)."""
+        return sum(self._unit_weights(config, structure).values())
 
-    @abstractmethod
     def flops(self, config: "ElasticConfig", structure: Structure, tokens: int) -> int:
         """Floating point operations of the matrix products for one sequence (two per multiply-add)."""
+        matrices = sum(size for name, size in self._unit_weights(config, structure).items() if name.endswith("weight"))
+        return 2 * tokens * (matrices + sum(structure.heads) * config.head_size * 2 * tokens)
+
+    def _unit_weights(self, config: "ElasticConfig", structure: Structure) -> dict[str, int]:
+        """Sizes of the parameters that belong to units, by layer and name."""
+        units = zip(structure.heads, structure.neurons, strict=True)
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            layers = [self.layer(config, i, heads, neurons) for i, (heads, neurons) in enumerate(units)]
+        return {f"{i}.{name}": weight.numel() for i, layer in enumerate(layers)
+                for name, weight in layer.named_parameters() if name in self.unit_axes}  # fmt: skip
 
     # -- ONNX ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def embedding_sum(self, embeddings: nn.Module) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
-        """Return (input_ids, token_type_ids) -> what an ONNX graph takes in, FloatArray [batch, tokens, dim].
+        """Return (input_ids, token_type_ids) -> what an ONNX graph takes in, FloatArray [batch, tokens, width].
 
         The tables are shared with the module, not copied.
         """
@@ -196,7 +269,6 @@ class EncoderFamily(ABC):
         context: Any,
         layer: nn.Module,
         *,
-        index: int,
         heads: int,
         neurons: int,
         activation: str,
@@ -206,7 +278,6 @@ class EncoderFamily(ABC):
 
         Args:
             context: what onnx_context() returned.
-            index: of the layer, from 0; families whose layers differ by position need it.
             activation: the configuration's hidden_act.
             in_fp32: neurons that stay in fp32 in an int8 graph.
         """

@@ -1,0 +1,195 @@
+"""ModernBERT: pre-norm, rotary positions, gated neurons, local attention in most layers (Warner et al. 2024)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from elasticlm.errors import InputError
+from elasticlm.model.configuration import ElasticConfig
+from elasticlm.model.families.base import EncoderFamily, HeadLayers
+from elasticlm.model.prefix_layers import FeedForward, Rotary, SelfAttention
+
+if TYPE_CHECKING:
+    from elasticlm.backend.onnx_graph import GraphBuilder, Hidden
+
+LOCAL = "sliding_attention"
+GLOBAL = "full_attention"
+"""Kinds of layers: a token attends to all others, or to those at most ``local_attention`` / 2 tokens away."""
+NEVER = -1e9
+"""Added to the logits of tokens that are too far away."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the layers of one kind share: the mask of their attention, and the rotation of queries and keys."""
+
+    mask: Tensor | None
+    rotary: Rotary
+
+
+class ModernBertEmbeddings(nn.Module):
+    """Word embeddings and a norm; also what the rotary positions need."""
+
+    def __init__(self, own: Any) -> None:
+        super().__init__()
+        self.word = nn.Embedding(own.vocab_size, own.hidden_size, padding_idx=own.pad_token_id)
+        self.norm = nn.LayerNorm(own.hidden_size, eps=own.norm_eps, bias=own.norm_bias)
+        self.reach = own.sliding_window
+        self.head_size = own.hidden_size // own.num_attention_heads
+        self.bases = {kind: own.rope_parameters[kind]["rope_theta"] for kind in (GLOBAL, LOCAL)}
+
+    def frequencies(self, kind: str) -> np.ndarray:
+        """Angles per position by which pairs of entries are rotated in layers of this kind, [head_size / 2]."""
+        exponents = np.arange(0, self.head_size, 2, dtype=np.float32) / self.head_size
+        return (1.0 / np.float32(self.bases[kind]) ** exponents).astype(np.float32)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """Return [batch, tokens, dim]."""
+        return self.norm(self.word(input_ids))
+
+
+class PreNormLayer(nn.Module):
+    """One Transformer layer (pre-norm), run on a prefix of its units.
+
+    Attributes:
+        kind: LOCAL or GLOBAL.
+    """
+
+    def __init__(self, own: Any, index: int, heads: int, neurons: int) -> None:
+        super().__init__()
+        dim, head_size = own.hidden_size, own.hidden_size // own.num_attention_heads
+        self.kind = own.layer_types[index]
+        self.attention_norm = _norm(own) if index else nn.Identity()  # the embeddings' norm stands before the first
+        self.attention = SelfAttention(dim, head_size, heads, bias=own.attention_bias)
+        self.feed_forward_norm = _norm(own)
+        self.feed_forward = FeedForward(dim, neurons, own.hidden_activation, bias=own.mlp_bias, gated=True)
+
+    def forward(self, x_btd: Tensor, context: dict[str, Context], *, heads: int, neurons: int) -> Tensor:
+        """Return [batch, tokens, dim]; ``context``: by the kind of layer."""
+        own = context[self.kind]
+        x_btd = x_btd + self.attention(self.attention_norm(x_btd), own.mask, heads, own.rotary)
+        return x_btd + self.feed_forward(self.feed_forward_norm(x_btd), neurons)
+
+
+class ModernBert(EncoderFamily):
+    """ModernBERT (modernbert-embed, gte-modernbert)."""
+
+    name = "modernbert"
+    prefix = "ModernBert"
+    complete = ("embeddings.", "layers.", "final_norm.")
+    field_names = {"hidden_act": "hidden_activation"}
+    weight_names = [
+        ("embeddings.tok_embeddings", "embeddings.word"),
+        ("final_norm", "final"),
+        ("attn_norm", "attention_norm"),
+        ("mlp_norm", "feed_forward_norm"),
+        ("attn.Wo", "attention.output"),
+        ("mlp.Wo", "feed_forward.down"),
+    ]
+    uses_token_types = False
+
+    def config_fields(self, theirs: Any) -> dict[str, Any]:
+        for kind, rope in theirs.rope_parameters.items():
+            if rope["rope_type"] != "default":
+                raise InputError(f"rope_parameters: type {rope['rope_type']!r} of {kind} is not supported")
+        return super().config_fields(theirs)
+
+    def elastic_weights(self, theirs: nn.Module) -> dict[str, Tensor]:
+        weights: dict[str, Tensor] = {}
+        for name, weight in super().elastic_weights(theirs).items():
+            if "attn.Wqkv" in name:
+                parts = dict(zip(("query", "key", "value"), weight.chunk(3), strict=True))
+                weights |= {name.replace("attn.Wqkv", f"attention.{part}"): own for part, own in parts.items()}
+            elif "mlp.Wi" in name:
+                parts = dict(zip(("up", "gate"), weight.chunk(2), strict=True))
+                weights |= {name.replace("mlp.Wi", f"feed_forward.{part}"): own for part, own in parts.items()}
+            else:
+                weights[name] = weight
+        return weights
+
+    def head_layers(self, theirs: Any) -> HeadLayers:
+        return HeadLayers("head.dense", "classifier", "head.norm", activation=theirs.classifier_activation,
+                          pooling=theirs.classifier_pooling)  # fmt: skip
+
+    def lm_head(self, theirs: Any) -> Callable[[Tensor], Tensor]:
+        return lambda hidden: theirs.decoder(theirs.head(hidden))
+
+    def embeddings(self, config: ElasticConfig) -> ModernBertEmbeddings:
+        return ModernBertEmbeddings(self.own_config(config))
+
+    def layer(self, config: ElasticConfig, index: int, heads: int, neurons: int) -> PreNormLayer:
+        return PreNormLayer(self.own_config(config), index, heads, neurons)
+
+    def final(self, config: ElasticConfig) -> nn.LayerNorm:
+        return _norm(self.own_config(config))
+
+    def context(self, encoder: nn.Module, attention_mask: Tensor) -> dict[str, Context]:
+        own = cast(ModernBertEmbeddings, encoder.embeddings)
+        padded = None if bool(attention_mask.all()) else attention_mask[:, None, None, :].bool()
+        positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        near = padded
+        if len(positions) > own.reach + 1:
+            near = (positions[None, :] - positions[:, None]).abs() <= own.reach
+            near = near if padded is None else near & padded
+        dtype = own.word.weight.dtype
+
+        def rotary(kind: str) -> Rotary:
+            angles = positions[:, None].float() * torch.from_numpy(own.frequencies(kind)).to(positions.device)
+            angles = torch.cat((angles, angles), dim=-1)
+            return angles.cos().to(dtype), angles.sin().to(dtype)
+
+        return {GLOBAL: Context(padded, rotary(GLOBAL)), LOCAL: Context(near, rotary(LOCAL))}
+
+    def embedding_sum(self, embeddings: nn.Module) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
+        word = cast(ModernBertEmbeddings, embeddings).word.weight.detach().numpy()
+        return lambda ids, types: np.take(word, ids, axis=0)
+
+    def onnx_input(self, graph: "GraphBuilder", name: str, embeddings: nn.Module) -> "Hidden":
+        return graph.plain(graph.normalise(name, cast(ModernBertEmbeddings, embeddings).norm))
+
+    def onnx_context(self, graph: "GraphBuilder", encoder: nn.Module) -> dict[str, tuple[str, tuple[str, str]]]:
+        """By the kind of layer: what is added to the logits, and cosine and sine [tokens, head_size / 2]."""
+        own = cast(ModernBertEmbeddings, encoder.embeddings)
+        positions = graph.node("Cast", graph.positions(), to=graph.FLOAT)
+        column, row = (graph.node("Unsqueeze", positions, graph.constant(np.array([axis]))) for axis in (1, 0))
+        distances = graph.node("Abs", graph.node("Sub", row, column))
+        far = graph.node("Greater", distances, graph.constant(np.array(own.reach, np.float32)))
+        bias = graph.node("Where", far, *(graph.constant(np.array(value, np.float32)) for value in (NEVER, 0)))
+        bias = graph.node("Unsqueeze", bias, graph.constant(np.array([0, 1])))
+        shared = {}
+        for kind, added in ((GLOBAL, ""), (LOCAL, bias)):
+            angles = graph.node("Mul", column, graph.constant(own.frequencies(kind)[None]))
+            shared[kind] = added, (graph.node("Cos", angles), graph.node("Sin", angles))
+        return shared
+
+    def onnx_layer(
+        self,
+        graph: "GraphBuilder",
+        hidden: "Hidden",
+        context: Any,
+        layer: nn.Module,
+        *,
+        heads: int,
+        neurons: int,
+        activation: str,
+        in_fp32: Sequence[int],
+    ) -> "Hidden":
+        own = cast(PreNormLayer, layer)
+        bias, rotary = context[own.kind]
+        if heads:
+            first = isinstance(own.attention_norm, nn.Identity)
+            normed = hidden if first else graph.normalise(hidden.name, cast(nn.LayerNorm, own.attention_norm))
+            hidden = graph.add(hidden, graph.attention(normed, own.attention, heads, logit_bias=bias, rotary=rotary))
+        normed = graph.normalise(hidden.name, own.feed_forward_norm)
+        return graph.add(hidden, graph.feed_forward(normed, own.feed_forward, neurons, activation, in_fp32))
+
+    def onnx_output(self, graph: "GraphBuilder", hidden: "Hidden", final: nn.Module) -> "Hidden":
+        return graph.normalise(hidden.name, cast(nn.LayerNorm, final))
+
+
+def _norm(own: Any) -> nn.LayerNorm:
+    return nn.LayerNorm(own.hidden_size, eps=own.norm_eps, bias=own.norm_bias)
