@@ -94,11 +94,12 @@ TINY = {
 }
 
 
-def tiny_teacher(name: str, folder: Path, kind: str = "Model", **settings: Any) -> Any:
+def tiny_teacher(name: str, folder: Path, kind: str = "Model", *, noise: float = 0.2, **settings: Any) -> Any:
     """Write a random teacher of a family and return Hugging Face's model of it.
 
     Args:
         kind: the end of the class's name: "Model", "ForSequenceClassification" or "ForMaskedLM".
+        noise: standard deviation of what is added to all weights, so that no bias is 0 and no norm 1.
         settings: further fields of the configuration.
     """
     family, tiny = FAMILIES[name], TINY[name]
@@ -110,8 +111,8 @@ def tiny_teacher(name: str, folder: Path, kind: str = "Model", **settings: Any) 
     options = family.load_options if kind == "Model" else {}
     model = family.class_named(kind)(config, **options).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms too, which would be 0 and 1
-            parameter.add_(0.2 * torch.randn(parameter.shape))
+        for parameter in model.parameters():
+            parameter.add_(noise * torch.randn(parameter.shape))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model

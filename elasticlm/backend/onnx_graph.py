@@ -118,9 +118,9 @@ class GraphBuilder:
         return self.node("Range", zero, self.node("Gather", self._batch_and_tokens, one), one)
 
     def project(self, x: Hidden, linear: nn.Linear) -> Hidden:
-        """Hidden states of another width."""
-        bias = bias_of(linear) + linear.weight @ x.bias
-        return Hidden(self.linear(x.name, linear.weight, None), bias)
+        """Hidden states of another width, in fp32."""
+        product = self.node("MatMul", x.name, self.constant(_array(linear.weight).T))
+        return Hidden(product, bias_of(linear) + linear.weight @ x.bias)
 
     def plain(self, x: Hidden) -> Hidden:
         """Hidden states to which no bias is left to be added."""

@@ -1,5 +1,6 @@
 """relations (``distil``): the teacher's self-attention relations are kept at every level (ElasticLM, section 4.2)."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -51,7 +52,7 @@ class Relations(Objective):
         self.teacher, self.texts, self.relation_heads, self.scale = teacher, texts, relation_heads, scale
         last: Any = teacher.encoder.layers[-1].attention
         self.extra = nn.ModuleDict({
-            name: _copy_of(getattr(last, name)) for name in ("query", "key", "value")
+            name: copy.deepcopy(getattr(last, name)) for name in ("query", "key", "value")
         }).to(processes.device)  # fmt: skip
 
     def batches(self, rows: np.ndarray, step: int) -> Iterator[RelationBatch]:
@@ -62,10 +63,12 @@ class Relations(Objective):
     @torch.no_grad()
     def _relations(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         structure = self.teacher.structures[self.teacher.structures.largest]
-        last: Any = self.teacher.encoder.layers[-1].attention
+        last: Any = self.teacher.encoder.layers[-1]
         with self.processes.encoding(inputs["input_ids"].shape[1]):
             hidden = self.teacher.encoder(**inputs, structure=structure, layers=structure.layers - 1)
-            return last.query(hidden).float(), last.key(hidden).float(), last.value(hidden).float()
+            seen = last.attention_input(hidden)
+            query, key, value = (getattr(last.attention, name)(seen).float() for name in ("query", "key", "value"))
+            return query, key, value
 
     def losses(self, batch: RelationBatch, level: Level) -> Tensor:
         mask = batch.inputs["attention_mask"]
@@ -105,9 +108,3 @@ def _log_relations(states: Tensor, attention_mask: Tensor, heads: int, scale: st
     width = x.shape[-1]
     scores = x @ x.mT / (width**0.5 if scale == "sqrt" else width)
     return scores.masked_fill(~attention_mask[:, None, None, :].bool(), torch.finfo(scores.dtype).min).log_softmax(-1)
-
-
-def _copy_of(linear: nn.Linear) -> nn.Linear:
-    copy = nn.Linear(linear.in_features, linear.out_features)
-    copy.load_state_dict(linear.state_dict())
-    return copy

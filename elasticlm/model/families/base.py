@@ -206,7 +206,8 @@ class EncoderFamily(ABC):
     def layer(self, config: "ElasticConfig", index: int, heads: int, neurons: int) -> nn.Module:
         """Make one layer with so many units: forward(hidden, context, heads=, neurons=) -> hidden.
 
-        It has a SelfAttention ``attention`` and a FeedForward ``feed_forward``.
+        It has a SelfAttention ``attention``, a FeedForward ``feed_forward`` and a method ``attention_input``: hidden ->
+        what the attention sees of it.
         """
 
     def final(self, config: "ElasticConfig") -> nn.Module:

@@ -71,8 +71,12 @@ class PreNormLayer(nn.Module):
     def forward(self, x_btd: Tensor, context: dict[str, Context], *, heads: int, neurons: int) -> Tensor:
         """Return [batch, tokens, dim]; ``context``: by the kind of layer."""
         own = context[self.kind]
-        x_btd = x_btd + self.attention(self.attention_norm(x_btd), own.mask, heads, own.rotary)
+        x_btd = x_btd + self.attention(self.attention_input(x_btd), own.mask, heads, own.rotary)
         return x_btd + self.feed_forward(self.feed_forward_norm(x_btd), neurons)
+
+    def attention_input(self, x_btd: Tensor) -> Tensor:
+        """What the attention sees of the hidden states that the layer takes in."""
+        return self.attention_norm(x_btd)
 
 
 class ModernBert(EncoderFamily):

@@ -67,6 +67,10 @@ class PostNormLayer(nn.Module):
         x_btd = self.attention_norm(x_btd + self.attention(x_btd, context, heads))
         return self.feed_forward_norm(x_btd + self.feed_forward(x_btd, neurons))
 
+    def attention_input(self, x_btd: Tensor) -> Tensor:
+        """What the attention sees of the hidden states that the layer takes in."""
+        return x_btd
+
 
 class PostNormFamily(EncoderFamily, ABC):
     """A family of such encoders. What follows are the ways in which they differ."""
