@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -30,8 +31,8 @@ from elasticlm.model.teacher import load_encoder
 
 ROWS, TOKENS = 8, 128
 PROCESS = Path("/proc/self")
-TORCH, LARGEST, FP32, INT8, BERT = "torch", "torch, largest alone", "onnx fp32", "onnx int8", "teacher, PyTorch"
-KINDS = {TORCH: "torch", LARGEST: "torch", FP32: "fp32", INT8: "int8", BERT: "bert"}
+TORCH, LARGEST, FP32, INT8, TEACHER = "torch", "torch, largest alone", "onnx fp32", "onnx int8", "teacher, PyTorch"
+KINDS = {TORCH: "torch", LARGEST: "torch", FP32: "fp32", INT8: "int8", TEACHER: "teacher"}
 Memory = dict[str, dict[str, float]]
 
 
@@ -53,9 +54,9 @@ def measure(
         shutil.copytree(artifact, copies / "model")
         shutil.copytree(teacher, copies / "teacher")
         model.cut(ElasticStructure({largest: model.structures[largest]})).save_pretrained(copies / "largest")
-        folders = {LARGEST: copies / "largest", BERT: copies / "teacher"}
+        folders = {LARGEST: copies / "largest", TEACHER: copies / "teacher"}
         for case, kind in KINDS.items():
-            if kind in ("torch", "bert", *precisions):
+            if kind in ("torch", "teacher", *precisions):
                 try:
                     runs = [_process(kind, folders.get(case, copies / "model"), threads) for _ in range(repeats)]
                     found[case] = {name: median(run[name] for run in runs) for name in runs[0]}
@@ -81,7 +82,7 @@ def main(kind: str, folder: str, threads: str) -> None:
     with contextlib.suppress(OSError):  # where it may, the peak starts again from here
         (PROCESS / "clear_refs").write_text("5")
     before = _used()
-    kept = _run_bert(folder) if kind == "bert" else _run_levels(folder, kind, int(threads))
+    kept = _run_teacher(folder) if kind == "teacher" else _run_levels(folder, kind, int(threads))
     after = _used()
     assert kept is not None  # held until here
     print(json.dumps({
@@ -113,23 +114,23 @@ def _run_levels(folder: str, kind: str, threads: int) -> object:
         model = ElasticModel.from_pretrained(folder)
     else:
         model = ElasticModel.from_pretrained(folder, backend="onnx", precision=kind, threads=threads)
-    ids = _ids(model.config)
+    ids = _ids(model.config.vocab_size, model.positions)
     for level in model.levels:
         model.encode({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, level)
     return model
 
 
-def _run_bert(folder: str) -> object:
-    bert = load_encoder(folder)
-    ids = _ids(bert.config)
+def _run_teacher(folder: str) -> object:
+    encoder: Any = load_encoder(folder)
+    ids = _ids(encoder.config.vocab_size, encoder.config.max_position_embeddings)
     with torch.inference_mode():
-        bert(input_ids=ids, attention_mask=torch.ones_like(ids))
-    return bert
+        encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return encoder
 
 
-def _ids(config) -> torch.Tensor:
-    tokens = min(TOKENS, config.max_position_embeddings)
-    return torch.randint(config.vocab_size, (ROWS, tokens), generator=torch.Generator().manual_seed(0))
+def _ids(words: int, positions: int) -> torch.Tensor:
+    tokens = min(TOKENS, positions)
+    return torch.randint(words, (ROWS, tokens), generator=torch.Generator().manual_seed(0))
 
 
 def _used() -> dict[str, float]:

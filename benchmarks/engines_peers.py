@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -40,33 +40,26 @@ class Builder:
 class Whole(nn.Module):
     """The teacher: the Hugging Face encoder without pooling."""
 
-    takes = ("input_ids", "attention_mask", "token_type_ids")
-
-    def __init__(self, folder: Path, **kwargs: str) -> None:
+    def __init__(self, folder: Path, *, types: bool, **kwargs: str) -> None:
         super().__init__()
-        self.bert = load_encoder(folder, **kwargs)
+        self.takes = ("input_ids", "attention_mask", *(["token_type_ids"] if types else []))
+        self.encoder = load_encoder(folder, **kwargs)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        return self.bert(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[0]
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.encoder(**dict(zip(self.takes, inputs, strict=True)))[0]
 
 
 class Alone(nn.Module):
     """One level cut out of an elastic model, for inputs without padding."""
 
-    takes = ("input_ids", "token_type_ids")
-
     def __init__(self, model: ElasticModel, level: Level) -> None:
         super().__init__()
+        self.takes = ("input_ids", *(["token_type_ids"] if model.uses_token_types else []))
         self.structure = model.structures[level]
         self.encoder = model.cut(ElasticStructure({level: self.structure})).encoder
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
-        hidden = self.encoder.embeddings(input_ids, token_type_ids)
-        for layer, heads, neurons in zip(
-            self.encoder.layers, self.structure.heads, self.structure.neurons, strict=True
-        ):
-            hidden = layer(hidden, None, heads=heads, neurons=neurons)
-        return hidden
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        return self.encoder(input_ids, None, token_type_ids, structure=self.structure)
 
 
 @dataclass
@@ -91,11 +84,10 @@ class Peers:
 
     def builders(self) -> list[Builder]:
         """What can be built, the teacher's engines first."""
-        eager, exported = Whole(self.teacher).eval(), Whole(self.teacher, attn_implementation="eager").eval()
-        config: Any = eager.bert.config
-        structure = Structure((config.num_attention_heads,) * config.num_hidden_layers,
-                              (config.intermediate_size,) * config.num_hidden_layers)  # fmt: skip
-        found = self._of(WHOLE, eager, exported, structure)
+        types = self.model.uses_token_types
+        eager = Whole(self.teacher, types=types).eval()
+        exported = Whole(self.teacher, types=types, attn_implementation="eager").eval()
+        found = self._of(WHOLE, eager, exported, self.model.config.whole)
         for level in self.alone:
             alone = Alone(self.model, level).eval()
             found += self._of(level_name(level), alone, alone, alone.structure)

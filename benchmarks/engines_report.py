@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from elasticlm.benchmarks.engine_names import OURS
-from elasticlm.benchmarks.engines_memory import BERT, INT8, LARGEST, TORCH, Memory
+from elasticlm.benchmarks.engines_memory import INT8, LARGEST, TEACHER, TORCH, Memory
 from elasticlm.benchmarks.engines_peers import PLAIN
 from elasticlm.benchmarks.engines_timing import WHOLE, Engine, Times, ratio
 from elasticlm.errors import InputError
@@ -162,7 +162,7 @@ def find_gates(
             found += [gate for level in levels for peer in PEERS for gate in _against(peer, shape, level, times[shape])]
     found += [Gate(f"switching at {shape}: all levels in turn / staying on each", value, SWITCHING)
               for shape, value in switching.items()]  # fmt: skip
-    for ours, theirs, limit in ((TORCH, LARGEST, ALL_LEVELS), (INT8, BERT, OF_TEACHER)):
+    for ours, theirs, limit in ((TORCH, LARGEST, ALL_LEVELS), (INT8, TEACHER, OF_TEACHER)):
         if ours in memory and theirs in memory:
             value = memory[ours]["pss_mib"] / memory[theirs]["pss_mib"]
             found.append(Gate(f"memory (PSS): all levels, {ours} / {theirs}", value, limit))

@@ -35,7 +35,7 @@ class ElasticEncoder(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         token_type_ids: Tensor | None = None,
         *,
         structure: Structure,
@@ -45,7 +45,7 @@ class ElasticEncoder(nn.Module):
 
         Args:
             input_ids: LongTensor [batch, tokens].
-            attention_mask: LongTensor [batch, tokens], 1 for tokens and 0 for padding.
+            attention_mask: LongTensor [batch, tokens], 1 for tokens and 0 for padding; None: nothing is padded.
             token_type_ids: LongTensor [batch, tokens], or None for all 0.
             structure: heads and neurons of each layer to run.
             layers: run only the first so many layers, without what follows the last one (None: all of them).
@@ -54,7 +54,10 @@ class ElasticEncoder(nn.Module):
             FloatTensor [batch, tokens, dim].
         """
         hidden = self.embeddings(input_ids, token_type_ids)
-        context = self.family.context(self, attention_mask)
+        mask = None
+        if attention_mask is not None and not bool(attention_mask.all()):
+            mask = attention_mask[:, None, None, :].bool()
+        context = self.family.context(self, input_ids.shape[1], mask)
         kept = list(zip(self.layers, structure.heads, structure.neurons, strict=True))
         for layer, heads, neurons in kept[:layers]:
             hidden = layer(hidden, context, heads=heads, neurons=neurons)

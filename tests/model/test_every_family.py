@@ -11,6 +11,7 @@ from elasticlm.backend.onnx_export import export
 from elasticlm.model.families import FAMILIES
 from elasticlm.model.families.base import CLASSIFIER
 from elasticlm.model.teacher import load_model
+from elasticlm.schedule.profiling import text_of
 
 TEXTS = ["how does ice form", "the river", "why is the mountain cold and the cave warm in a storm", "Glacier, 1!"]
 EVERY_FAMILY = pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -149,3 +150,10 @@ def test_sizes_are_those_of_hugging_faces_model(folders, name):
     sizes = [(key, p.numel()) for block in blocks for key, p in block.named_parameters()]
     prunable = sum(size for key, size in sizes if key not in ("output.bias", "down.bias"))
     assert FAMILIES[name].prunable_parameters(model.config, whole) == prunable
+
+
+@EVERY_FAMILY
+@pytest.mark.parametrize("tokens", [3, 5, 17, LONGEST])
+def test_texts_of_so_many_tokens_for_the_latency_table(folders, name, tokens):
+    model = load_model(folders(name)[0])
+    assert model.tokenize([text_of(model, tokens)])["attention_mask"].sum() == tokens

@@ -218,8 +218,13 @@ class EncoderFamily(ABC):
         return nn.Identity()
 
     @abstractmethod
-    def context(self, encoder: nn.Module, attention_mask: Tensor) -> Any:
-        """Return what all layers of one pass share: the attention mask, position biases, rotary tables."""
+    def context(self, encoder: nn.Module, tokens: int, mask: Tensor | None) -> Any:
+        """Return what all layers of one pass share: the attention mask, position biases, rotary tables.
+
+        Args:
+            mask: BoolTensor [batch, 1, 1, tokens], False for padding; None where nothing is padded, since attention
+                without a mask is faster.
+        """
 
     # -- Size ----------------------------------------------------------------------------------------------------------
 

@@ -131,22 +131,21 @@ class ModernBert(EncoderFamily):
     def final(self, config: ElasticConfig) -> nn.LayerNorm:
         return _norm(self.own_config(config))
 
-    def context(self, encoder: nn.Module, attention_mask: Tensor) -> dict[str, Context]:
+    def context(self, encoder: nn.Module, tokens: int, mask: Tensor | None) -> dict[str, Context]:
         own = cast(ModernBertEmbeddings, encoder.embeddings)
-        padded = None if bool(attention_mask.all()) else attention_mask[:, None, None, :].bool()
-        positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-        near = padded
-        if len(positions) > own.reach + 1:
+        weight = own.word.weight
+        positions = torch.arange(tokens, device=weight.device)
+        near = mask
+        if tokens > own.reach + 1:
             near = (positions[None, :] - positions[:, None]).abs() <= own.reach
-            near = near if padded is None else near & padded
-        dtype = own.word.weight.dtype
+            near = near if mask is None else near & mask
 
         def rotary(kind: str) -> Rotary:
-            angles = positions[:, None].float() * torch.from_numpy(own.frequencies(kind)).to(positions.device)
+            angles = positions[:, None].float() * torch.from_numpy(own.frequencies(kind)).to(weight.device)
             angles = torch.cat((angles, angles), dim=-1)
-            return angles.cos().to(dtype), angles.sin().to(dtype)
+            return angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)
 
-        return {GLOBAL: Context(padded, rotary(GLOBAL)), LOCAL: Context(near, rotary(LOCAL))}
+        return {GLOBAL: Context(mask, rotary(GLOBAL)), LOCAL: Context(near, rotary(LOCAL))}
 
     def embedding_sum(self, embeddings: nn.Module) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
         word = cast(ModernBertEmbeddings, embeddings).word.weight.detach().numpy()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from elasticlm.model.configuration import ElasticConfig
 from elasticlm.model.families.base import UNIT_AXES, HeadLayers
-from elasticlm.model.families.post_norm import PostNormFamily
+from elasticlm.model.families.post_norm import PostNormFamily, SummedEmbeddings
 from elasticlm.model.prefix_layers import Rotary, SelfAttention
 
 if TYPE_CHECKING:
@@ -98,10 +98,9 @@ class MPNet(PostNormFamily):
     def attention(self, config: ElasticConfig, heads: int) -> RelativeAttention:
         return RelativeAttention(config.hidden_size, config.head_size, heads)
 
-    def context(self, encoder: nn.Module, attention_mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-        distances = positions[None, :] - positions[:, None]
-        return buckets_of(distances), super().context(encoder, attention_mask)
+    def context(self, encoder: nn.Module, tokens: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        positions = torch.arange(tokens, device=cast(SummedEmbeddings, encoder.embeddings).word.weight.device)
+        return buckets_of(positions[None, :] - positions[:, None]), mask
 
     def onnx_context(self, graph: "GraphBuilder", encoder: nn.Module) -> str:
         """Distances [tokens, tokens] between a query and a key, cut to those that differ, from 0 on."""

@@ -112,9 +112,8 @@ class PostNormFamily(EncoderFamily, ABC):
         eps = self.eps(self.own_config(config))
         return PostNormLayer(self.attention(config, heads), feed_forward, config.hidden_size, eps)
 
-    def context(self, encoder: nn.Module, attention_mask: Tensor) -> Any:
-        # Without padding there is nothing to mask, and attention without a mask is faster.
-        return None if bool(attention_mask.all()) else attention_mask[:, None, None, :].bool()
+    def context(self, encoder: nn.Module, tokens: int, mask: Tensor | None) -> Any:
+        return mask
 
     def embedding_sum(self, embeddings: nn.Module) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
         own = cast(SummedEmbeddings, embeddings)
