@@ -4,7 +4,10 @@ libraries and run a small product in each.
 Every process maps copies of the files that no other process maps, so that PSS counts all of its weights; memory that
 was freed is given back to the system before it is counted. The peak is what was resident at once while it ran.
 
-``python -m elasticlm.benchmarks.engines_memory KIND FOLDER THREADS`` is that process: it prints one line of JSON.
+Two workers of a server map the same files; what both take together says how much of it they share.
+
+``python -m elasticlm.benchmarks.engines_memory KIND FOLDER THREADS`` is that process. It prints "ready", counts when it
+gets a line, prints one line of JSON, and ends with its input.
 """
 
 import contextlib
@@ -32,7 +35,10 @@ from elasticlm.model.teacher import load_encoder
 ROWS, TOKENS = 8, 128
 PROCESS = Path("/proc/self")
 TORCH, LARGEST, FP32, INT8, TEACHER = "torch", "torch, largest alone", "onnx fp32", "onnx int8", "teacher, PyTorch"
-KINDS = {TORCH: "torch", LARGEST: "torch", FP32: "fp32", INT8: "int8", TEACHER: "teacher"}
+WORKERS = ", two workers"
+KINDS = {TORCH: "torch", LARGEST: "torch", FP32: "fp32", INT8: "int8", TEACHER: "teacher",
+         **{case + WORKERS: kind for case, kind in ((TORCH, "torch"), (FP32, "fp32"), (INT8, "int8"))}}  # fmt: skip
+"""What each process of a case runs, see main()."""
 Memory = dict[str, dict[str, float]]
 
 
@@ -58,7 +64,8 @@ def measure(
         for case, kind in KINDS.items():
             if kind in ("torch", "teacher", *precisions):
                 try:
-                    runs = [_process(kind, folders.get(case, copies / "model"), threads) for _ in range(repeats)]
+                    count, folder = 1 + case.endswith(WORKERS), folders.get(case, copies / "model")
+                    runs = [_processes(count, kind, folder, threads) for _ in range(repeats)]
                     found[case] = {name: median(run[name] for run in runs) for name in runs[0]}
                 except InputError as error:
                     failed[case] = str(error)
@@ -66,14 +73,28 @@ def measure(
     return found, failed
 
 
-def _process(kind: str, folder: Path, threads: int) -> dict[str, float]:
+def _processes(count: int, kind: str, folder: Path, threads: int) -> dict[str, float]:
+    """Return what so many processes take together, once all of them are ready."""
     command = [sys.executable, "-m", "elasticlm.benchmarks.engines_memory", kind, str(folder.absolute()), str(threads)]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"memory of {kind}: its process ended with {done.returncode} ({last})")
-    return json.loads(done.stdout.splitlines()[-1])
+    found = []
+    with contextlib.ExitStack() as stack:
+        started = [stack.enter_context(subprocess.Popen(
+            command, cwd=Path(__file__).parent.parent, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )) for _ in range(count)]  # fmt: skip
+        for process in started:
+            if not process.stdout.readline():  # type: ignore[union-attr]
+                last = (process.stderr.read().strip().splitlines() or ["no message"])[-1]  # type: ignore[union-attr]
+                for other in started:
+                    other.kill()
+                raise InputError(f"memory of {kind}: its process ended with {process.wait()} ({last})")
+        for process in started:
+            process.stdin.write("count\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+            found.append(json.loads(process.stdout.readline()))  # type: ignore[union-attr]
+        for process in started:
+            process.communicate()
+    return {name: round(sum(each[name] for each in found), 2) for name in found[0]}
 
 
 def main(kind: str, folder: str, threads: str) -> None:
@@ -83,13 +104,16 @@ def main(kind: str, folder: str, threads: str) -> None:
         (PROCESS / "clear_refs").write_text("5")
     before = _used()
     kept = _run_teacher(folder) if kind == "teacher" else _run_levels(folder, kind, int(threads))
+    print("ready", flush=True)
+    sys.stdin.readline()
     after = _used()
-    assert kept is not None  # held until here
     print(json.dumps({
         "pss_mib": round((after["Pss"] - before["Pss"]) / 1024, 2),
         "rss_mib": round((after["Rss"] - before["Rss"]) / 1024, 2),
         "peak_rss_mib": round((after["VmHWM"] - before["Rss"]) / 1024, 2),
-    }))  # fmt: skip
+    }), flush=True)  # fmt: skip
+    sys.stdin.read()
+    assert kept is not None  # held until here
 
 
 def _load_kernels(*, onnx: bool) -> None:

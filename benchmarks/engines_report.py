@@ -1,6 +1,7 @@
 """Results of ``elasticlm engines``: gates, engines.csv, engines.json, the Pareto picture and the README tables."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from elasticlm.benchmarks.engine_names import OURS
-from elasticlm.benchmarks.engines_memory import INT8, LARGEST, TEACHER, TORCH, Memory
+from elasticlm.benchmarks.engines_memory import FP32, INT8, LARGEST, TEACHER, TORCH, WORKERS, Memory
 from elasticlm.benchmarks.engines_peers import PLAIN
 from elasticlm.benchmarks.engines_timing import WHOLE, Engine, Times, ratio
 from elasticlm.errors import InputError
@@ -23,7 +24,7 @@ MEASURE = "RR@10"
 STOCKS = Engine(WHOLE, "onnxruntime", "int8"), Engine(WHOLE, "onnxruntime" + PLAIN, "int8")
 PEERS = {"openvino": "OpenVINO", "compile": "torch.compile"}
 OF_STOCK = {"1x16": {"100": 1.05, "50": 0.75, "10": 0.50}, "8x128": {"100": 1.05, "50": 0.65, "10": 0.30}}
-AS_FAST, SWITCHING, ALL_LEVELS, OF_TEACHER = 1.0, 1.05, 1.05, 1.0
+AS_FAST, SWITCHING, ALL_LEVELS, OF_TEACHER, SECOND_WORKER = 1.0, 1.05, 1.05, 1.0, 1.2
 BEGIN, END = "<!-- engines -->", "<!-- /engines -->"
 TITLES = {
     ("torch", "fp32"): "elastic, PyTorch",
@@ -146,7 +147,13 @@ def cells(shape: str, times: Times) -> list[Cell]:
 
 
 def find_gates(
-    times: Mapping[str, Times], levels: Sequence[str], switching: Mapping[str, float], memory: Memory
+    times: Mapping[str, Times],
+    levels: Sequence[str],
+    switching: Mapping[str, float],
+    memory: Memory,
+    *,
+    top: bool = False,
+    layers_mib: float = math.inf,
 ) -> list[Gate]:
     """All gates of which both sides were measured.
 
@@ -154,25 +161,34 @@ def find_gates(
         times: by shape; those of OF_STOCK have gates.
         levels: of the model.
         switching: ratio by shape.
+        top: whether level 100 is the teacher, which has weights of its own and stays in fp32: what follows from that is
+            reported without a limit.
+        layers_mib: the model's weights in PyTorch without word embeddings.
     """
     found = []
     for shape in OF_STOCK:
         if shape in times:
-            found += _against_stock(shape, times[shape])
+            found += _against_stock(shape, times[shape], top=top)
             found += [gate for level in levels for peer in PEERS for gate in _against(peer, shape, level, times[shape])]
     found += [Gate(f"switching at {shape}: all levels in turn / staying on each", value, SWITCHING)
               for shape, value in switching.items()]  # fmt: skip
     for ours, theirs, limit in ((TORCH, LARGEST, ALL_LEVELS), (INT8, TEACHER, OF_TEACHER)):
         if ours in memory and theirs in memory:
             value = memory[ours]["pss_mib"] / memory[theirs]["pss_mib"]
-            found.append(Gate(f"memory (PSS): all levels, {ours} / {theirs}", value, limit))
+            found.append(Gate(f"memory (PSS): all levels, {ours} / {theirs}", value, None if top else limit))
+    for case in (TORCH, FP32, INT8):
+        if case + WORKERS in memory:
+            more = memory[case + WORKERS]["pss_mib"] - memory[case]["pss_mib"]
+            found.append(Gate(f"memory (PSS): a second worker, {case} / weights without word embeddings",
+                              more / layers_mib, SECOND_WORKER if case == TORCH else None))  # fmt: skip
     return found
 
 
-def _against_stock(shape: str, times: Times) -> list[Gate]:
+def _against_stock(shape: str, times: Times, *, top: bool) -> list[Gate]:
     """The faster of the teacher's int8 graphs has the limit; the other is reported without one."""
     found = []
-    for level, limit in OF_STOCK[shape].items():
+    for level, of_level in OF_STOCK[shape].items():
+        limit = None if top and level == "100" else of_level
         for place, stock in enumerate(stocks(times)):
             value = ratio(times, Engine(level, "onnx", "int8"), stock)
             if value is not None:

@@ -158,10 +158,17 @@ def measure(options: argparse.Namespace, argv: list[str]) -> Results:
         model=str(options.model), teacher=options.teacher, threads=options.threads,
         command=shlex.join(["elasticlm", "engines", *argv]), machine=machine(PACKAGES), levels=levels,
         cells=[cell for shape, found in times.items() for cell in cells(shape, found)],
-        gates=find_gates(times, levels, switching, memory), memory=memory, switching=switching,
+        gates=find_gates(times, levels, switching, memory, top=model.top is not None, layers_mib=_layers_mib(model)),
+        memory=memory, switching=switching,
         missing=bench.missing, retention=retention,
         teacher_int8_retention=options.teacher_int8_retention,
     )  # fmt: skip
+
+
+def _layers_mib(model: ElasticModel) -> float:
+    """Size of all weights in fp32 but the word embeddings, in MiB."""
+    embeddings, weights = model.weights_mib()
+    return weights - embeddings
 
 
 def load_ours(

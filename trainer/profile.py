@@ -28,7 +28,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "PyTorch, and ONNX Runtime in fp32 and in whatever else was exported")  # fmt: skip
     parser.add_argument("--precision", choices=PRECISIONS["onnx"], help="of ONNX graphs (default: every exported one)")
     parser.add_argument("--seconds", type=non_negative_float, default=2.0, help="time spent on a cell, in s")
-    parser.add_argument("--min-runs", type=positive_int, default=20, help="minimum number of runs per cell")
+    parser.add_argument("--min-runs", type=positive_int, default=20, help="minimum number of runs per cell; a "
+                        "cell ends after 10 times --seconds in any case")  # fmt: skip
     args = parser.parse_args(argv)
     args.rows = _numbers("--rows", args.rows)
     args.tokens = _numbers("--tokens", args.tokens) if args.tokens else None
@@ -72,7 +73,11 @@ def profile(args: argparse.Namespace) -> None:
             result.append(setup | {"mean_ms": means})
     command.print_table(rows)
     grid = {"threads": args.threads, "rows": table.rows[0], "tokens": table.tokens[0]}
-    command.print_result({"output": str(file)} | grid | {"setups": result})
+    embeddings, weights = models[0].weights_mib()
+    command.say(f"memory: {weights:.0f} MiB of weights, of which {embeddings:.0f} MiB are word embeddings; all levels "
+                "and workers share these (memory-mapped)")  # fmt: skip
+    sizes = {"embeddings_mib": round(embeddings, 1), "weights_mib": round(weights, 1)}
+    command.print_result({"output": str(file)} | grid | sizes | {"setups": result})
 
 
 def try_to_export(artifact: str) -> None:

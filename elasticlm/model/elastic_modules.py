@@ -102,6 +102,13 @@ class ElasticModules(nn.Module):
         self.structures[level]
         return self.top if self.top is not None and level == WHOLE else self
 
+    def weights_mib(self) -> tuple[float, float]:
+        """Return the size of the word embeddings in fp32, and of all weights, in MiB; what is shared counts once."""
+        models = [self] if self.top is None else [self, self.top]
+        sizes = {weight.data_ptr(): weight.numel() for each in models for weight in each.state_dict().values()}
+        words = {each.encoder.words.weight.data_ptr(): each.encoder.words.weight.numel() for each in models}
+        return sum(words.values()) * 4 / 2**20, sum(sizes.values()) * 4 / 2**20
+
     def pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Pool hidden states [batch, tokens, dim] to vectors [batch, vector_size]."""
         return pool(self.config, self.dense, hidden, attention_mask)

@@ -15,6 +15,10 @@ from elasticlm.model.structure import Level
 from elasticlm.schedule.latency import ROWS, TOKENS, Cell, LatencyTable, Setup, machine_notes
 
 P99_RUNS = 1_000  # with fewer runs there is no 99th percentile
+LONG_CELL = 10
+"""A cell that has taken this many times the time meant for it is done, however few runs that were."""
+MOST_TOKENS = 16_384
+"""Batches of more tokens are not run: their time is taken to grow in proportion to the rows."""
 
 
 def measure(
@@ -36,31 +40,58 @@ def measure(
         levels: levels to measure; None for all.
         rows, tokens: the grid; lengths above the model's limit are left out. None: see ``default_lengths``.
         threads: size of PyTorch's intra-op pool.
-        seconds, min_runs: a cell is timed until both are reached.
+        seconds, min_runs: a cell is timed until both are reached, but for LONG_CELL * seconds at most.
         on_cell: called after each cell, for progress.
     """
     levels = tuple(levels or model.levels)
     limit = model.longest
     lengths = default_lengths(model) if tokens is None else [length for length in tokens if length <= limit] or [limit]
-    cells = []
+    cells: list[Cell] = []
     with _threads(threads):
         for count, length in itertools.product(rows, lengths):
-            batch = batch_of(model, count, length)
-            times: dict[Level, list[float]] = {level: [] for level in levels}
-            for level in levels:
-                _answer(model, *batch, level)  # warm-up
-            while waiting := [k for k in levels if len(times[k]) < min_runs or sum(times[k]) < seconds * 1000]:
-                for level in waiting:
-                    start = time.perf_counter()
-                    _answer(model, *batch, level)
-                    times[level].append((time.perf_counter() - start) * 1000)
-            for level in levels:
-                cells.append(_cell(level, count, length, times[level]))
+            fewer = max((n for n in rows if n * length <= MOST_TOKENS), default=min(rows))
+            if count > fewer:
+                cells += [_scaled(cell, count) for cell in cells if (cell.rows, cell.tokens) == (fewer, length)]
+            else:
+                times = _times(model, batch_of(model, count, length), levels, seconds, min_runs)
+                cells += [_cell(level, count, length, times[level]) for level in levels]
+            for _ in levels:
                 on_cell()
     setup = Setup(threads=threads, backend=model.backend.name, precision=model.backend.precision,
                   device=model.backend.device)  # fmt: skip
     notes = machine_notes(machine(("torch", "transformers")))
     return LatencyTable(cells, setup, notes)
+
+
+def _times(
+    model: ElasticModel, batch: tuple[list[str], list[str] | None], levels: Sequence[Level], seconds: float, runs: int
+) -> dict[Level, list[float]]:
+    """Return the times of each level on a batch, in ms."""
+
+    def timed(level: Level) -> float:
+        start = time.perf_counter()
+        _answer(model, *batch, level)
+        return (time.perf_counter() - start) * 1000
+
+    most = LONG_CELL * seconds * 1000
+    first = {level: timed(level) for level in levels}  # a warm-up, unless it takes all of the time
+    times = {level: [took] if took > most > 0 else [] for level, took in first.items()}
+
+    def is_done(of_level: list[float]) -> bool:
+        return (len(of_level) >= runs and sum(of_level) >= seconds * 1000) or sum(of_level) > most > 0
+
+    while waiting := [level for level in levels if not is_done(times[level])]:
+        for level in waiting:
+            times[level].append(timed(level))
+    return times
+
+
+def _scaled(cell: Cell, rows: int) -> Cell:
+    """A cell of more rows, in proportion; 0 runs say that it was not measured."""
+    factor = rows / cell.rows
+    p99_ms = None if cell.p99_ms is None else cell.p99_ms * factor
+    return Cell(level=cell.level, rows=rows, tokens=cell.tokens, mean_ms=cell.mean_ms * factor,
+                p50_ms=cell.p50_ms * factor, p95_ms=cell.p95_ms * factor, p99_ms=p99_ms, runs=0)  # fmt: skip
 
 
 def default_lengths(model: ElasticModel) -> list[int]:

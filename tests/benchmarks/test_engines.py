@@ -11,7 +11,7 @@ import torch
 
 from elasticlm.backend import onnx_export
 from elasticlm.benchmarks import engines, engines_memory, engines_run
-from elasticlm.benchmarks.engines_memory import INT8, LARGEST, TEACHER, TORCH
+from elasticlm.benchmarks.engines_memory import INT8, LARGEST, TEACHER, TORCH, WORKERS
 from elasticlm.benchmarks.engines_peers import Peers, check
 from elasticlm.benchmarks.engines_report import (
     BEGIN,
@@ -130,6 +130,15 @@ def test_gates_of_switching_and_memory():
         (1.06, 1.05, False), (1.04, 1.05, True), (1.2, 1.0, False)
     ]  # fmt: skip
     assert len(find_gates({}, ["50"], {}, {TORCH: memory[TORCH]})) == 0
+    on_top = find_gates({}, ["50"], {}, memory, top=True)
+    assert [gate.limit for gate in on_top] == [None, None], "the teacher has weights of its own, in fp32"
+
+
+def test_gate_of_a_second_worker():
+    sizes = {TORCH: 200.0, TORCH + WORKERS: 290.0}
+    memory = {case: {"pss_mib": pss, "rss_mib": 0.0, "peak_rss_mib": 0.0} for case, pss in sizes.items()}
+    (gate,) = find_gates({}, ["50"], {}, memory, layers_mib=100.0)
+    assert (gate.value, gate.limit) == (0.9, 1.2)
 
 
 def test_the_readme_gets_the_tables_and_keeps_the_rest(tmp_path):

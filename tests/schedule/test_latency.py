@@ -1,9 +1,11 @@
 import dataclasses
+import itertools
 
 import pytest
 
 from elasticlm import ElasticModel, InputError, LatencyTable
 from elasticlm.machine import machine
+from elasticlm.schedule import profiling
 from elasticlm.schedule.latency import Cell, Setup, fastest, read_tables, select_table
 from elasticlm.schedule.profiling import batch_of, measure
 
@@ -82,7 +84,7 @@ def test_measured_tables_cover_the_grid_and_name_the_machine(tiny_artifact, tmp_
     lengths = []
     original = model.encode
     model.encode = lambda inputs, level: lengths.append(inputs["input_ids"].shape) or original(inputs, level)
-    table = measure(model, rows=[1, 2], tokens=[8, 32, 500], seconds=0.01, min_runs=3)
+    table = measure(model, rows=[1, 2], tokens=[8, 32, 500], seconds=0.05, min_runs=3)
     assert table.levels == (100, 50, 10)
     assert table.tokens == (8, 32)  # 500 is above the model's limit
     assert {tuple(shape) for shape in lengths} == {(1, 8), (1, 32), (2, 8), (2, 32)}
@@ -166,3 +168,25 @@ def test_pairs_are_measured_by_the_path_that_serves_them_up_to_their_own_limit(t
     found = measure(model, levels=[10], rows=[1], seconds=0, min_runs=1)
     assert calls
     assert found.tokens[-1] == 40
+
+
+def test_batches_of_too_many_tokens_are_not_run_but_scaled(tiny_artifact, monkeypatch):
+    model = ElasticModel.from_pretrained(tiny_artifact)
+    monkeypatch.setattr(profiling, "MOST_TOKENS", 40)
+    cells = measure(model, levels=[10], rows=[1, 4, 8], tokens=[8, 32], seconds=0, min_runs=1).cells
+    runs = {(cell.rows, cell.tokens): cell.runs for cell in cells}
+    assert runs == {(1, 8): 1, (4, 8): 1, (8, 8): 0, (1, 32): 1, (4, 32): 0, (8, 32): 0}
+    means = {(cell.rows, cell.tokens): cell.mean_ms for cell in cells}
+    assert means[8, 8] == pytest.approx(2 * means[4, 8])
+    assert means[8, 32] == pytest.approx(8 * means[1, 32])
+
+
+def test_cells_of_long_runs_have_fewer(tiny_artifact, monkeypatch):
+    model = ElasticModel.from_pretrained(tiny_artifact)
+    clock = itertools.count()
+    monkeypatch.setattr(profiling, "_answer", lambda *_: None)
+    monkeypatch.setattr(profiling.time, "perf_counter", lambda: 5.0 * next(clock))
+    (cell,) = measure(model, levels=[10], rows=[1], tokens=[8], seconds=2.0, min_runs=20).cells
+    assert (cell.runs, cell.mean_ms) == (5, 5000.0), "20 s are over after 5 runs of 5 s"
+    (cell,) = measure(model, levels=[10], rows=[1], tokens=[8], seconds=0.4, min_runs=20).cells
+    assert cell.runs == 1, "the first run took all of the time"
