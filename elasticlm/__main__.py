@@ -29,6 +29,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "glue-mean": ("elasticlm.benchmarks.glue_mean", "average what each level keeps over several GLUE sets"),
         "profile": ("elasticlm.trainer.profile", "measure the latency table of an artifact on this machine"),
         "engines": ("elasticlm.benchmarks.engines", "time every level against static inference engines"),
+        "families": ("elasticlm.benchmarks.family_sizes", "time every level of each encoder family at base size"),
         "large-corpus": ("elasticlm.benchmarks.large_corpus", "measure the memory of indexing and evaluating"),
     },
     "Serve": {

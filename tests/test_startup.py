@@ -41,6 +41,7 @@ MISSING = [
     "simulate --archive nowhere.mar --data pydoc --output {out}",
     "policies --model nowhere --arrivals poisson:10 --output {out}",
     "engines --model nowhere --output {out}",
+    "families --seconds -1 --output {out}",
     "overhead --archive nowhere.mar --output {out}",
     "fuzz --archive nowhere.mar --output {out}",
     "soak --archive nowhere.mar --output {out}",
