@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import LONGEST, TINY, tiny_teacher
+from families import LONGEST, TINY, TinyFamily, sentence_pieces, tiny_teacher
 from transformers import AutoTokenizer
 
 from elasticlm import ElasticModel, ElasticStructure
@@ -12,6 +12,7 @@ from elasticlm.model.families import FAMILIES
 from elasticlm.model.families.base import CLASSIFIER
 from elasticlm.model.teacher import load_model
 from elasticlm.schedule.profiling import text_of
+from elasticlm.trainer.training_texts import TokenizedTexts
 
 TEXTS = ["how does ice form", "the river", "why is the mountain cold and the cave warm in a storm", "Glacier, 1!"]
 EVERY_FAMILY = pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -157,3 +158,17 @@ def test_sizes_are_those_of_hugging_faces_model(folders, name):
 def test_texts_of_so_many_tokens_for_the_latency_table(folders, name, tokens):
     model = load_model(folders(name)[0])
     assert model.tokenize([text_of(model, tokens)])["attention_mask"].sum() == tokens
+
+
+def test_berts_layers_go_with_a_tokenizer_that_gives_no_token_types(tmp_path, monkeypatch):
+    """As in multilingual-e5-small: BERT's layers behind XLM-RoBERTa's tokenizer. All token types are 0."""
+    monkeypatch.setitem(TINY, "bert", TinyFamily(sentence_pieces))
+    theirs = tiny_teacher("bert", tmp_path, CLASSIFIER, num_labels=1)
+    inputs = AutoTokenizer.from_pretrained(tmp_path)(TEXTS, TEXTS[::-1], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs(**inputs).logits
+    model = load_model(tmp_path)
+    pairs = TokenizedTexts.of_pairs(model, zip(TEXTS, TEXTS[::-1], strict=True))
+    for ours in (model.tokenize_pairs(TEXTS, TEXTS[::-1]), pairs.inputs(np.arange(4))):
+        assert ours.keys() == {"input_ids", "attention_mask"}
+        assert (model.encode(ours, 100)[:, None] - expected).abs().max() < 1e-5

@@ -7,6 +7,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 import torch
+from families import tiny_teacher
 from random_texts import make_texts
 from torch.nn import functional as F
 
@@ -229,3 +230,18 @@ def test_few_passages_per_step_are_no_more_than_were_asked_for(tiny_artifact, ti
     (batch,) = objective.batches(np.arange(8), step=0)
     assert batch.passages.shape == (passages_per_step, 32)
     assert objective.losses(batch, 10).isfinite().all()
+
+
+def test_relations_of_a_pre_norm_teacher_are_those_behind_the_norm(tmp_path, processes):
+    theirs = tiny_teacher("modernbert", tmp_path)
+    teacher = load_model(tmp_path)
+    texts = TokenizedTexts.of(teacher, ["how does ice form", "the river"], "passage")
+    objective = Relations(teacher, teacher, texts, relation_heads=4, scale="sqrt", processes=processes, chunk_size=2)
+    (batch,) = objective.batches(np.arange(2), 0)
+    seen = []
+    theirs.layers[-1].attn.Wqkv.register_forward_hook(lambda module, given, output: seen.append(output))
+    with torch.no_grad():
+        theirs(**batch.inputs)
+    real = batch.inputs["attention_mask"].bool()
+    max_diff = (torch.cat(batch.teacher, dim=-1) - seen[0])[real].abs().max()
+    assert max_diff < 1e-5, max_diff
