@@ -45,7 +45,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size(levels="100,50,30,20,10,5", max_examples=1024, max_steps=1200, minutes=4.5,
+    "full": Size(levels="100,50,30,20,10,5", max_examples=1024, max_steps=1200, minutes=5,
                  profile_tokens="16,64,128,256", duration_s=45, passages=5000),
     "small": Size(levels="100,30,5", max_examples=128, max_steps=30, minutes=2, profile_tokens="16,128",
                   duration_s=10, passages=1000),
@@ -186,7 +186,8 @@ def run_demo(arguments: argparse.Namespace) -> None:
     stages.run(
         "Align: the levels below 100 are trained to place queries where the teacher does, without labels",
         ["finetune", "--task", "align", "--model", str(pruned), *data, "--index", str(index),
-         "--max-steps", str(size.max_steps), "--minutes", str(size.minutes), "--output", str(model), fresh],
+         "--max-steps", str(size.max_steps), "--minutes", str(size.minutes), "--decay", "trapezoid",
+         "--output", str(model), fresh],
         model,
         resumable=True,
     )  # fmt: skip

@@ -89,6 +89,7 @@ def train(
     if earlier is None:
         measure(0)
     steps = Steps(objective, options, modules, train_rows)
+    most = options.max_steps
     if options.minutes:
         fitted = earlier["max_steps"] if earlier else steps.fitting(options.minutes, dev_watch.mean_s("dev"))
         options = replace(options, max_steps=fitted)
@@ -108,17 +109,17 @@ def train(
         say(f"resuming at step {first} of {max_steps}")
     bar = progress(total=max_steps, desc="train", unit="step")
     # Steps of an earlier run count as done, but not for the speed estimate.
-    bar.initial = bar.n = bar.last_print_n = first
+    bar.initial = bar.n = bar.last_print_n = done = first
     with _interruptions() as interrupted:
-        for step in range(first, max_steps):
-            means = steps.run(step, max_steps, optimizers, watch)
+        while done < max_steps:
+            means = steps.run(done, max_steps, optimizers, watch)
             for level, loss in means.items():
-                log.add(step + 1, "train", level, loss)
+                log.add(done + 1, "train", level, loss)
             bar.set_postfix_str(
                 " ".join(f"{level_name(level)}%:{loss:.3f}" for level, loss in means.items()), refresh=False
             )
             bar.update()
-            done = step + 1
+            done += 1
             if done == max_steps:
                 break
             if done == first + ESTIMATE_AFTER:
@@ -127,6 +128,12 @@ def train(
                 say(f"about {left_s / 60:.1f} minutes for the remaining {max_steps - done} steps")
             if done % dev_every == 0:
                 measure(done)
+                if options.minutes and options.decay == "trapezoid":
+                    left_s = 60 * options.minutes - (earlier_s + time.monotonic() - start) - dev_watch.mean_s("dev")
+                    times = torch.tensor([left_s, watch.mean_s("step") + dev_watch.mean_s("dev") / dev_every])
+                    left_s, step_s = (processes.sum(times.to(processes.device)) / processes.count).tolist()
+                    fitted = corrected_steps(done, max_steps, int(left_s / step_s), options.warmup)
+                    bar.total = settings["max_steps"] = max_steps = min(most, fitted)
             stop = bool(processes.sum(torch.tensor(float(interrupted()), device=processes.device)) > 0)
             if stop or done % options.checkpoint_every == 0:
                 save(done)
@@ -310,6 +317,25 @@ def learning_rate_factor(step: int, max_steps: int, warmup: float, decay: str) -
         return min(1.0, (max_steps - step) / (DECAY_SHARE * max_steps))
     left = (max_steps - step) / (max_steps - rising + 1)
     return left if decay == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+def corrected_steps(done: int, max_steps: int, fitting: int, warmup: float) -> int:
+    """Return the number of steps of a run with --decay trapezoid, corrected to the time that is left.
+
+    It changes only while the learning rate is constant, and so that the rate has been constant up to here.
+
+    Args:
+        done: steps done.
+        max_steps: the number so far.
+        fitting: further steps that fit into the time.
+
+    >>> [corrected_steps(done, 1000, 200, 0.05) for done in (100, 300, 550, 700)]
+    [300, 500, 917, 1000]
+    """
+    constant = 1 - DECAY_SHARE
+    if done > constant * max_steps:
+        return max_steps
+    return min(max(done + fitting, math.ceil(done / constant)), int(done / warmup) if warmup else done + fitting)
 
 
 def make_optimizers(modules: nn.Module, options: LoopOptions) -> list[Optimizer]:

@@ -23,7 +23,7 @@ class LoopOptions:
     """optimiser steps"""
     minutes: float = 0
     """train for about so many minutes: a few steps are timed first, and as many are done as fit, at most --max-steps;
-    0: all of them"""
+    with --decay trapezoid the number is corrected while the learning rate is constant; 0: all of them"""
     batch_size: int = 128
     """examples per step, over all processes"""
     chunk_size: int = 128

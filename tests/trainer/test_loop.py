@@ -239,6 +239,10 @@ def test_minutes_fit_the_steps_and_leave_no_trace(tiny_artifact, tiny_beir, tmp_
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("six", "fitted")]
     assert weights[0] == weights[1]
 
+    finetune.main([*command, "--max-steps", "500", "--minutes", "1e-6", "--decay", "trapezoid", "--dev-every", "2",
+                   "--output", str(tmp_path / "corrected")])  # fmt: skip
+    assert json.loads((tmp_path / "corrected/training.json").read_text())["steps"] == 4, "2 steps of 60 % are done"
+
     calls = []
 
     def stop_in_the_third(*arguments):
