@@ -3,6 +3,7 @@
 #   make test       the tests, the real TorchServe among them; under 10 minutes on 2 cores
 #   make test-slow  the tests that take longer; under 20 minutes on 2 cores
 #   make lint       style and types of all four packages
+#   make docs       the documentation as a site in site/; broken links are errors
 #   make bench      engines, overhead and the policy study in a short form; under 20 minutes on 2 cores
 #   make soak       ten minutes of rushes against the demo's archive; does anything grow?
 #   make env        the environment alone; then `. ./env.sh`
@@ -10,12 +11,12 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PY := $(VENV)/bin/python
-EXTRAS := train,serve,bench,onnx,demo,dev
+EXTRAS := train,serve,bench,onnx,demo,dev,docs
 DEMO ?= full
 ENV := . ./env.sh &&
 SMALL := demo/small
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow soak lint format bench wheel clean
+.PHONY: help env demo test test-slow soak lint format docs bench wheel clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -63,6 +64,9 @@ lint: env.sh
 
 format: env.sh
 	@$(ENV) ruff check --fix . && ruff format .
+
+docs: env.sh
+	@$(ENV) NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet && echo "Open site/index.html"
 
 wheel: env.sh
 	@$(ENV) python -m pip wheel --quiet --no-deps --wheel-dir dist .

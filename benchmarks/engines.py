@@ -1,7 +1,6 @@
 """``elasticlm engines``: is each elastic level as fast as the strongest static engine would run it?
 
     elasticlm engines --model DIR --output out/engines --quality fp32=fp32.json int8=int8.json
-    elasticlm engines --from out/engines --readme README.md       # the tables, nothing measured again
 
 Timed, in one process with the same threads and in turns: tokenised tensors in, the model's answer (vectors, scores)
 out. Ours are all levels in PyTorch (``torch``) and ONNX Runtime (``onnx``, fp32 and int8). Against them run the whole
@@ -44,15 +43,9 @@ from elasticlm.model.folder import CONFIG_FILE
 def main(argv: list[str] | None = None) -> int:
     """Entry point; the work is in elasticlm.benchmarks.engines_run."""
     options = _options().parse_args(argv)
-    if options.source and not options.readme:
-        raise InputError("--from DIR needs --readme FILE, the README to put the tables of DIR into")
-    if not options.source:
-        if not options.model or not options.output:
-            raise InputError("expected --model DIR and --output DIR, or --from DIR and --readme FILE")
-        require_file(Path(options.model) / CONFIG_FILE)
-    outputs = [] if options.source else [options.output]
+    require_file(Path(options.model) / CONFIG_FILE)
     try:
-        with claim(*outputs, overwrite=options.overwrite):
+        with claim(options.output, overwrite=options.overwrite):
             from elasticlm.benchmarks.engines_run import run_engines
 
             return run_engines(options, sys.argv[1:] if argv is None else argv)
@@ -65,8 +58,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _options() -> argparse.ArgumentParser:
     options = command.parser("elasticlm engines", "Compare every level with the strongest static engines.")
-    options.add_argument("--model", metavar="DIR", help="elastic model with ONNX graphs in fp32 and int8")
-    options.add_argument("--output", type=Path, metavar="DIR", help="folder for engines.csv, .json, .md and .png")
+    options.add_argument("--model", required=True, metavar="DIR",
+                         help="elastic model with ONNX graphs in fp32 and int8")  # fmt: skip
+    options.add_argument("--output", type=Path, required=True, metavar="DIR",
+                         help="folder for engines.csv, .json, .md and .png")  # fmt: skip
     options.add_argument("--teacher", default="sentence-transformers/all-MiniLM-L6-v2", metavar="T",
                          help="folder or hub name of the whole encoder")  # fmt: skip
     options.add_argument("--quality", nargs="+", default=[], metavar="PRECISION=FILE.json", help="evaluations by "
@@ -82,11 +77,6 @@ def _options() -> argparse.ArgumentParser:
                          f"with --quick {QUICK_SHAPES})")  # fmt: skip
     options.add_argument("--quick", action="store_true", help="under two minutes: few rounds and shapes, of the levels "
                          f"alone only {' and '.join(map(str, QUICK_LEVELS))}")  # fmt: skip
-    options.add_argument(
-        "--from", dest="source", metavar="DIR", help="read the results of an earlier run; needs --readme"
-    )
-    options.add_argument("--readme", type=Path, metavar="FILE.md", help="put the tables between its markers "
-                         "<!-- engines --> and <!-- /engines -->")  # fmt: skip
     options.add_argument("--overwrite", action="store_true", help="replace an existing output")
     return options
 

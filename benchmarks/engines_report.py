@@ -1,4 +1,4 @@
-"""Results of ``elasticlm engines``: gates, engines.csv, engines.json, the Pareto picture and the README tables."""
+"""Results of ``elasticlm engines``: gates, engines.csv, engines.json, the Pareto picture and the tables."""
 
 import json
 import math
@@ -17,7 +17,6 @@ from elasticlm.benchmarks.engines_memory import FP32, INT8, LARGEST, TEACHER, TO
 from elasticlm.benchmarks.engines_peers import PLAIN
 from elasticlm.benchmarks.engines_timing import WHOLE, Engine, Times, ratio
 from elasticlm.errors import InputError
-from elasticlm.files import new_file
 from elasticlm.model.folder import QUALITY_FILE
 
 MEASURE = "RR@10"
@@ -25,7 +24,6 @@ STOCKS = Engine(WHOLE, "onnxruntime", "int8"), Engine(WHOLE, "onnxruntime" + PLA
 PEERS = {"openvino": "OpenVINO", "compile": "torch.compile"}
 OF_STOCK = {"1x16": {"100": 1.05, "50": 0.75, "10": 0.50}, "8x128": {"100": 1.05, "50": 0.65, "10": 0.30}}
 AS_FAST, SWITCHING, ALL_LEVELS, OF_TEACHER, SECOND_WORKER = 1.0, 1.05, 1.05, 1.0, 1.2
-BEGIN, END = "<!-- engines -->", "<!-- /engines -->"
 TITLES = {
     ("torch", "fp32"): "elastic, PyTorch",
     ("onnx", "fp32"): "elastic, ONNX fp32",
@@ -274,31 +272,6 @@ def _written(cell: Cell | None) -> str:
         return ""
     of_stock = f" ({cell.of_stock:.2f})" if cell.of_stock is not None and cell.engine in OURS else ""
     return f"{cell.median_ms:.3g}{of_stock}"
-
-
-def paste(text: str, table: str) -> str:
-    """Return a README's text with the table between its markers; raises InputError unless each occurs once.
-
-    >>> paste("a <!-- engines -->old<!-- /engines --> b", "new")
-    'a <!-- engines -->\\nnew\\n<!-- /engines --> b'
-    """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"expected exactly one {BEGIN} followed by exactly one {END}")
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{table.strip()}\n{END}{rest.partition(END)[2]}"
-
-
-def paste_into(readme: Path, results: Results) -> None:
-    """Replace the tables in a README file."""
-    try:
-        text = readme.read_text("utf-8")
-        pasted = paste(text, markdown(results))
-    except OSError as error:
-        raise InputError(f"{readme}: {error.strerror}") from None
-    except InputError as error:
-        raise InputError(f"{readme}: {error}") from None
-    with new_file(readme) as temporary:
-        temporary.write_text(pasted, "utf-8")
 
 
 def draw(results: Results, file: Path) -> None:

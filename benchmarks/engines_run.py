@@ -17,7 +17,7 @@ from elasticlm.backend.onnx_runtime import installed, is_exported
 from elasticlm.benchmarks import engines_memory
 from elasticlm.benchmarks.engine_names import NAMES, OURS, QUICK_LEVELS, QUICK_NAMES, QUICK_SHAPES, SHAPES
 from elasticlm.benchmarks.engines_peers import Builder, Peers, check, first_line
-from elasticlm.benchmarks.engines_report import OF_STOCK, Results, cells, find_gates, paste_into, read_retention
+from elasticlm.benchmarks.engines_report import OF_STOCK, Results, cells, find_gates, read_retention
 from elasticlm.benchmarks.engines_timing import (
     WHOLE,
     Engine,
@@ -115,20 +115,14 @@ def _ours(model: ElasticModel, inputs: Inputs, level: Level) -> Run:
 
 
 def run_engines(options: argparse.Namespace, words: list[str]) -> int:
-    """Measure what the options name, or paste earlier tables into a README; 1 where a gate fails.
+    """Measure what the options name; 1 where a gate fails.
 
     Args:
         words: the command line's own words, for the record.
     """
-    if options.source:
-        paste_into(options.readme, Results.read(options.source))
-        command.print_result({"readme": str(options.readme), "from": str(options.source)})
-        return 0
     results = measure(options, words)
     with new_folder(options.output, overwrite=options.overwrite) as folder:
         results.write(folder)
-    if options.readme:
-        paste_into(options.readme, results)
     print_gates(results)
     return 0 if all(gate.ok for gate in results.gates) else 1
 

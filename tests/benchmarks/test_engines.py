@@ -1,4 +1,4 @@
-"""elasticlm.benchmarks.engines: gates and ratios as tables, README tables, static engines, a short run."""
+"""elasticlm.benchmarks.engines: gates and ratios as tables, static engines, a short run."""
 
 import json
 import shutil
@@ -12,20 +12,14 @@ import torch
 from elasticlm.backend import onnx_export
 from elasticlm.benchmarks import engines, engines_memory, engines_run
 from elasticlm.benchmarks.engines_memory import INT8, LARGEST, TEACHER, TORCH, WORKERS
-from elasticlm.benchmarks.engines_peers import Peers, check
 from elasticlm.benchmarks.engines_report import (
-    BEGIN,
-    END,
     STOCKS,
     Cell,
     Gate,
     Results,
     find_gates,
-    markdown,
-    paste,
-    read_retention,
 )
-from elasticlm.benchmarks.engines_timing import WHOLE, Engine, Shape, ratio, switching_cost, time_rounds
+from elasticlm.benchmarks.engines_timing import WHOLE, Engine, ratio, switching_cost, time_rounds
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
 
@@ -141,66 +135,11 @@ def test_gate_of_a_second_worker():
     assert (gate.value, gate.limit) == (0.9, 1.2)
 
 
-def test_the_readme_gets_the_tables_and_keeps_the_rest(tmp_path):
-    readme, found = tmp_path / "README.md", results()
-    readme.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nafter\n")
-    (tmp_path / "out").mkdir()
-    found.write(tmp_path / "out")
-    for _ in range(2):  # again, with the same result
-        assert engines.main(["--from", str(tmp_path / "out"), "--readme", str(readme)]) == 0
-        text = readme.read_text()
-        assert text.startswith(f"# Title\n\n{BEGIN}\n")
-        assert text.endswith(f"{END}\n\nafter\n")
-        assert "old" not in text
-        assert text.count("| 50 | 1 (0.50) |  | 1.5 |") == 2
-    for wrong in ("no markers", f"{END} {BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"):
-        with pytest.raises(InputError, match="exactly one"):
-            paste(wrong, "table")
-    assert Results.read(tmp_path / "out") == found
-    assert markdown(results(["50", "10"])).count("| 10 |") == 2  # a row even where nothing ran
-
-
-def test_retention_comes_from_evaluations_or_the_artifact(tmp_path):
-    def evaluation(share):
-        return {"retention": {"50": {"RR@10": [share, 0.1, 0.9]}}}
-
-    (tmp_path / "a.json").write_text(json.dumps(evaluation(0.9)))
-    entries = {"beir:x#test": evaluation(0.8), "beir:x#test#int8": evaluation(0.7), "other": evaluation(0.1)}
-    assert read_retention([], tmp_path) == {}
-    (tmp_path / "quality.json").write_text(json.dumps(entries))
-    assert read_retention([], tmp_path) == {"fp32": {"50": 0.8}, "int8": {"50": 0.7}}
-    assert read_retention([f"int8={tmp_path}/a.json"], tmp_path) == {"int8": {"50": 0.9}}
-    (tmp_path / "broken.json").write_text("{}")
-    for text, message in (
-        (f"half={tmp_path}/a.json", "expected fp32="),
-        (f"fp32={tmp_path}/no.json", "No such file"),
-        (f"fp32={tmp_path}/broken.json", "expected an evaluation"),
-    ):
-        with pytest.raises(InputError, match=message):
-            read_retention([text], tmp_path)
-
-
-@pytest.mark.parametrize("text", ["8", "8x", "0x16", "ax16", "8x128x2"])
-def test_a_wrong_shape_is_refused(text):
-    with pytest.raises(InputError, match="ROWSxTOKENS"):
-        Shape.parse(text)
-
-
-def test_peers_compute_what_the_level_computes(exported, tiny_bert, tmp_path):
-    pytest.importorskip("openvino")
-    model = ElasticModel.from_pretrained(exported)
-    peers = Peers(model, tiny_bert, tmp_path, 1, ("eager", "onnxruntime", "openvino", "gemm"), (50, 10))
-    inputs = Shape(2, 12).inputs(model)
-    built = {builder.engine: builder.build(inputs) for builder in peers.builders()}
-    assert len(built) == 3 * 7
-    for engine, run in built.items():
-        if engine.name == "gemm" or engine.precision == "int8":
-            run()
-            continue
-        level = 100 if engine.level == WHOLE else int(engine.level)  # 100 is the whole tiny TEACHER, reordered
-        check(run(), model.backend.hidden(inputs, level))
-    with pytest.raises(ValueError, match="differ"):
-        check(built[Engine("10", "eager")](), model.backend.hidden(inputs, 50))
+def test_results_are_read_as_they_were_written(tmp_path):
+    found = results()
+    found.write(tmp_path)
+    assert Results.read(tmp_path) == found
+    assert (tmp_path / "engines.md").read_text().count("| 50 | 1 (0.50) |  | 1.5 |") == 2
 
 
 @pytest.mark.slow
@@ -247,8 +186,6 @@ def test_the_command_measures_writes_and_judges(exported, tiny_bert, tmp_path, m
         (["--engines", "eager"], "none of them is ours"),
         (["--engines", "onnx,tvm"], "'tvm'"),
         (["--shapes", "1x16,1x64"], "cannot make so many tokens"),
-        (["--from", "nowhere"], "--readme"),
-        (["--from", "nowhere", "--readme", "no.md"], "nowhere"),
         (["--teacher", "nowhere/at-all"], "nowhere"),
     ],
 )

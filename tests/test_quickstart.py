@@ -1,4 +1,4 @@
-"""README's blocks run as they stand, on a tiny teacher: those marked <!-- quick --> in order, in one folder."""
+"""The quickstart's blocks run as they stand, on a tiny teacher: those marked <!-- quick --> in order, in one folder."""
 
 import os
 import re
@@ -59,7 +59,7 @@ def temporary():
 @pytest.mark.slow
 def test_the_quick_blocks_run_in_order(checkout, temporary, tiny_bert, tiny_beir):
     folder, ports = checkout
-    train, serve, embed = QUICK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    train, serve, embed = QUICK.findall((ROOT / "docs/quickstart.md").read_text(encoding="utf-8"))
 
     language, code = train
     assert len(re.findall(r"^elasticlm ", code, re.M)) <= 5
@@ -84,9 +84,3 @@ def test_the_quick_blocks_run_in_order(checkout, temporary, tiny_bert, tiny_beir
     assert '"level"' in answer
 
     run(folder, temporary, *embed)
-
-
-def test_links_lead_to_files():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
