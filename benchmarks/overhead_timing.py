@@ -89,7 +89,7 @@ def report_switching(archive: Archive, options: argparse.Namespace) -> int:
 
 
 def switching(archive: Archive, count: int) -> pd.DataFrame:
-    """Whole requests in ms, `level` and `kind` beside them: "staying" on it, or "switching" to it from the other."""
+    """Whole requests in ms, with columns `level` and `kind`: "staying" on it, or "switching" to it from the other."""
     body, _ = request_and_batch(ElasticModel.from_pretrained(archive.artifact))
     budgets_ms = {archive.largest: "60000", archive.smallest: "500"}
     _tell_levels_apart(archive)
@@ -137,7 +137,7 @@ def request_and_batch(model: ElasticModel) -> tuple[dict[str, Any], Any]:
 
 
 def breakdown(whole: pd.Series, stages: pd.DataFrame, bare: pd.Series) -> list[dict[str, Any]]:
-    """Means of the stages, which add up to that of the whole; medians beside them; and the bare pass."""
+    """Means of the stages, which add up to that of the whole; medians next to them; and the bare pass."""
     parts = {name: stages[name] for name in stages} | {"TorchServe and wire": whole - stages.sum(axis=1)}
     rows = [*parts.items(), ("whole request", whole), ("bare forward pass", bare)]
     return [{"stage": name, "mean ms": round(float(ms.mean()), 3), "median ms": round(float(ms.median()), 3),

@@ -1,24 +1,24 @@
 """The policy simulator: what a policy makes of given arrivals, from the latency table alone, without a server.
 
     elasticlm policies --model out/model --arrivals trace:arrivals.csv gamma:20,4 rush:60 \\
-        --policies slack:t=250,alpha=.6 queue:t=250 fixed:50 --output out/policies
+        --policies slack:t=250,alpha=0.6 queue:t=250 fixed:50 --output out/policies
     elasticlm policies --archive model_store/mini.mar --arrivals gamma:20,4 --recommend --output out/best
 
 An archive brings its levels' times and quality, of a pipeline those of its pairs of levels, and the budget, batch size,
 workers and delay that it is served with; of a model all that is an option.
 
-Arrivals are open loops, `trace:FILE.csv`, `poisson:RATE`, `gamma:RATE,CV` (requests a second), or the paper's rush,
+Arrivals are open loops, `trace:FILE.csv`, `poisson:RATE`, `gamma:RATE,CV` (requests per second), or the paper's rush,
 `rush:USERS`: users grow evenly over the first 50/120 of the duration and pause 1-3 s between answer and next request.
 Of a trace the busiest window is taken: the `--requests` consecutive arrivals that took the least time (all where there
-are fewer); of the others the first so many. `--load .6` then stretches or shrinks the time axis, so that the window's
-mean rate is .6 of what the server would answer at the largest level with full batches, its overhead included; bursts
+are fewer); of the others the first so many. `--load 0.6` then stretches or shrinks the time axis, so that the window's
+mean rate is 0.6 of what the server would answer at the largest level with full batches, its overhead included; bursts
 keep their form.
 
 Every policy meets the same arrivals and, request by request, the same luck in service time. With one worker, batch size
-1 and an open loop a bound is told as well: the best that any choice of levels could have reached, had it known all
+1 and an open loop a bound is reported as well: the best that any choice of levels could have reached, had it known all
 arrivals and service times. Requests that cannot be answered in time are refused, see --late and --queue-size.
 
-The result is a folder: trace.csv (a row a request; arm is the policy, with ` on ARRIVALS` where there are several),
+The result is a folder: trace.csv (one row per request; arm is the policy, with ` on ARRIVALS` where there are several),
 summary.json and policies.png.
 """
 

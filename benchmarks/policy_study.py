@@ -135,7 +135,7 @@ def study(
 def trace_of(
     arm: str, served: SimulatedRequests, traffic: OpenLoop | ClosedLoop, levels: Sequence[Choice], quality: Quality
 ) -> pd.DataFrame:
-    """Return a row a request, as the online simulation writes them."""
+    """Return one row per request, as the online simulation writes them."""
     names = np.array([level_name(level) for level in levels])
     return pd.DataFrame({
         "arm": arm, "t_s": served.arrival_ms / 1000,
@@ -172,7 +172,7 @@ def bound(
 
 
 def _load(traffic: OpenLoop | ClosedLoop, table: Times, server: Server) -> dict[str, Any]:
-    """Return how much is asked, beside what the largest level could answer."""
+    """Return the offered load relative to what the largest level can answer."""
     capacity_rps = server.capacity_rps(table, table.levels[0])
     offered_rps: float | None
     if isinstance(traffic, ClosedLoop):  # what all users would send to a server that answers at once

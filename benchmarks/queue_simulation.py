@@ -4,7 +4,7 @@ What is simulated is TorchServe: its frontend puts one request after another int
 first served, for W workers. A free worker takes up to B requests; if its batch has room, it waits for more, at most the
 batch delay, and no other worker takes any meanwhile. The policy then sees the load and chooses the level. A batch holds
 its worker for its service time, drawn from the latency table, and for the turnaround; its requests are answered
-together, after the service time and the server's own overhead. The policy is told the same turnaround and overhead, as
+together, after the service time and the server's own overhead. The policy gets the same turnaround and overhead, as
 on the server. Requests that cannot be answered in time are refused as on the server: by the worker, which is busy with
 that for a moment, or because the queue is full.
 

@@ -1,6 +1,6 @@
 """What the driver sends: the same requests and pauses for every arm.
 
-The Locust process imports this module; it stays free of torch, so that the driver is light beside the server.
+The Locust process imports this module; it stays free of torch, so that the driver is light compared with the server.
 """
 
 import json

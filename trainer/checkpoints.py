@@ -55,7 +55,7 @@ class Checkpoints:
         settings: Mapping[str, Any],
         seconds: float,
     ) -> None:
-        """Write the state after ``step`` steps, then remove the one before: some state stands whole at any moment."""
+        """Write the state after ``step`` steps, then remove the one before: there is a complete state at any moment."""
         with new_folder(self.folder / f"step-{step:08}") as folder:
             safetensors.torch.save_file(modules.state_dict(), folder / WEIGHTS_FILE)
             with open(folder / OPTIMIZERS_FILE, "wb") as out:  # given a path, torch does not say why it cannot write

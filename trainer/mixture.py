@@ -17,7 +17,7 @@ WORD = re.compile(r"\w+")
 class Exclusion:
     """Drops texts that share a run of 10 words with a passage or a query of the excluded sets, of whatever split.
 
-    Case and punctuation do not count. A text of fewer words is dropped where it stands there whole.
+    Case and punctuation do not count. A text of fewer words is dropped if it occurs there as a whole.
 
     Attributes:
         dropped: how many texts it has dropped.

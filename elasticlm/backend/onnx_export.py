@@ -1,4 +1,4 @@
-"""Export the levels of an artifact as ONNX graphs, and hold each against PyTorch before it stands. Needs onnx."""
+"""Export the levels of an artifact as ONNX graphs, after each has been compared with PyTorch. Needs onnx."""
 
 import json
 import tempfile
@@ -70,7 +70,7 @@ def export(
         head: of what the head sees).
 
     Raises InputError where onnx is missing, the model is of a kind that has no graph, or a graph is not close enough:
-    1e-4 in fp32, a mean cosine of .99 in int8. Nothing is written then.
+    1e-4 in fp32, a mean cosine of 0.99 in int8. Nothing is written then.
     """
     check_precision(precision)
     if not can_export():
@@ -108,7 +108,7 @@ def export(
 def outliers(model: ElasticModel, level: Level, texts: Sequence[str]) -> list[list[int]]:
     """Return the neurons of each layer that reach the largest values over these texts, the first the largest.
 
-    They stay in fp32. Two already bring most (of MiniLM at 100: cosine .995 to .998); four cost no more.
+    They stay in fp32. Two already bring most (of MiniLM at 100: cosine 0.995 to 0.998); four cost no more.
     """
     encoder, structure = model.encoders[level]
     largest: list[Tensor] = [torch.zeros(neurons) for neurons in structure.neurons]

@@ -1,9 +1,9 @@
-"""ONNX Runtime: a graph a level, sessions side by side, word embeddings held once. Needs onnxruntime to run.
+"""ONNX Runtime: one graph per level, sessions side by side, word embeddings held once. Needs onnxruntime to run.
 
     onnx/PRECISION/LEVEL.onnx   in the artifact folder, see elasticlm.backend.onnx_graph
     onnx/PRECISION/export.json  SHA-256 of the weights that they were made from, and how near they come to PyTorch
 
-Weights of the layers are repeated in every level (of seven levels from 100 to 5 %, 2.3 times those of the largest
+Weights of the layers are repeated in every level (of seven levels from 100 to 5%, 2.3 times those of the largest
 alone); in int8 all of them are smaller than the largest level in fp32.
 """
 
@@ -122,7 +122,7 @@ class OnnxBackend:
         """Run a batch; a long one that is padded as rows of equal length, each without its padding.
 
         One thread is as fast on one long row as on many, and attention without a mask needs a fraction of the memory:
-        20 rows of 90 to 300 tokens take .3 to .5 of the time, 8 of 80 to 140 .7 to .9; below 64 tokens it does not pay.
+        20 rows of 90 to 300 tokens take 0.3 to 0.5 of the time, 8 of 80 to 140 0.7 to 0.9; below 64 tokens it does not pay.
         """
         lengths = mask.sum(1)
         tokens = mask.shape[1]

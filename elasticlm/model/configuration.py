@@ -24,7 +24,7 @@ ENCODERS = ("teacher", "largest")
 
 
 class _Part:
-    """A part of the configuration that is one JSON object; null stands for all defaults."""
+    """A part of the configuration that is one JSON object; null means all defaults."""
 
     @classmethod
     def from_json(cls, value: Any, name: str) -> Self:

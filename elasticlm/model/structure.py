@@ -168,7 +168,7 @@ class ElasticStructure(Mapping[Level, Structure]):
         Args:
             head_scores: expressive scores [layers, heads]; comparable over layers (already normalised per layer).
             neuron_scores: the same for neurons [layers, neurons].
-            levels: percentages; level k keeps max(1, floor(k/100 * count + .5)) units of each kind over the model.
+            levels: percentages; level k keeps max(1, floor(k/100 * count + 0.5)) units of each kind over the model.
             top: whether level 100 is the teacher, see the class.
 
         Returns:

@@ -129,7 +129,7 @@ class KeptColumn(Column):
 
 
 def first_repeat(texts: Sequence[str]) -> tuple[int, int] | None:
-    """Return the first row whose text stands in an earlier row too, and that row; None if all texts differ.
+    """Return the first row whose text also occurs in an earlier row, and that row; None if all texts differ.
 
     Keeps eight bytes per text.
 

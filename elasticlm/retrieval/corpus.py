@@ -113,7 +113,7 @@ class RetrievalData:
 
     @cached_property
     def has_self_hits(self) -> bool:
-        """Whether some query stands in the corpus under its own id (ArguAna, Quora) and must not find itself."""
+        """Whether some query occurs in the corpus under its own id (ArguAna, Quora) and must not find itself."""
         return not self.keep_self_hits and not set(self.query_ids).isdisjoint(self.passage_ids)
 
     def without_self(self, query_id: str, hits: Mapping[str, float]) -> dict[str, float]:

@@ -4,7 +4,7 @@ NAME is OWNER/NAME on the hub or a folder (``hf:./folder``). Three layouts are u
 
 - BEIR's: configurations ``corpus`` and ``queries`` (``_id``, ``title``, ``text``), judgements (``query-id``,
   ``corpus-id``, ``score``) in the configuration ``qrels`` or ``default``, else in the data set NAME-qrels;
-- Tevatron's: a row a query, with ``query_id``, ``query``, ``positive_passages`` and ``negative_passages`` (lists of
+- Tevatron's: one row per query, with ``query_id``, ``query``, ``positive_passages`` and ``negative_passages`` (lists of
   ``docid``, ``title``, ``text``); the corpus is all the passages that the split names;
 - a column of text, a paragraph a row: sentences are queries and halves are pairs, as for ``text:FILE``.
 
@@ -166,7 +166,7 @@ class HubDataset:
         return qrels
 
     def _judged(self, rows: "datasets.Dataset", split: str | None) -> tuple[Corpus, dict[str, str], Qrels]:
-        """Passages, queries and judgements of Tevatron's rows; a passage of several queries stands once."""
+        """Passages, queries and judgements of Tevatron's rows; a passage of several queries occurs once."""
         passages: dict[str, tuple[str, str]] = {}
         queries: dict[str, str] = {}
         qrels: Qrels = {}

@@ -68,7 +68,7 @@ def labelled(
     """Check a split's rows and join them.
 
     Args:
-        rows: each with where it stands, for what is said of it.
+        rows: each with its place in the file, for messages.
         labels: the labels that a model knows; None: those of the data (whole numbers are classes, fractions a
             regression, words are names).
         name: of the set, by which GLUE's class names are known.

@@ -78,7 +78,7 @@ def retention(
 ) -> list[float] | None:
     """Return [value, low, high] of mean(values) / mean(teacher), paired over queries; None where the teacher has 0.
 
-    The interval is the 95 % percentile bootstrap: queries are drawn with replacement, the same for both.
+    The interval is the 95% percentile bootstrap: queries are drawn with replacement, the same for both.
     """
     values, teacher = _paired(values, teacher)
     if not teacher.sum():

@@ -1,4 +1,4 @@
-"""The passage index: FAISS by inner product, passage ids beside it. Needs faiss and numpy only.
+"""The passage index: FAISS by inner product, with passage ids. Needs faiss and numpy only.
 
 An index folder holds passages.faiss, ids.txt (one passage id a line, row order) and index.json (fingerprint of what
 encoded the passages, dim, count, SHA-256 of the corpus). An index made elsewhere is a FAISS file with an ids file. Its
@@ -273,7 +273,7 @@ class PassageIndex:
     def check_sample(self, passages: Mapping[str, str], embed: Callable[[list[str]], np.ndarray]) -> float:
         """Return the mean cosine between 16 of the index's vectors and the same passages encoded now.
 
-        For an index made elsewhere. Raises InputError where the mean is below .95 or no passage can be found.
+        For an index made elsewhere. Raises InputError where the mean is below 0.95 or no passage can be found.
 
         Args:
             passages: passage by id.
