@@ -1,8 +1,8 @@
 """``elasticlm recipe``: run the stages of a YAML file in order; completed stages are skipped on a second run.
 
 A recipe holds ``description``, ``minutes`` (on an idle machine with 2 cores), ``settings``, ``exclude`` and ``stages``.
-A stage is one command with its options; ``{key}`` in an option, or in a setting below it, is replaced by that setting (a
-list for all its values), ``{output}`` for the recipe's output. A setting without a value must be given with ``--set``.
+A stage is one command with its options. ``{key}`` in an option, or in a setting below it, is replaced by that setting
+(a list by all its values), ``{output}`` by the recipe's output. A setting without a value must be given with ``--set``.
 ``exclude`` names sets that no stage may train on: texts that share ten words in a row with them are dropped::
 
     settings: {teacher: bert-base-uncased, data: pydoc}
