@@ -1,14 +1,18 @@
 """The quickstart's blocks run as they stand, on a tiny teacher: those marked <!-- quick --> in order, in one folder."""
 
+import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import faiss
 import pytest
+from sentence_transformers import SentenceTransformer
 
 ROOT = Path(__file__).parent.parent
 QUICK = re.compile(r"<!-- quick -->\n```(sh|python)\n(.*?)```", re.S)
@@ -84,3 +88,25 @@ def test_the_quick_blocks_run_in_order(checkout, temporary, tiny_bert, tiny_beir
     assert '"level"' in answer
 
     run(folder, temporary, *embed)
+
+
+@pytest.mark.slow
+def test_readmes_commands_with_a_model_and_an_index_of_ones_own(tiny_bert, tiny_beir, tmp_path, temporary):
+    """As a user has them: a sentence-transformers folder, queries, passages, a FAISS file that other software made."""
+    (block,) = [block for block in re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+                if "passages.faiss" in block]  # fmt: skip
+    corpus = [json.loads(line) for line in (tiny_beir / "corpus.jsonl").read_text().splitlines()]
+    vectors = SentenceTransformer(str(tiny_bert), device="cpu").encode(
+        [f"{passage['title']} {passage['text']}" for passage in corpus]
+    )
+    index = faiss.IndexFlatL2(vectors.shape[1])  # the default of many frameworks; the vectors have length 1
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "passages.faiss"))
+    (tmp_path / "ids.txt").write_text("".join(f"{passage['_id']}\n" for passage in corpus))
+    folder = tmp_path / "data"
+    shutil.copytree(tiny_beir, folder, ignore=shutil.ignore_patterns("qrels"))
+    code = block.replace("MODEL", str(tiny_bert)).replace("FOLDER", str(folder))
+    code = code.replace("--task align", "--task align --max-steps 3 --batch-size 8")
+    code = code.replace("elasticlm profile", "elasticlm profile --seconds 0.05")
+    run(tmp_path, temporary, "sh", code)
+    assert (tmp_path / "model_store/search.mar").is_file()

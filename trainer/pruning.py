@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from elasticlm.model.download import resolve_model
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import WHOLE, ElasticStructure, Level, level_name
 from elasticlm.model.teacher import load_model
-from elasticlm.retrieval.data_specs import has_labels
+from elasticlm.retrieval.data_specs import has_labels, load_queries
 from elasticlm.retrieval.labelled import Sentences
 from elasticlm.trainer import mixture
 from elasticlm.trainer.inputs import teacher_settings
@@ -30,7 +30,13 @@ from elasticlm.trainer.objectives.retrieve import contrastive_losses, contrastiv
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.scores import Scores, expressive_scores
 from elasticlm.trainer.stored_vectors import stored_vectors
-from elasticlm.trainer.training_pairs import load_examples, load_pairs, load_sentence_pairs, texts_to_join
+from elasticlm.trainer.training_pairs import (
+    TrainingPairs,
+    load_examples,
+    load_pairs,
+    load_sentence_pairs,
+    texts_to_join,
+)
 from elasticlm.trainer.training_texts import TokenizedTexts
 
 MASKED_SHARE = 0.15
@@ -107,7 +113,7 @@ def _scores(
 def contrastive_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
     """Scores by each query's negative log-likelihood of its passage among its batch's (by the teacher as it is)."""
     processes = Processes()
-    pairs = load_pairs(args.data, args.split, Exclusion(args.exclude)).sample(args.max_examples, args.seed)
+    pairs = scored_pairs(args.data, args.split, Exclusion(args.exclude)).sample(args.max_examples, args.seed)
     temperature = args.temperature or contrastive_temperature(teacher)
     rows = np.unique([positives[0] for positives in pairs.positives])
     passages = TokenizedTexts.of(teacher, [pairs.passages[row] for row in rows], "passage", args.max_tokens)
@@ -121,6 +127,26 @@ def contrastive_scores(args: argparse.Namespace, teacher: ElasticModel) -> Score
 
     order = np.random.default_rng(args.seed).permutation(len(queries))
     return expressive_scores(teacher, _batches(order, args.batch_size), losses)
+
+
+def scored_pairs(specs: Sequence[str], split: str, exclusion: Exclusion) -> TrainingPairs:
+    """Return the queries of a split with their passages, or each query with itself.
+
+    The latter where the data has no judgements and no paragraphs that can be cut into a query and a passage, such as a
+    file of queries. Raises InputError for data that has neither.
+    """
+    try:
+        return load_pairs(specs, split, exclusion)
+    except InputError as reason:
+        if any(has_labels(spec, split) for spec in specs):
+            raise
+        found = (load_queries(spec, split) for spec in specs)
+        queries = {text: qid for both in found for qid, text in zip(*both, strict=True) if exclusion.keeps(text)}
+        if not queries:
+            raise
+        say(f"{reason}; units are scored by how well each query finds itself among others")
+    ids, texts, rows = list(queries.values()), list(queries), range(len(queries))
+    return TrainingPairs(ids, texts, ids, texts, [[row] for row in rows], [[] for _ in rows], list(rows))
 
 
 def task_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:

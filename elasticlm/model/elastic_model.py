@@ -37,9 +37,10 @@ CHUNK_TOKENS = 8192
 class ElasticModel(ElasticModules):
     """An elastic encoder with its head and tokenizer.
 
-    >>> model = ElasticModel.from_pretrained("out/aligned")      # doctest: +SKIP
-    >>> model.embed(["how do glaciers form?"], level=10).shape   # doctest: +SKIP
-    torch.Size([1, 384])
+    Examples:
+        >>> model = ElasticModel.from_pretrained("out/aligned")      # doctest: +SKIP
+        >>> model.embed(["how do glaciers form?"], level=10).shape   # doctest: +SKIP
+        torch.Size([1, 384])
     """
 
     def __init__(self, config: ElasticConfig, tokenizer: PreTrainedTokenizerBase) -> None:

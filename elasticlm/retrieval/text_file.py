@@ -1,4 +1,4 @@
-"""``text:FILE``, with one paragraph per line, and data made from any list of paragraphs.
+"""``text:FILE``, with one paragraph or one query per line, and data made from any list of paragraphs.
 
 Paragraphs are passages, their sentences are queries without labels, their two halves are labelled pairs.
 """
@@ -31,11 +31,13 @@ class Paragraphs:
         return Corpus([pid for pid, _ in self.rows], [""] * len(self.rows), [paragraph for _, paragraph in self.rows])
 
     def sentences(self) -> tuple[list[str], list[str]]:
-        """Ids and texts of the sentences of 4 to 60 words, each once."""
+        """Ids and texts of the sentences of 4 to 60 words, each once; a line of one sentence may be shorter."""
         found: dict[str, str] = {}
         for pid, paragraph in self.rows:
-            for number, sentence in enumerate(sentences(paragraph), 1):
-                if MIN_QUERY_WORDS <= len(sentence.split()) <= MAX_QUERY_WORDS:
+            parts = sentences(paragraph)
+            least = MIN_QUERY_WORDS if len(parts) > 1 else 1
+            for number, sentence in enumerate(parts, 1):
+                if least <= len(sentence.split()) <= MAX_QUERY_WORDS:
                     found.setdefault(sentence, f"{pid}.{number}")
         return list(found.values()), list(found)
 

@@ -61,9 +61,10 @@ class LatencyTable:
     Between grid points, times are interpolated bilinearly. Above the grid, they grow in proportion to rows and tokens.
     Below the grid, the time of the smallest cell applies.
 
-    >>> table = LatencyTable.from_means({50: 40.0, 10: 8.0})
-    >>> table.mean_ms(50), table.mean_ms(10, rows=8)
-    (40.0, 64.0)
+    Examples:
+        >>> table = LatencyTable.from_means({50: 40.0, 10: 8.0})
+        >>> table.mean_ms(50), table.mean_ms(10, rows=8)
+        (40.0, 64.0)
     """
 
     def __init__(self, cells: Sequence[Cell], setup: Setup | None = None, notes: Sequence[str] = ()) -> None:

@@ -44,12 +44,13 @@ def decide(policy: Policy, table: Table[ChoiceT], load: Load, late: str = "shed"
         load: the batch and the queue behind it.
         late: what to do with requests that cannot be answered in time, see elasticlm.schedule.triage.LATE.
 
-    >>> from elasticlm.schedule.latency import LatencyTable
-    >>> table = LatencyTable.from_means({50: 40.0, 10: 8.0})
-    >>> decide(Deadline(250), table, Load(ages_ms=(190.0,)))
-    Decision(level=10, refused=())
-    >>> decide(Deadline(250), table, Load(ages_ms=(300.0,), queue_depth=1, waiting_ages_ms=(0.0,)))
-    Decision(level=10, refused=(0,))
+    Examples:
+        >>> from elasticlm.schedule.latency import LatencyTable
+        >>> table = LatencyTable.from_means({50: 40.0, 10: 8.0})
+        >>> decide(Deadline(250), table, Load(ages_ms=(190.0,)))
+        Decision(level=10, refused=())
+        >>> decide(Deadline(250), table, Load(ages_ms=(300.0,), queue_depth=1, waiting_ages_ms=(0.0,)))
+        Decision(level=10, refused=(0,))
     """
     smallest = policy.smallest(table.levels)
     table = table if load.table_ratio == 1 else ScaledTable(table, load.table_ratio)

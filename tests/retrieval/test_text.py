@@ -40,6 +40,12 @@ def test_queries_are_the_sentences_of_the_splits_own_paragraphs(text_file):
     assert all(any(query in paragraph for paragraph in paragraphs) for query in queries)
 
 
+def test_a_line_of_one_sentence_is_a_query_however_short(tmp_path):
+    (tmp_path / "queries.txt").write_text("ice\nhow do glaciers form?\nRain fell. The river rose all night.\n")
+    _, queries = load_queries(f"text:{tmp_path}/queries.txt", "train")
+    assert queries == ["ice", "how do glaciers form?", "The river rose all night."]
+
+
 def test_a_pair_is_the_two_halves_of_a_paragraph(text_file):
     data = load_retrieval(f"text:{text_file}", "test")
     query_id = data.query_ids[0]

@@ -34,6 +34,24 @@ def test_level_100_straight_after_prune_is_the_teacher(arguments, tiny_bert, tmp
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["levels"] == [100, 50, 10]
 
 
+@pytest.mark.parametrize("judged", [True, False])
+def test_queries_without_passages_find_themselves(arguments, beir, tmp_path, capsys, judged):
+    folder = tmp_path / "data"
+    shutil.copytree(beir, folder, ignore=None if judged else shutil.ignore_patterns("qrels"))
+    (tmp_path / "queries.txt").write_text("\n".join(make_texts(20, seed=2, shortest=1, longest=4)))
+    for data in (f"beir:{folder}", f"text:{tmp_path}/queries.txt"):
+        prune.main([*arguments, "--data", data, "--overwrite"])
+        assert ("finds itself" in capsys.readouterr().err) == (not judged or data.startswith("text:"))
+        ElasticModel.from_pretrained(tmp_path / "pruned")
+
+
+def test_faults_of_judged_data_are_no_reason_to_do_without(arguments, beir, tmp_path):
+    shutil.copytree(beir, tmp_path / "data")
+    (tmp_path / "data/qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\tp0\tmuch\n")
+    with pytest.raises(InputError, match="line 2"):
+        prune.main([*arguments, "--data", f"beir:{tmp_path}/data"])
+
+
 @pytest.mark.parametrize("loss", ["contrastive", "mlm"])
 def test_units_stand_in_the_order_of_their_scores(arguments, tiny_bert, tmp_path, loss):
     args = prune.parse_args([*arguments, "--score-loss", loss])
