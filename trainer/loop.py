@@ -24,8 +24,9 @@ from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
 from elasticlm.trainer.checkpoints import Checkpoints, TrainingLog
 from elasticlm.trainer.loop_options import LoopOptions
+from elasticlm.trainer.muon import Fp32Muon
 from elasticlm.trainer.objectives.base import Objective
-from elasticlm.trainer.processes import Processes
+from elasticlm.trainer.processes import Processes, has_native_bf16
 from elasticlm.trainer.training_texts import BatchOrder
 
 DEV_SHARE = 0.1  # maximum share of the examples that is held out for the dev loss
@@ -345,7 +346,8 @@ def make_optimizers(modules: nn.Module, options: LoopOptions) -> list[Optimizer]
     others = [p for _, p in named if not any(p is matrix for matrix in matrices)]
     optimizers: list[Optimizer] = [AdamW(others, lr=options.lr, weight_decay=WEIGHT_DECAY)]
     if matrices:
-        optimizers.append(Muon(matrices, lr=options.muon_lr, weight_decay=WEIGHT_DECAY))
+        kind = Muon if has_native_bf16() else Fp32Muon
+        optimizers.append(kind(matrices, lr=options.muon_lr, weight_decay=WEIGHT_DECAY))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

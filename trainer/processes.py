@@ -27,7 +27,7 @@ class Processes:
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.rank, self.count = self._accelerator.process_index, self._accelerator.num_processes
         self.device = self._accelerator.device
-        self.precision = ("bf16" if _native_bf16() else "fp32") if precision == "auto" else precision
+        self.precision = ("bf16" if has_native_bf16() else "fp32") if precision == "auto" else precision
 
     @property
     def is_main(self) -> bool:
@@ -56,7 +56,8 @@ class Processes:
             yield
 
 
-def _native_bf16() -> bool:
+def has_native_bf16() -> bool:
+    """Whether the GPU, or else the processor, multiplies bfloat16 matrices natively."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
