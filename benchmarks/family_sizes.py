@@ -106,10 +106,10 @@ def rows_of(name: str, levels: "tuple[Level, ...]", shapes: "list[Shape]", secon
         row: dict[str, Any] = {"family": name, "level": level_name(level)}
         row |= {"parameters_m": round(prunable / 1e6, 1), "weights_mib": round(prunable * 4 / 2**20)}
         row["embeddings_mib"] = round(words * 4 / 2**20)
-        for shape, measured in times.items():
+        for name_of_shape, measured in times.items():
             for engine, precision in engines:
                 ms = measured[Engine(level_name(level), engine, precision)]
-                row[f"{shape} {engine} {precision}"] = round(float(np.median(ms)), 2)
+                row[f"{name_of_shape} {engine} {precision}"] = round(float(np.median(ms)), 2)
         rows.append(row)
     return rows
 
