@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from elasticlm.backend.onnx_runtime import EMBEDDINGS, HIDDEN, MASK
 from elasticlm.errors import InputError
 from elasticlm.model.encoder import ElasticEncoder
+from elasticlm.model.families.base import OnnxUnits
 from elasticlm.model.prefix_layers import FeedForward, SelfAttention, bias_of
 from elasticlm.model.structure import Structure
 
@@ -59,8 +60,7 @@ def build_graph(
     apart = in_fp32 or [()] * structure.layers
     kept = zip(encoder.layers, structure.heads, structure.neurons, apart, strict=True)
     for layer, heads, neurons, outliers in kept:
-        hidden = family.onnx_layer(graph, hidden, context, layer, heads=heads, neurons=neurons,
-                                   activation=activation, in_fp32=outliers)  # fmt: skip
+        hidden = family.onnx_layer(graph, hidden, context, layer, OnnxUnits(heads, neurons, activation, outliers))
     return graph.finish(family.onnx_output(graph, hidden, encoder.final), encoder.words.embedding_dim)
 
 
@@ -177,30 +177,21 @@ class GraphBuilder:
         branches = {"then_branch": branch(f"whole_{number}", ""), "else_branch": branch(f"masked_{number}", MASK)}
         return self.node("If", self._unpadded, **branches)
 
-    def feed_forward(
-        self,
-        x: Hidden,
-        block: FeedForward,
-        neurons: int,
-        activation: str,
-        in_fp32: Sequence[int] = (),
-        *,
-        lacking: Tensor | None = None,
-    ) -> str:
+    def feed_forward(self, x: Hidden, block: FeedForward, kept: OnnxUnits, *, lacking: Tensor | None = None) -> str:
         """The feed-forward network over the first neurons, some of them apart and in fp32.
 
         Args:
             lacking: see attention().
         """
         out = bias_of(block.down) if lacking is None else bias_of(block.down) + lacking
-        if neurons == 0:
+        if kept.neurons == 0:
             return self.constant(_array(out))
-        others = [neuron for neuron in range(neurons) if neuron not in set(in_fp32)]
-        if not in_fp32 or not others:
-            return self._neurons(x, block, range(neurons), activation, out)
-        sums = self._neurons(x, block, others, activation, out)
+        others = [neuron for neuron in range(kept.neurons) if neuron not in set(kept.in_fp32)]
+        if not kept.in_fp32 or not others:
+            return self._neurons(x, block, range(kept.neurons), kept.activation, out)
+        sums = self._neurons(x, block, others, kept.activation, out)
         int8, self._int8 = self._int8, False
-        apart = self._neurons(x, block, in_fp32, activation, None)
+        apart = self._neurons(x, block, kept.in_fp32, kept.activation, None)
         self._int8 = int8
         return self.node("Add", sums, apart)
 

@@ -50,10 +50,10 @@ class ShiftedBert(Bert):
         self.contexts_made += 1
         return graph.constant(SHIFT.numpy())
 
-    def onnx_layer(self, graph, hidden, context, layer, **rest):
+    def onnx_layer(self, graph, hidden, context, layer, kept):
         times = graph.constant(np.array(layer.index, np.float32))
         shifted = graph.node("Add", hidden.name, graph.node("Mul", context, times))
-        return super().onnx_layer(graph, Hidden(shifted, hidden.bias), None, layer, **rest)
+        return super().onnx_layer(graph, Hidden(shifted, hidden.bias), None, layer, kept)
 
     def onnx_output(self, graph, hidden, final):
         return graph.normalise(graph.node("Add", hidden.name, graph.constant(hidden.bias.numpy())), final)

@@ -83,6 +83,22 @@ class Classifier:
     weights: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class OnnxUnits:
+    """What a layer of an ONNX graph keeps.
+
+    Attributes:
+        heads, neurons: how many of them.
+        activation: the configuration's hidden_act.
+        in_fp32: neurons that stay in fp32 in an int8 graph.
+    """
+
+    heads: int
+    neurons: int
+    activation: str
+    in_fp32: Sequence[int] = ()
+
+
 class EncoderFamily(ABC):
     """One kind of encoder.
 
@@ -269,23 +285,12 @@ class EncoderFamily(ABC):
 
     @abstractmethod
     def onnx_layer(
-        self,
-        graph: "GraphBuilder",
-        hidden: "Hidden",
-        context: Any,
-        layer: nn.Module,
-        *,
-        heads: int,
-        neurons: int,
-        activation: str,
-        in_fp32: Sequence[int],
+        self, graph: "GraphBuilder", hidden: "Hidden", context: Any, layer: nn.Module, kept: OnnxUnits
     ) -> "Hidden":
         """Add one layer on a prefix of its units.
 
         Args:
             context: what onnx_context() returned.
-            activation: the configuration's hidden_act.
-            in_fp32: neurons that stay in fp32 in an int8 graph.
         """
 
     def onnx_output(self, graph: "GraphBuilder", hidden: "Hidden", final: nn.Module) -> "Hidden":

@@ -1,6 +1,6 @@
 """ModernBERT: pre-norm, rotary positions, gated neurons, local attention in most layers (Warner et al. 2024)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from elasticlm.errors import InputError
 from elasticlm.model.configuration import ElasticConfig
-from elasticlm.model.families.base import EncoderFamily, HeadLayers
+from elasticlm.model.families.base import EncoderFamily, HeadLayers, OnnxUnits
 from elasticlm.model.prefix_layers import FeedForward, Rotary, SelfAttention
 
 if TYPE_CHECKING:
@@ -170,25 +170,18 @@ class ModernBert(EncoderFamily):
         return shared
 
     def onnx_layer(
-        self,
-        graph: "GraphBuilder",
-        hidden: "Hidden",
-        context: Any,
-        layer: nn.Module,
-        *,
-        heads: int,
-        neurons: int,
-        activation: str,
-        in_fp32: Sequence[int],
+        self, graph: "GraphBuilder", hidden: "Hidden", context: Any, layer: nn.Module, kept: OnnxUnits
     ) -> "Hidden":
         own = cast(PreNormLayer, layer)
         bias, rotary = context[own.kind]
-        if heads:
+        if kept.heads:
             first = isinstance(own.attention_norm, nn.Identity)
             normed = hidden if first else graph.normalise(hidden.name, cast(nn.LayerNorm, own.attention_norm))
-            hidden = graph.add(hidden, graph.attention(normed, own.attention, heads, logit_bias=bias, rotary=rotary))
+            hidden = graph.add(
+                hidden, graph.attention(normed, own.attention, kept.heads, logit_bias=bias, rotary=rotary)
+            )
         normed = graph.normalise(hidden.name, own.feed_forward_norm)
-        return graph.add(hidden, graph.feed_forward(normed, own.feed_forward, neurons, activation, in_fp32))
+        return graph.add(hidden, graph.feed_forward(normed, own.feed_forward, kept))
 
     def onnx_output(self, graph: "GraphBuilder", hidden: "Hidden", final: nn.Module) -> "Hidden":
         return graph.normalise(hidden.name, cast(nn.LayerNorm, final))

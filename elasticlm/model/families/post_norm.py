@@ -1,14 +1,14 @@
 """What most encoders share: summed embeddings, layers with biases and a norm behind each block (post-norm)."""
 
 from abc import ABC
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from torch import Tensor, nn
 
 from elasticlm.model.configuration import ElasticConfig
-from elasticlm.model.families.base import EncoderFamily
+from elasticlm.model.families.base import EncoderFamily, OnnxUnits
 from elasticlm.model.prefix_layers import FeedForward, SelfAttention
 
 if TYPE_CHECKING:
@@ -141,21 +141,12 @@ class PostNormFamily(EncoderFamily, ABC):
         return graph.attention(hidden, block, heads, lacking=hidden.bias)
 
     def onnx_layer(
-        self,
-        graph: "GraphBuilder",
-        hidden: "Hidden",
-        context: Any,
-        layer: nn.Module,
-        *,
-        heads: int,
-        neurons: int,
-        activation: str,
-        in_fp32: Sequence[int],
+        self, graph: "GraphBuilder", hidden: "Hidden", context: Any, layer: nn.Module, kept: OnnxUnits
     ) -> "Hidden":
         own = cast(PostNormLayer, layer)
-        added = self.onnx_attention(graph, hidden, context, own.attention, heads)
+        added = self.onnx_attention(graph, hidden, context, own.attention, kept.heads)
         hidden = graph.normalise(graph.node("Add", hidden.name, added), own.attention_norm)
-        added = graph.feed_forward(hidden, own.feed_forward, neurons, activation, in_fp32, lacking=hidden.bias)
+        added = graph.feed_forward(hidden, own.feed_forward, kept, lacking=hidden.bias)
         return graph.normalise(graph.node("Add", hidden.name, added), own.feed_forward_norm)
 
 
