@@ -51,8 +51,8 @@ def build_graph(
 
     Raises InputError on an activation that has no fast operator.
     """
-    if activation not in (*GELUS, "relu"):
-        raise InputError(f"backend onnx: hidden_act {activation!r} is not supported, only {', '.join(GELUS)} and relu")
+    if activation not in (known := (*GELUS, "relu", "silu")):
+        raise InputError(f"backend onnx: hidden_act {activation!r} is not supported, only {', '.join(known)}")
     graph = GraphBuilder(int8=precision == "int8")
     family = encoder.family
     hidden = family.onnx_input(graph, EMBEDDINGS, encoder.embeddings)
@@ -220,6 +220,8 @@ class GraphBuilder:
         added = self.constant(_array(bias))
         if activation == "relu":
             return self.node("Relu", self.node("Add", x, added))
+        if activation == "silu":
+            return self.node("QuickGelu", self.node("Add", x, added), domain=CONTRIB, alpha=1.0)
         return self.node(GELUS[activation], x, added, domain=CONTRIB)
 
     def normalise(self, x: str, norm: nn.LayerNorm) -> Hidden:

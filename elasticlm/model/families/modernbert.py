@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from elasticlm.errors import InputError
 from elasticlm.model.configuration import ElasticConfig
+from elasticlm.model.families import rotary
 from elasticlm.model.families.base import EncoderFamily, HeadLayers, OnnxUnits
 from elasticlm.model.prefix_layers import FeedForward, Rotary, SelfAttention
 
@@ -32,20 +32,21 @@ class Context:
 
 
 class ModernBertEmbeddings(nn.Module):
-    """Word embeddings and a norm; also what the rotary positions need."""
+    """Word embeddings and a norm; also what the layers' attention needs.
+
+    Attributes:
+        reach: how many tokens away local attention sees.
+        frequencies: of the rotary positions, by the kind of layer.
+    """
 
     def __init__(self, own: Any) -> None:
         super().__init__()
         self.word = nn.Embedding(own.vocab_size, own.hidden_size, padding_idx=own.pad_token_id)
         self.norm = nn.LayerNorm(own.hidden_size, eps=own.norm_eps, bias=own.norm_bias)
         self.reach = own.sliding_window
-        self.head_size = own.hidden_size // own.num_attention_heads
-        self.bases = {kind: own.rope_parameters[kind]["rope_theta"] for kind in (GLOBAL, LOCAL)}
-
-    def frequencies(self, kind: str) -> np.ndarray:
-        """Angles per position by which pairs of entries are rotated in layers of this kind, [head_size / 2]."""
-        exponents = np.arange(0, self.head_size, 2, dtype=np.float32) / self.head_size
-        return (1.0 / np.float32(self.bases[kind]) ** exponents).astype(np.float32)
+        head_size = own.hidden_size // own.num_attention_heads
+        self.frequencies = {kind: rotary.frequencies(rotary.base_of(own.rope_parameters[kind]), head_size)
+                            for kind in (GLOBAL, LOCAL)}  # fmt: skip
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Return [batch, tokens, dim]."""
@@ -97,9 +98,8 @@ class ModernBert(EncoderFamily):
     uses_token_types = False
 
     def config_fields(self, theirs: Any) -> dict[str, Any]:
-        for kind, rope in theirs.rope_parameters.items():
-            if rope["rope_type"] != "default":
-                raise InputError(f"rope_parameters: type {rope['rope_type']!r} of {kind} is not supported")
+        for parameters in theirs.rope_parameters.values():
+            rotary.base_of(parameters)  # raises InputError
         return super().config_fields(theirs)
 
     def elastic_weights(self, theirs: nn.Module) -> dict[str, Tensor]:
@@ -139,13 +139,8 @@ class ModernBert(EncoderFamily):
         if tokens > own.reach + 1:
             near = (positions[None, :] - positions[:, None]).abs() <= own.reach
             near = near if mask is None else near & mask
-
-        def rotary(kind: str) -> Rotary:
-            angles = positions[:, None].float() * torch.from_numpy(own.frequencies(kind)).to(weight.device)
-            angles = torch.cat((angles, angles), dim=-1)
-            return angles.cos().to(weight.dtype), angles.sin().to(weight.dtype)
-
-        return {GLOBAL: Context(mask, rotary(GLOBAL)), LOCAL: Context(near, rotary(LOCAL))}
+        return {kind: Context(allowed, rotary.tables(own.frequencies[kind], tokens, weight))
+                for kind, allowed in ((GLOBAL, mask), (LOCAL, near))}  # fmt: skip
 
     def embedding_sum(self, embeddings: nn.Module) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
         word = cast(ModernBertEmbeddings, embeddings).word.weight.detach().numpy()
@@ -163,22 +158,19 @@ class ModernBert(EncoderFamily):
         far = graph.node("Greater", distances, graph.constant(np.array(own.reach, np.float32)))
         bias = graph.node("Where", far, *(graph.constant(np.array(value, np.float32)) for value in (NEVER, 0)))
         bias = graph.node("Unsqueeze", bias, graph.constant(np.array([0, 1])))
-        shared = {}
-        for kind, added in ((GLOBAL, ""), (LOCAL, bias)):
-            angles = graph.node("Mul", column, graph.constant(own.frequencies(kind)[None]))
-            shared[kind] = added, (graph.node("Cos", angles), graph.node("Sin", angles))
-        return shared
+        return {kind: (added, rotary.onnx_tables(graph, own.frequencies[kind]))
+                for kind, added in ((GLOBAL, ""), (LOCAL, bias))}  # fmt: skip
 
     def onnx_layer(
         self, graph: "GraphBuilder", hidden: "Hidden", context: Any, layer: nn.Module, kept: OnnxUnits
     ) -> "Hidden":
         own = cast(PreNormLayer, layer)
-        bias, rotary = context[own.kind]
+        bias, rotation = context[own.kind]
         if kept.heads:
             first = isinstance(own.attention_norm, nn.Identity)
             normed = hidden if first else graph.normalise(hidden.name, cast(nn.LayerNorm, own.attention_norm))
             hidden = graph.add(
-                hidden, graph.attention(normed, own.attention, kept.heads, logit_bias=bias, rotary=rotary)
+                hidden, graph.attention(normed, own.attention, kept.heads, logit_bias=bias, rotary=rotation)
             )
         normed = graph.normalise(hidden.name, own.feed_forward_norm)
         return graph.add(hidden, graph.feed_forward(normed, own.feed_forward, kept))

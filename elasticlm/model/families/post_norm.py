@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class SummedEmbeddings(nn.Module):
-    """Word, position and token type embeddings, summed and normalised, perhaps projected to the encoder's width.
+    """Word embeddings, and position and token type embeddings where there are any, summed and normalised.
+
+    They are projected where the encoder has another width.
 
     Attributes:
         padding: where positions count from this word on, as in RoBERTa: the n-th word that is not padding has position
@@ -28,7 +30,7 @@ class SummedEmbeddings(nn.Module):
     ) -> None:
         super().__init__()
         self.word = nn.Embedding(words, width, padding_idx=pad)
-        self.position = nn.Embedding(positions, width)
+        self.position = nn.Embedding(positions, width) if positions else None
         self.token_type = nn.Embedding(types, width) if types else None
         self.norm = nn.LayerNorm(width, eps=eps)
         self.projection = nn.Linear(width, dim) if width != dim else None
@@ -39,17 +41,19 @@ class SummedEmbeddings(nn.Module):
         total = self.word(input_ids)
         if self.token_type is not None:
             total = total + (self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids))
-        total = self.norm(total + self._positions(input_ids))
+        if self.position is not None:
+            total = total + self._positions(self.position, input_ids)
+        total = self.norm(total)
         return total if self.projection is None else self.projection(total)
 
-    def _positions(self, input_ids: Tensor) -> Tensor:
+    def _positions(self, table: nn.Embedding, input_ids: Tensor) -> Tensor:
         tokens = input_ids.shape[1]
         if self.padding is None:
-            return self.position.weight[:tokens]
+            return table.weight[:tokens]
         real = input_ids != self.padding
         if bool(real.all()):
-            return self.position.weight[self.padding + 1 : self.padding + 1 + tokens]
-        return self.position(real.cumsum(1) * real + self.padding)
+            return table.weight[self.padding + 1 : self.padding + 1 + tokens]
+        return table(real.cumsum(1) * real + self.padding)
 
 
 class PostNormLayer(nn.Module):
@@ -75,6 +79,8 @@ class PostNormLayer(nn.Module):
 class PostNormFamily(EncoderFamily, ABC):
     """A family of such encoders. What follows are the ways in which they differ."""
 
+    learned_positions: ClassVar[bool] = True
+    """Whether positions have embeddings."""
     positions_after_padding: ClassVar[bool] = False
     """Whether positions count from the padding word on, see SummedEmbeddings."""
 
@@ -90,6 +96,10 @@ class PostNormFamily(EncoderFamily, ABC):
         """Make the attention of a layer."""
         return SelfAttention(config.hidden_size, config.head_size, heads)
 
+    def feed_forward(self, config: ElasticConfig, neurons: int) -> FeedForward:
+        """Make the feed-forward network of a layer."""
+        return FeedForward(config.hidden_size, neurons, config.hidden_act)
+
     def longest(self, config: ElasticConfig) -> int:
         taken = 1 + self.padding(self.own_config(config)) if self.positions_after_padding else 0
         return config.max_position_embeddings - taken
@@ -98,7 +108,7 @@ class PostNormFamily(EncoderFamily, ABC):
         own = self.own_config(config)
         return SummedEmbeddings(
             words=config.vocab_size,
-            positions=config.max_position_embeddings,
+            positions=config.max_position_embeddings if self.learned_positions else 0,
             types=getattr(own, "type_vocab_size", 0),
             width=getattr(own, "embedding_size", config.hidden_size),
             dim=config.hidden_size,
@@ -108,21 +118,23 @@ class PostNormFamily(EncoderFamily, ABC):
         )
 
     def layer(self, config: ElasticConfig, index: int, heads: int, neurons: int) -> PostNormLayer:
-        feed_forward = FeedForward(config.hidden_size, neurons, config.hidden_act)
         eps = self.eps(self.own_config(config))
-        return PostNormLayer(self.attention(config, heads), feed_forward, config.hidden_size, eps)
+        attention, feed_forward = self.attention(config, heads), self.feed_forward(config, neurons)
+        return PostNormLayer(attention, feed_forward, config.hidden_size, eps)
 
     def context(self, encoder: nn.Module, tokens: int, mask: Tensor | None) -> Any:
         return mask
 
     def embedding_sum(self, embeddings: nn.Module) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
         own = cast(SummedEmbeddings, embeddings)
-        word, position = own.word.weight.detach().numpy(), own.position.weight.detach().numpy()
-        token_type = None if own.token_type is None else own.token_type.weight.detach().numpy()
+        word = own.word.weight.detach().numpy()
+        position, token_type = (None if table is None else table.weight.detach().numpy()
+                                for table in (own.position, own.token_type))  # fmt: skip
 
         def summed(ids: np.ndarray, types: np.ndarray | None) -> np.ndarray:
             total = np.take(word, ids, axis=0)
-            total += _positions(position, ids, own.padding)
+            if position is not None:
+                total += _positions(position, ids, own.padding)
             if token_type is not None:
                 total += token_type[0] if types is None else np.take(token_type, types, axis=0)
             return total
