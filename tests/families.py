@@ -89,6 +89,9 @@ TINY = {
     "electra": TinyFamily(lambda: word_pieces(types=True), settings={"embedding_size": 16}),
     "modernbert": TinyFamily(lambda: byte_pairs(BERTS), "attn.Wo", "mlp.Wo", "layers", {"local_attention": 8}),
     "mpnet": TinyFamily(lambda: word_pieces(ROBERTAS), "attention.attn.o", settings=AFTER_PADDING),
+    "nomic_bert": TinyFamily(
+        lambda: word_pieces(types=True), "self_attn.o_proj", "mlp.down_proj", "layers", {"hidden_act": "silu"}
+    ),
     "roberta": ROBERTA,
     "xlm-roberta": TinyFamily(sentence_pieces, settings=ROBERTA.settings),
 }

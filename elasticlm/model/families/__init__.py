@@ -7,10 +7,11 @@ from elasticlm.model.families.distilbert import DistilBert
 from elasticlm.model.families.electra import Electra
 from elasticlm.model.families.modernbert import ModernBert
 from elasticlm.model.families.mpnet import MPNet
+from elasticlm.model.families.nomic import NomicBert
 from elasticlm.model.families.roberta import Camembert, Roberta, XLMRoberta
 
 FAMILIES: dict[str, EncoderFamily] = {family.name: family for family in (
-    Bert(), Camembert(), DistilBert(), Electra(), ModernBert(), MPNet(), Roberta(), XLMRoberta(),
+    Bert(), Camembert(), DistilBert(), Electra(), ModernBert(), MPNet(), NomicBert(), Roberta(), XLMRoberta(),
 )}  # fmt: skip
 
 
