@@ -79,8 +79,6 @@ class PostNormLayer(nn.Module):
 class PostNormFamily(EncoderFamily, ABC):
     """A family of such encoders. What follows are the ways in which they differ."""
 
-    learned_positions: ClassVar[bool] = True
-    """Whether positions have embeddings."""
     positions_after_padding: ClassVar[bool] = False
     """Whether positions count from the padding word on, see SummedEmbeddings."""
 
@@ -108,7 +106,7 @@ class PostNormFamily(EncoderFamily, ABC):
         own = self.own_config(config)
         return SummedEmbeddings(
             words=config.vocab_size,
-            positions=config.max_position_embeddings if self.learned_positions else 0,
+            positions=config.max_position_embeddings,
             types=getattr(own, "type_vocab_size", 0),
             width=getattr(own, "embedding_size", config.hidden_size),
             dim=config.hidden_size,
