@@ -31,7 +31,6 @@ from elasticlm.trainer.training_texts import BatchOrder
 
 DEV_SHARE = 0.1  # maximum share of the examples that is held out for the dev loss
 DEV_STEP = 2**31  # step number that seeds dev batches; larger than any training step
-WEIGHT_DECAY = 0.01
 DEV_TIMES = 10  # measurements of the dev loss in a run
 WARM_UP_STEPS, TIMED_STEPS = 2, 6  # of which the time of a step is the mean, with --minutes
 LEAST_STEPS = 20
@@ -185,7 +184,8 @@ class Steps:
             sums = accumulate_gradients(self._objective, rows, step, weights, watch)
             with watch("optimizer"):
                 _sum_over_processes(self._parameters, processes)
-                torch.nn.utils.clip_grad_norm_(self._parameters, options.clip)
+                if options.clip:
+                    torch.nn.utils.clip_grad_norm_(self._parameters, options.clip)
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
@@ -340,14 +340,21 @@ def corrected_steps(done: int, max_steps: int, fitting: int, warmup: float) -> i
 
 
 def make_optimizers(modules: nn.Module, options: LoopOptions) -> list[Optimizer]:
-    """Return AdamW, or Muon for the layers' matrices and AdamW for the rest. Groups store their ``peak_lr``."""
+    """Return AdamW, or Muon for the layers' matrices and AdamW for the rest. Groups store their ``peak_lr``.
+
+    Biases and norms have no weight decay, as is usual for BERT.
+    """
     named = [(name, p) for name, p in modules.named_parameters() if p.requires_grad and p.numel()]
-    matrices = [p for name, p in named if options.optimizer == "muon" and p.ndim == 2 and ".layers." in name]
-    others = [p for _, p in named if not any(p is matrix for matrix in matrices)]
-    optimizers: list[Optimizer] = [AdamW(others, lr=options.lr, weight_decay=WEIGHT_DECAY)]
-    if matrices:
+    muons = {name for name, p in named if options.optimizer == "muon" and p.ndim == 2 and ".layers." in name}
+    groups = [
+        {"params": [p for name, p in named if name not in muons and p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for name, p in named if name not in muons and p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizers: list[Optimizer] = [AdamW([group for group in groups if group["params"]], lr=options.lr)]
+    if muons:
         kind = Muon if has_native_bf16() else Fp32Muon
-        optimizers.append(kind(matrices, lr=options.muon_lr, weight_decay=WEIGHT_DECAY))
+        matrices = [p for name, p in named if name in muons]
+        optimizers.append(kind(matrices, lr=options.muon_lr, weight_decay=options.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

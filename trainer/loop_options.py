@@ -44,8 +44,10 @@ class LoopOptions:
     decay: str = "linear"
     """how the learning rate falls to 0 after the warmup: linear, cosine, or trapezoid: constant, then linear over the
     last two fifths of the steps; before that, a stopped run can be resumed with another --max-steps"""
+    weight_decay: float = 0.01
+    """weight decay of matrices and embeddings; biases and norms have none"""
     clip: float = 1.0
-    """maximum norm of the gradient"""
+    """maximum norm of the gradient; 0: no maximum"""
     freeze_embeddings: bool = False
     """do not train the embeddings"""
     precision: str = "auto"
@@ -68,14 +70,14 @@ class LoopOptions:
             "chunk_size",
             "lr",
             "muon_lr",
-            "clip",
             "dev_examples",
             "checkpoint_every",
         ):
             if not getattr(self, name) > 0:
                 raise InputError(f"{flag(name)}: expected more than 0, not {getattr(self, name)}")
-        if not 0 <= self.minutes < math.inf:
-            raise InputError(f"--minutes: expected 0 or more, not {self.minutes}")
+        for name in ("minutes", "weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{flag(name)}: expected 0 or more, not {getattr(self, name)}")
         for name, allowed in (("optimizer", OPTIMIZERS), ("decay", DECAYS), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{flag(name)} {getattr(self, name)}: expected one of {', '.join(allowed)}")

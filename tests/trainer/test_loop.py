@@ -1,5 +1,6 @@
 """Algorithm 1: its gradient, its schedule, its checkpoints."""
 
+import contextlib
 import json
 from itertools import pairwise
 
@@ -13,6 +14,8 @@ from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.teacher import load_model
 from elasticlm.trainer.checkpoints import Checkpoints, TrainingLog
 from elasticlm.trainer.loop import (
+    Steps,
+    Stopwatch,
     accumulate_gradients,
     evaluate,
     learning_rate_factor,
@@ -217,9 +220,36 @@ def test_frozen_embeddings_stay(make_objective, tmp_path, tiny_artifact):
         )
 
 
-@pytest.mark.parametrize("change", [{"max_steps": 0}, {"lr": -1.0}, {"optimizer": "sgd"}, {"levels_per_step": "some"},
-                                    {"warmup": 1.0}, {"precision": "int8"}, {"level_weights": "3,0"},
-                                    {"level_weights": "3,much"}])  # fmt: skip
+def test_biases_and_norms_have_no_weight_decay(make_objective):
+    objective = make_objective()
+    (adamw,) = make_optimizers(objective.model, options(weight_decay=0.2))
+    decayed, free = ({id(p) for p in group["params"]} for group in adamw.param_groups)
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.2, 0.0]
+    for name, parameter in objective.model.named_parameters():
+        if parameter.requires_grad and parameter.numel():
+            assert id(parameter) in (free if name.endswith("bias") or "norm" in name else decayed), name
+
+
+def test_clip_0_leaves_gradients_as_they_are(make_objective, monkeypatch):
+    objective = make_objective()
+
+    def refuse(*arguments):
+        raise AssertionError("clipped")
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", refuse)
+    modules = torch.nn.ModuleDict({"model": objective.model})
+    for clip, clipped in ((0.0, False), (1.0, True)):
+        own = options(clip=clip, batch_size=4)
+        steps = Steps(objective, own, modules, np.arange(8))
+        with pytest.raises(AssertionError, match="clipped") if clipped else contextlib.nullcontext():
+            steps.run(0, 2, make_optimizers(modules, own), Stopwatch())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_steps": 0}, {"lr": -1.0}, {"clip": -1.0}, {"weight_decay": -0.1}, {"optimizer": "sgd"}, {"warmup": 1.0},
+     {"levels_per_step": "some"}, {"precision": "int8"}, {"level_weights": "3,0"}, {"level_weights": "3,much"}],
+)  # fmt: skip
 def test_options_out_of_range_are_refused(change):
     with pytest.raises(InputError, match=next(iter(change)).replace("_", "-")):
         options(**change)

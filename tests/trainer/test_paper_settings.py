@@ -1,0 +1,52 @@
+"""The paper's recipes have the settings of its Table 3, cell by cell."""
+
+import pytest
+
+from elasticlm.trainer.recipe import Recipe
+
+DISTILLATION = {"batch-size": 1024, "lr": 3e-4, "warmup": 0.01, "weight-decay": 0.01, "clip": 5}
+GLUE = {"lr": 2e-5, "warmup": 0.1, "weight-decay": 0.01, "clip": 5, "batch-size": 32}  # of a grid
+RETRIEVER = {"batch-size": 128, "lr": 1e-5, "warmup": 0.1, "weight-decay": 0, "clip": 0, "query-tokens": 32,
+             "passage-tokens": 156, "negatives": 1}  # fmt: skip
+MS_MARCO = RETRIEVER | {"batch-size": 8, "lr": 5e-6, "query-tokens": 16, "passage-tokens": 128, "negatives": 7}
+RERANKER = {"batch-size": 4, "lr": 1e-5, "warmup": 0.1, "weight-decay": 0.01, "clip": 0, "negatives": 7}
+TABLE_3 = {
+    "paper_elasticlm": ("distil", DISTILLATION, 5, 35e6),
+    "paper_glue": ("finetune", GLUE, 10, 67_349),
+    "paper_retrieve_nq": ("finetune", RETRIEVER, 40, 58_880),
+    "paper_retrieve_triviaqa": ("finetune", RETRIEVER, 40, 60_413),
+    "paper_retrieve_msmarco": ("finetune", MS_MARCO, 3, 502_939),
+    "paper_rerank_nq": ("finetune", RERANKER, 2, 58_880),
+    "paper_rerank_triviaqa": ("finetune", RERANKER, 2, 60_413),
+    "paper_rerank_msmarco": ("finetune", RERANKER, 2, 502_939),
+}
+"""Recipe -> the stage, its settings, epochs, and training examples (Table 2; of MS MARCO those that are published)."""
+
+
+def options_of(recipe, command):
+    """The options of each stage with this command, with the recipe's settings filled in."""
+    settings = {f"{{{key}}}": value for key, value in recipe.settings.items()}
+    return [{name: settings.get(value, value) for name, value in stage.options.items()}
+            for stage in recipe.stages if stage.command == command]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLE_3)
+def test_settings_are_those_of_the_paper(name):
+    command, expected, epochs, examples = TABLE_3[name]
+    recipe = Recipe.read(name)
+    stages = options_of(recipe, command)
+    assert stages
+    for options in stages:
+        found = {key: float(options[key]) for key in expected}
+        assert found == pytest.approx(expected)
+        steps = epochs * examples / expected["batch-size"]
+        assert float(options["max-steps"]) == pytest.approx(steps, rel=0.01)
+    for options in options_of(recipe, "distil"):
+        assert {key: float(options[key]) for key in DISTILLATION} == pytest.approx(DISTILLATION)
+        assert options["levels-per-step"] == "all"
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE_3 if name != "paper_glue"])
+def test_structures_come_from_masked_words_at_the_papers_levels(name):
+    first = options_of(Recipe.read(name), "prune")[0]
+    assert (first["score-loss"], first["levels"]) == ("mlm", "50,40,30,20,15,10,5")
