@@ -4,6 +4,7 @@ A family is one file with one subclass of ``EncoderFamily``; everything in which
 embeddings, blocks, positions, token types, ONNX operators, heads) is there and nowhere else.
 """
 
+import functools
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -191,7 +192,7 @@ class EncoderFamily(ABC):
         for ours, own in self.field_names.items():
             fields[own] = fields.pop(ours)
         config_class = self.class_named("Config")
-        known = config_class().to_dict().keys() - set(DERIVED)
+        known = _known_fields(config_class)
         return config_class(**{name: value for name, value in fields.items() if name in known})
 
     def elastic_weights(self, theirs: nn.Module) -> dict[str, Tensor]:
@@ -296,3 +297,9 @@ class EncoderFamily(ABC):
     def onnx_output(self, graph: "GraphBuilder", hidden: "Hidden", final: nn.Module) -> "Hidden":
         """Add what follows the last layer: the counterpart of ``final``, the module that final() made."""
         return hidden
+
+
+@functools.cache
+def _known_fields(config_class: type[PreTrainedConfig]) -> frozenset[str]:
+    """The fields of a Hugging Face configuration; found once, since every layer asks for them."""
+    return frozenset(config_class().to_dict()) - set(DERIVED)
