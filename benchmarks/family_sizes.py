@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from elasticlm.benchmarks.engines_timing import Run, Shape
     from elasticlm.model.elastic_model import ElasticModel
     from elasticlm.model.structure import Level
+    from elasticlm.model.tokenizing import Tokenized
 
 BASE = {
     "electra": {"embedding_size": 768, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
@@ -32,8 +33,8 @@ BASE = {
 }
 """Fields of the base model's configuration that are not the defaults of the family's own class."""
 ROUNDS = 5
-IN_FP32 = [0, 1, 2, 3]
-"""Neurons that stay in fp32 in int8, as many as an export leaves."""
+CALIBRATED_ON = (4, 64)
+"""Rows and tokens of random words on which int8 is calibrated; an export takes real texts."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -143,28 +144,36 @@ def random_model(name: str, levels: "tuple[Level, ...]") -> "ElasticModel":
 
 def backends(model: "ElasticModel", folder: Path) -> dict[tuple[str, str], Any]:
     """Return what runs the levels, by engine and precision: PyTorch, and ONNX Runtime in fp32 and int8."""
+    from elasticlm.backend.onnx_export import calibrate
     from elasticlm.backend.onnx_graph import build_graph
     from elasticlm.backend.onnx_runtime import OnnxBackend
     from elasticlm.model.structure import level_name
 
-    found: dict[tuple[str, str], Any] = {("torch", "fp32"): model.backend}
+    runs: dict[tuple[str, str], Any] = {("torch", "fp32"): model.backend}
     for precision in ("fp32", "int8"):
         (folder / precision).mkdir()
         for level, (encoder, structure) in model.encoders.items():
-            apart = [IN_FP32[:neurons] for neurons in structure.neurons]
-            graph = build_graph(encoder, structure, model.config.hidden_act, precision=precision,
-                                in_fp32=apart if precision == "int8" else None)  # fmt: skip
+            words = random_words(*CALIBRATED_ON, model.config.vocab_size)
+            found = calibrate(model, level, [words]) if precision == "int8" else None
+            graph = build_graph(encoder, structure, model.config.hidden_act, precision=precision, calibration=found)
             (folder / precision / f"{level_name(level)}.onnx").write_bytes(graph.SerializeToString())
-        found["onnx", precision] = OnnxBackend(folder / precision, model.encoders, precision=precision, threads=1)
-    return found
+        runs["onnx", precision] = OnnxBackend(folder / precision, model.encoders, precision=precision, threads=1)
+    return runs
 
 
 def run_of(backend: Any, shape: "Shape", level: "Level", words: int) -> "Run":
     """Return what runs a level on random words."""
+    return partial(backend.hidden, random_words(shape.rows, shape.tokens, words), level)
+
+
+def random_words(rows: int, tokens: int, vocabulary: int) -> "Tokenized":
+    """Return random words of a vocabulary of this size, without padding."""
     import torch
 
-    ids = torch.randint(5, words, (shape.rows, shape.tokens), generator=torch.Generator().manual_seed(0))
-    return partial(backend.hidden, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, level)
+    from elasticlm.model.tokenizing import Tokenized
+
+    ids = torch.randint(5, vocabulary, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    return Tokenized({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, [False] * rows)
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -3,11 +3,12 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elasticlm.backend.graph_hashes import new_graphs
@@ -26,7 +27,11 @@ from elasticlm.machine import machine
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.heads import summary
 from elasticlm.model.structure import Level, level_name
+from elasticlm.model.tokenizing import Tokenized
 from elasticlm.schedule.profiling import text_of
+
+if TYPE_CHECKING:
+    from elasticlm.backend.onnx_graph import Calibration
 
 MOST_DIFFERENCE = 1e-4  # of fp32 vectors, element by element
 LEAST_COSINE = 0.99  # of int8 vectors, in the mean
@@ -79,12 +84,15 @@ def export(
 
     found = {}
     own = set(model.levels) - set(model.trained_levels)  # a teacher on top
+    inputs = [model.tokenize(texts[start : start + TEXTS_AT_ONCE]) for start in range(0, len(texts), TEXTS_AT_ONCE)]
     with new_graphs(artifact, precision) as folder:
         for level in model.levels:
             encoder, structure = model.encoders[level]
             of_level = top_precision if level in own else precision
-            apart = outliers(model, level, texts) if of_level == "int8" else None
-            graph = build_graph(encoder, structure, model.config.hidden_act, precision=of_level, in_fp32=apart)
+            calibration = calibrate(model, level, inputs) if of_level == "int8" else None
+            graph = build_graph(
+                encoder, structure, model.config.hidden_act, precision=of_level, calibration=calibration
+            )
             (folder / f"{level_name(level)}.onnx").write_bytes(graph.SerializeToString())
             on_level()
         backend = OnnxBackend(folder, model.encoders, precision=precision, threads=1)
@@ -105,29 +113,35 @@ def export(
     return found
 
 
-def outliers(model: ElasticModel, level: Level, texts: Sequence[str]) -> list[list[int]]:
-    """Return the neurons of each layer that reach the largest values over these texts, the first the largest.
+@torch.no_grad()
+def calibrate(model: ElasticModel, level: Level, inputs: Sequence[Tokenized]) -> "Calibration":
+    """Return what these texts show of the blocks of a level.
 
-    They stay in fp32. Two already bring most (of MiniLM at 100: cosine 0.995 to 0.998); four cost no more.
+    In each layer, the neurons with the largest values stay in fp32. Two already bring most (of MiniLM at 100: cosine
+    0.995 to 0.998); four cost no more.
     """
-    encoder, structure = model.encoders[level]
-    largest: list[Tensor] = [torch.zeros(neurons) for neurons in structure.neurons]
+    from elasticlm.backend.onnx_graph import Calibration
 
-    def note(i: int) -> Callable[[object, object, Tensor], None]:
-        def hook(module: object, given: object, active: Tensor) -> None:
-            largest[i] = torch.maximum(largest[i], active.abs().flatten(0, -2).amax(0))
+    ranges: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-        return hook
+    def note(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        values = given[0].flatten(0, -2)
+        smallest, largest = ranges.get(module, (values[0], values[0]))
+        ranges[module] = torch.minimum(smallest, values.amin(0)), torch.maximum(largest, values.amax(0))
 
-    hooks = [
-        layer.feed_forward.units.register_forward_hook(note(i))  # type: ignore[union-attr]
-        for i, layer in enumerate(encoder.layers)
-    ]
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        TorchBackend(model.encoders).hidden(model.tokenize(texts[start : start + TEXTS_AT_ONCE]), level)
-    for hook in hooks:
-        hook.remove()
-    return [values.topk(min(IN_FP32, len(values))).indices.tolist() for values in largest]
+    blocks = [block for layer in model.encoders[level][0].layers for block in (layer.attention, layer.feed_forward)]
+    networks = blocks[1::2]
+    with ExitStack() as hooks:
+        for module in (*blocks, *(network.units for network in networks)):
+            hooks.enter_context(module.register_forward_pre_hook(note))
+        for batch in inputs:
+            TorchBackend(model.encoders).hidden(batch, level)
+    in_fp32: dict[nn.Module, list[int]] = {}
+    for network in networks:
+        smallest, largest = ranges.get(network.units, (torch.zeros(0),) * 2)  # of no neurons
+        values = torch.maximum(smallest.abs(), largest.abs())
+        in_fp32[network] = values.topk(min(IN_FP32, len(values))).indices.tolist()
+    return Calibration({block: ranges[block] for block in blocks}, in_fp32)
 
 
 def ensure_exported(model: ElasticModel, artifact: str | Path, precision: str) -> None:

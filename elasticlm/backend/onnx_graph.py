@@ -7,10 +7,11 @@
 Word embeddings are not part of the graph: all levels share them (see elasticlm.backend.onnx_runtime). In int8, each
 column of a weight matrix has a scale, and each activation one scale and zero point per batch, computed at run time
 (dynamic quantisation). A few neurons of each layer reach many times the values of all others (in MiniLM 28 compared
-with 6) and would determine the scale alone: these stay in fp32.
+with 6) and would determine the scale alone: these stay in fp32. The channels of a block's input are scaled against the
+weight for the same reason (`channel_scales`). Both need to know what real texts do: see `Calibration`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,19 @@ CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 GELUS = {"gelu": "BiasGelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu"}
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What real texts show of the blocks (attention and feed-forward network) of a level, for its int8 graph.
+
+    Attributes:
+        inputs: smallest and largest value in each channel of a block's input, FloatTensors [dim].
+        in_fp32: neurons of a feed-forward network that stay in fp32.
+    """
+
+    inputs: Mapping[nn.Module, tuple[Tensor, Tensor]]
+    in_fp32: Mapping[nn.Module, Sequence[int]]
+
+
 @torch.no_grad()
 def build_graph(
     encoder: ElasticEncoder,
@@ -39,7 +53,7 @@ def build_graph(
     activation: str,
     *,
     precision: str = "fp32",
-    in_fp32: Sequence[Sequence[int]] | None = None,
+    calibration: Calibration | None = None,
 ) -> onnx.ModelProto:
     """Return the graph of the submodel ``structure``.
 
@@ -47,20 +61,18 @@ def build_graph(
         encoder: holds the weights; only its prefixes are copied.
         activation: the configuration's hidden_act.
         precision: "fp32" or "int8".
-        in_fp32: of int8, each layer's neurons that stay in fp32.
+        calibration: for int8; without one, vectors in int8 are less accurate.
 
     Raises InputError on an activation that has no fast operator.
     """
     if activation not in (known := (*GELUS, "relu", "silu")):
         raise InputError(f"backend onnx: hidden_act {activation!r} is not supported, only {', '.join(known)}")
-    graph = GraphBuilder(int8=precision == "int8")
+    graph = GraphBuilder(int8=precision == "int8", calibration=calibration)
     family = encoder.family
     hidden = family.onnx_input(graph, EMBEDDINGS, encoder.embeddings)
     context = family.onnx_context(graph, encoder)
-    apart = in_fp32 or [()] * structure.layers
-    kept = zip(encoder.layers, structure.heads, structure.neurons, apart, strict=True)
-    for layer, heads, neurons, outliers in kept:
-        hidden = family.onnx_layer(graph, hidden, context, layer, OnnxUnits(heads, neurons, activation, outliers))
+    for layer, heads, neurons in zip(encoder.layers, structure.heads, structure.neurons, strict=True):
+        hidden = family.onnx_layer(graph, hidden, context, layer, OnnxUnits(heads, neurons, activation))
     return graph.finish(family.onnx_output(graph, hidden, encoder.final), encoder.words.embedding_dim)
 
 
@@ -77,8 +89,8 @@ class GraphBuilder:
 
     FLOAT = TensorProto.FLOAT
 
-    def __init__(self, *, int8: bool) -> None:
-        self._int8 = int8
+    def __init__(self, *, int8: bool, calibration: Calibration | None = None) -> None:
+        self._int8, self._calibration = int8, calibration
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
         self._unpadded = self.node("Cast", self.node("ReduceMin", MASK, keepdims=0), to=TensorProto.BOOL)
@@ -100,8 +112,16 @@ class GraphBuilder:
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def linear(self, x: str, weight: Tensor, bias: Tensor | None) -> str:
-        """x W^T + b; weight [out, in] as in PyTorch. Without a bias, whoever comes next adds it."""
+    def linear(self, x: str, weight: Tensor, bias: Tensor | None, reach: Tensor | None = None) -> str:
+        """x W^T + b; weight [out, in] as in PyTorch. Without a bias, whoever comes next adds it.
+
+        Args:
+            reach: largest absolute value in each channel of x [in], if known; in int8, x and the weight are then
+                scaled by channel.
+        """
+        if self._int8 and reach is not None:
+            scales = channel_scales(reach, weight)
+            x, weight = self.node("Mul", x, self.constant(_array(1 / scales))), weight * scales
         columns = _array(weight).T
         given = [] if bias is None or not bias.any() else [self.constant(_array(bias))]
         if self._int8:
@@ -111,6 +131,13 @@ class GraphBuilder:
             return self.node("DynamicQuantizeMatMul", x, *constants, *given, domain=CONTRIB)
         product = self.node("MatMul", x, self.constant(columns))
         return self.node("Add", product, *given) if given else product
+
+    def _reach(self, x: Hidden, block: nn.Module) -> Tensor | None:
+        """The largest absolute value in each channel of a block's input, which lacks its bias here; None if unknown."""
+        if self._calibration is None:
+            return None
+        smallest, largest = (values - x.bias for values in self._calibration.inputs[block])
+        return torch.maximum(smallest.abs(), largest.abs())
 
     def positions(self) -> str:
         """Positions of the tokens, int64 [tokens]."""
@@ -156,7 +183,7 @@ class GraphBuilder:
         projections = (block.query, block.key, block.value)
         weight = torch.cat([linear.weight[:width] for linear in projections])
         bias = torch.cat([bias_of(linear)[:width] for linear in projections])
-        packed = self.linear(x.name, weight, bias + weight @ x.bias)
+        packed = self.linear(x.name, weight, bias + weight @ x.bias, self._reach(x, block))
         queries, keys, values = self.node("Split", packed, self.constant(np.array([width] * 3)), outputs=3, axis=-1)
         if rotary is not None:
             start = self.constant(np.array([0]))
@@ -186,18 +213,19 @@ class GraphBuilder:
         out = bias_of(block.down) if lacking is None else bias_of(block.down) + lacking
         if kept.neurons == 0:
             return self.constant(_array(out))
-        others = [neuron for neuron in range(kept.neurons) if neuron not in set(kept.in_fp32)]
-        if not kept.in_fp32 or not others:
+        in_fp32 = self._calibration.in_fp32[block] if self._calibration else ()
+        others = [neuron for neuron in range(kept.neurons) if neuron not in set(in_fp32)]
+        if not in_fp32 or not others:
             return self._neurons(x, block, range(kept.neurons), kept.activation, out)
         sums = self._neurons(x, block, others, kept.activation, out)
         int8, self._int8 = self._int8, False
-        apart = self._neurons(x, block, kept.in_fp32, kept.activation, None)
+        apart = self._neurons(x, block, in_fp32, kept.activation, None)
         self._int8 = int8
         return self.node("Add", sums, apart)
 
     def _neurons(self, x: Hidden, block: FeedForward, rows: Sequence[int], activation: str, bias: Tensor | None) -> str:
         """What these neurons add up to."""
-        chosen = list(rows)
+        chosen, reach = list(rows), self._reach(x, block)
 
         def raised(linear: nn.Linear) -> tuple[Tensor, Tensor]:
             weight = linear.weight[chosen]
@@ -205,10 +233,10 @@ class GraphBuilder:
 
         weight, own = raised(block.up)
         if block.gate is None:
-            active = self._active(self.linear(x.name, weight, None), own, activation)
+            active = self._active(self.linear(x.name, weight, None, reach), own, activation)
         else:
             gate_weight, gate_bias = raised(block.gate)
-            packed = self.linear(x.name, torch.cat([weight, gate_weight]), None)
+            packed = self.linear(x.name, torch.cat([weight, gate_weight]), None, reach)
             halves = self.constant(np.array([len(chosen)] * 2))
             up, gate = self.node("Split", packed, halves, outputs=2, axis=-1)
             if gate_bias.any():
@@ -248,6 +276,21 @@ class GraphBuilder:
         graph = helper.make_graph(self._nodes, "level", [states[0], mask], [states[1]], self._constants)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=9, producer_name="elasticlm")
+
+
+def channel_scales(reach: Tensor, weight: Tensor) -> Tensor:
+    """Return what the channels of an input are divided by, and those of the weight multiplied by, before quantisation.
+
+    Inputs share one scale. If a few channels reach far beyond the others, as in MPNet, these lose their precision;
+    dividing by the scales leaves half of the difference (in the logarithm) to the weight, whose columns have scales of
+    their own. This is SmoothQuant (Xiao et al. 2023) with alpha = 0.5.
+
+    Args:
+        reach: largest absolute value in each channel, FloatTensor [in].
+        weight: FloatTensor [out, in].
+    """
+    scales = (reach.clamp_min(1e-4) / weight.abs().amax(0).clamp_min(1e-4)).sqrt()
+    return (scales / scales.median()).clamp(1e-2, 1e2)
 
 
 def quantise_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from elasticlm.backend import onnx_export
+from elasticlm.backend import onnx_export, onnx_graph
 from elasticlm.backend import onnx_runtime as onnx
 from elasticlm.backend.graph_hashes import graphs_folder
 from elasticlm.backend.onnx_export import export
@@ -168,11 +168,29 @@ def test_neurons_far_above_the_others_stay_in_fp32(artifact, monkeypatch):
             layer.feed_forward.up.bias[1] += 100
             layer.feed_forward.down.weight[:, 1] /= 100
     model.save_pretrained(artifact, overwrite=True)
-    assert all(1 in neurons for neurons in onnx_export.outliers(model, 100, TEXTS) if neurons)
+    found = onnx_export.calibrate(model, 100, [model.tokenize(TEXTS)])
+    assert all(1 in neurons for neurons in found.in_fp32.values() if neurons)
     apart = export(model, artifact, "int8", TEXTS)
     monkeypatch.setattr(onnx_export, "IN_FP32", 0)
     together = export(model, artifact, "int8", TEXTS)
     assert 1 - apart["100"]["cosine"] < 0.5 * (1 - together["100"]["cosine"])
+
+
+def test_channels_far_above_the_others_keep_the_precision_of_the_others(artifact, monkeypatch):
+    """As in MPNet: LayerNorm's weight lets one channel reach far, and the product takes it back."""
+    monkeypatch.setattr(onnx_export, "LEAST_COSINE", 0.5)
+    model = ElasticModel.from_pretrained(artifact)
+    with torch.no_grad():
+        for layer in model.encoder.layers:
+            layer.attention_norm.weight[1] *= 50
+            layer.attention_norm.bias[1] *= 50
+            layer.feed_forward.up.weight[:, 1] /= 50
+            layer.feed_forward_norm.weight[1] *= 50
+    model.save_pretrained(artifact, overwrite=True)
+    scaled = export(model, artifact, "int8", TEXTS)
+    monkeypatch.setattr(onnx_graph, "channel_scales", lambda reach, weight: torch.ones_like(reach))
+    plain = export(model, artifact, "int8", TEXTS)
+    assert 1 - scaled["100"]["cosine"] < 0.5 * (1 - plain["100"]["cosine"])
 
 
 def test_a_corpus_is_encoded_in_fp32_whatever_runs_the_levels(artifact, monkeypatch):

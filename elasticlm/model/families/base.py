@@ -91,13 +91,11 @@ class OnnxUnits:
     Attributes:
         heads, neurons: how many of them.
         activation: the configuration's hidden_act.
-        in_fp32: neurons that stay in fp32 in an int8 graph.
     """
 
     heads: int
     neurons: int
     activation: str
-    in_fp32: Sequence[int] = ()
 
 
 class EncoderFamily(ABC):
