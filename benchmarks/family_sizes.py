@@ -33,7 +33,7 @@ BASE = {
 }
 """Fields of the base model's configuration that are not the defaults of the family's own class."""
 ROUNDS = 5
-CALIBRATED_ON = (4, 64)
+CALIBRATED_ON = (4, 32)
 """Rows and tokens of random words on which int8 is calibrated; an export takes real texts."""
 
 
