@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -129,8 +129,9 @@ def calibrate(model: ElasticModel, level: Level, inputs: Sequence[Tokenized]) ->
         smallest, largest = ranges.get(module, (values[0], values[0]))
         ranges[module] = torch.minimum(smallest, values.amin(0)), torch.maximum(largest, values.amax(0))
 
-    blocks = [block for layer in model.encoders[level][0].layers for block in (layer.attention, layer.feed_forward)]
-    networks = blocks[1::2]
+    layers: Any = model.encoders[level][0].layers
+    networks = [layer.feed_forward for layer in layers]
+    blocks = [*(layer.attention for layer in layers), *networks]
     with ExitStack() as hooks:
         for module in (*blocks, *(network.units for network in networks)):
             hooks.enter_context(module.register_forward_pre_hook(note))

@@ -125,9 +125,9 @@ class GraphBuilder:
         columns = _array(weight).T
         given = [] if bias is None or not bias.any() else [self.constant(_array(bias))]
         if self._int8:
-            quantised, scales = quantise_columns(columns)
-            zeros = np.zeros(len(scales), np.int8)
-            constants = [self.constant(array) for array in (quantised, scales, zeros)]
+            quantised, by_column = quantise_columns(columns)
+            zeros = np.zeros(len(by_column), np.int8)
+            constants = [self.constant(array) for array in (quantised, by_column, zeros)]
             return self.node("DynamicQuantizeMatMul", x, *constants, *given, domain=CONTRIB)
         product = self.node("MatMul", x, self.constant(columns))
         return self.node("Add", product, *given) if given else product
