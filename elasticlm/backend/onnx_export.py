@@ -97,7 +97,7 @@ def export(
             on_level()
         backend = OnnxBackend(folder, model.encoders, precision=precision, threads=1)
         for level in model.levels:
-            found[level_name(level)] = _compared(model, backend, level, texts)
+            found[level_name(level)] = _compared(model, backend, level, inputs)
             _refuse(level, found[level_name(level)], top_precision if level in own else precision)
         if precision == "int8":
             Reference.of(model, backend, texts, passages).write(folder)
@@ -184,13 +184,12 @@ def on_onnx_runtime(model: ElasticModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _compared(model: ElasticModel, backend: OnnxBackend, level: Level, texts: Sequence[str]) -> dict[str, float]:
+def _compared(model: ElasticModel, backend: OnnxBackend, level: Level, inputs: Sequence[Tokenized]) -> dict[str, float]:
     theirs: list[Tensor] = []
     ours: list[Tensor] = []
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        inputs = model.tokenize(texts[start : start + TEXTS_AT_ONCE])
+    for batch in inputs:
         for vectors, runs in ((theirs, model.backend), (ours, backend)):
-            vectors.append(_seen(model.at(level), runs.hidden(inputs, level), inputs["attention_mask"]))
+            vectors.append(_seen(model.at(level), runs.hidden(batch, level), batch["attention_mask"]))
     wanted, found = torch.cat(theirs), torch.cat(ours)
     cosines = F.cosine_similarity(wanted, found, dim=-1)
     return {"max_diff": float((wanted - found).abs().max()), "cosine": float(cosines.mean())}

@@ -116,10 +116,9 @@ class GraphBuilder:
         """x W^T + b; weight [out, in] as in PyTorch. Without a bias, whoever comes next adds it.
 
         Args:
-            reach: largest absolute value in each channel of x [in], if known; in int8, x and the weight are then
-                scaled by channel.
+            reach: see _reach(); x and the weight are then scaled by channel.
         """
-        if self._int8 and reach is not None:
+        if reach is not None:
             scales = channel_scales(reach, weight)
             x, weight = self.node("Mul", x, self.constant(_array(1 / scales))), weight * scales
         columns = _array(weight).T
@@ -133,8 +132,11 @@ class GraphBuilder:
         return self.node("Add", product, *given) if given else product
 
     def _reach(self, x: Hidden, block: nn.Module) -> Tensor | None:
-        """The largest absolute value in each channel of a block's input, which lacks its bias here; None if unknown."""
-        if self._calibration is None:
+        """The largest absolute value in each channel of a block's input, which lacks its bias here [dim].
+
+        None in fp32 and without calibration.
+        """
+        if not self._int8 or self._calibration is None:
             return None
         smallest, largest = (values - x.bias for values in self._calibration.inputs[block])
         return torch.maximum(smallest.abs(), largest.abs())
