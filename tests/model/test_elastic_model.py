@@ -110,8 +110,8 @@ def test_texts_over_the_limit_are_truncated_and_said_to_be(model):
 
 def test_prompts_stand_before_the_text(model):
     prompted = load_prompted(model, Prompts("how ", ""))
-    assert (prompted.embed(["ice"]) - model.embed(["how ice"])).abs().max() < 1e-6
-    assert (prompted.embed(["ice"], kind="passage") - model.embed(["ice"])).abs().max() < 1e-6
+    assert (prompted.embed(["ice"]) - model.embed(["how ice"])).abs().max() < 1e-5
+    assert (prompted.embed(["ice"], kind="passage") - model.embed(["ice"])).abs().max() < 1e-5
 
 
 def load_prompted(model, prompts):

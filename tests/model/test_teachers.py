@@ -185,7 +185,7 @@ def test_without_files_the_pooling_is_the_familys_and_a_warning_says_so(tiny_ber
     assert model.config.max_tokens == MaxTokens(64, 64, 64)
     mean = load_model(tmp_path / "bare", pooling="mean")
     assert capsys.readouterr().err == ""
-    assert (F.normalize(mean.embed(TEXTS), dim=-1) - load_model(tiny_bert).embed(TEXTS)).abs().max() < 1e-6
+    assert (F.normalize(mean.embed(TEXTS), dim=-1) - load_model(tiny_bert).embed(TEXTS)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_the_passages_of_an_artifact_are_encoded_with_the_settings_that_it_was_m
     encoder = passage_encoder(model, tiny_bert)
     assert encoder.fingerprint() == teacher.fingerprint() != load_model(tiny_bert).fingerprint()
     plain = load_model(tiny_bert, pooling="cls").embed([f"the {text}" for text in TEXTS], kind="query")
-    assert (encoder.embed(TEXTS, kind="passage") - plain).abs().max() < 1e-6
+    assert (encoder.embed(TEXTS, kind="passage") - plain).abs().max() < 1e-5
 
 
 # -- Tokenizers, precisions, files -------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def test_an_exported_level_is_the_level_alone(artifact, tmp_path):
     main(["--model", str(artifact), "--level", "10", "--output", str(tmp_path / "ten")])
     whole, alone = ElasticModel.from_pretrained(artifact), ElasticModel.from_pretrained(tmp_path / "ten")
     assert alone.levels == (10,)
-    assert (alone.embed(TEXTS) - whole.embed(TEXTS, level=10)).abs().max() < 1e-6
+    assert (alone.embed(TEXTS) - whole.embed(TEXTS, level=10)).abs().max() < 1e-5
     assert sum(p.numel() for p in alone.parameters()) < sum(p.numel() for p in whole.parameters())
     assert LatencyTable.read(tmp_path / "ten/latency.csv").levels == (10,)
     assert passage_encoder(alone).fingerprint() == whole.config.passages.fingerprint

@@ -74,7 +74,7 @@ def test_the_largest_level_is_cut_where_100_is_not_asked_for(arguments, tmp_path
     prune.main([*arguments[:-1], str(tmp_path / "cut"), "--levels", "50,10"])
     whole, cut = ElasticModel.from_pretrained(tmp_path / "pruned"), ElasticModel.from_pretrained(tmp_path / "cut")
     texts = make_texts(5, seed=8)
-    assert (cut.embed(texts, level=50) - whole.embed(texts, level=50)).abs().max() < 1e-6
+    assert (cut.embed(texts, level=50) - whole.embed(texts, level=50)).abs().max() < 1e-5
     assert cut.top is None
     assert sum(p.numel() for p in cut.encoder.layers.parameters()) < 0.6 * sum(
         p.numel() for p in whole.top.encoder.layers.parameters()
