@@ -11,7 +11,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PY := $(VENV)/bin/python
-EXTRAS := train,serve,bench,onnx,demo,dev,docs
+EXTRAS := train,serve,ray,bench,onnx,demo,dev,docs
 DEMO ?= full
 ENV := . ./env.sh &&
 SMALL := demo/small
