@@ -25,9 +25,10 @@ from elasticlm.files import new_folder
 from elasticlm.machine import machine
 from elasticlm.model.structure import level_name, parse_choice
 from elasticlm.serving.backlog import Backlog
-from elasticlm.serving.core import RawRequest, ServingCore
+from elasticlm.serving.core import ServingCore
 from elasticlm.serving.requests import JSON, RequestError, Service, accept
 from elasticlm.serving.settings import Settings
+from elasticlm.serving.wire import RawRequest
 
 BATCH = 8
 CONNECTIONS = 8

@@ -22,9 +22,10 @@ from ts.context import Context
 from elasticlm.handlers.emission import Emitter
 from elasticlm.handlers.probe import ManagementProbe
 from elasticlm.handlers.torchserve_settings import read_handler_section
-from elasticlm.serving.core import RawRequest, ServingCore
+from elasticlm.serving.core import ServingCore
 from elasticlm.serving.shared_counts import open_counts
 from elasticlm.serving.signals import QueueSignal
+from elasticlm.serving.wire import RawRequest
 
 
 class ElasticHandler:

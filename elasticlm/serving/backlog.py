@@ -16,6 +16,8 @@ class Backlog:
         workers: W, workers that share the queue.
         ages_ms: how long each request of the batch has waited, in its order; None if unknown. Empty if none is known.
         waiting_ages_ms: the same for the requests behind the batch, in order of arrival; the last may be missing.
+        waiting_rows: sequences of a waiting request, in the mean; None if unknown.
+        refused_rows: sequences of each request that was refused since the last batch because the queue was full.
         turnaround_ms: a worker's time from one batch to the next beyond the service time that the latency table
             contains (see elasticlm.schedule.load); 0 if unknown.
         refusal_ms: a worker's time for refusing one request.
@@ -30,6 +32,8 @@ class Backlog:
     workers: int = 1
     ages_ms: tuple[float | None, ...] = ()
     waiting_ages_ms: tuple[float | None, ...] = ()
+    waiting_rows: float | None = None
+    refused_rows: tuple[int, ...] = ()
     turnaround_ms: float = 0.0
     refusal_ms: float = 0.0
     arrivals_rps: float = 0.0

@@ -12,6 +12,7 @@ MAR-INF/             TorchServe's manifest
 
 import json
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -121,6 +122,41 @@ def read_manifest(archive: Path) -> dict[str, Any]:
         return json.loads((archive / MANIFEST).read_bytes())["model"]
     with zipfile.ZipFile(archive) as packed:
         return json.loads(packed.read(MANIFEST))["model"]
+
+
+@dataclass(frozen=True)
+class ArchiveFacts:
+    """What an archive says of itself.
+
+    Attributes:
+        name: its name in URLs.
+        task: embed, score or classify; search for a two-stage archive.
+        levels: what a policy can choose from, largest or best first.
+        config: the contents of its model-config.yaml.
+    """
+
+    name: str
+    task: str
+    levels: tuple[Choice, ...]
+    config: Mapping[str, Any]
+
+
+def read_facts(archive: Path) -> ArchiveFacts:
+    """Return what an archive, packed or unpacked, says of itself, without unpacking its weights. Raises InputError."""
+    if archive.is_dir():
+        bundle = Bundle(archive)
+        name, config = bundle.read_settings()
+        task = "search" if bundle.is_two_stage else read_config(bundle.artifact).task
+        return ArchiveFacts(name, task, bundle.read_levels(), config)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with zipfile.ZipFile(archive) as packed:
+                wanted = [MANIFEST, "model-config.yaml", PAIRS_FILE, f"{ARTIFACT}/{CONFIG_FILE}"]
+                for name in {*wanted, read_manifest(archive)["configFile"]} & set(packed.namelist()):
+                    packed.extract(name, folder)
+        except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{archive}: not an archive made by `elasticlm archive` ({error})") from None
+        return read_facts(Path(folder))
 
 
 def unpack(archive: str | Path, folder: Path) -> Bundle:

@@ -7,7 +7,7 @@ and publishes the BatchReport. elasticlm.handlers does this for TorchServe.
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 
@@ -31,28 +31,12 @@ from elasticlm.serving.signals import StartHeaders
 from elasticlm.serving.stages import Stages
 from elasticlm.serving.telemetry import BatchReport, Work
 from elasticlm.serving.two_stage import open_archive
+from elasticlm.serving.wire import RawRequest, Response
 
 logger = logging.getLogger(__name__)
 
 Read = AcceptedRequest | RequestError
 """A request after parsing: accepted, or the reason why not."""
-
-
-@dataclass(frozen=True)
-class RawRequest:
-    """A request as a server received it: the bytes of its body, and its headers in any case."""
-
-    body: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Response:
-    """A response as a server sends it: status, headers with Content-Type, and the bytes of the body."""
-
-    status: HTTPStatus
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class ServingCore:
@@ -107,7 +91,7 @@ class ServingCore:
         waits = [{"Server-Timing": f"wait;dur={age_ms or 0.0:.3f}, {timing}"} for age_ms in ages_ms]
         responses = [Response(encoded.status, shared | wait | encoded.headers, encoded.body)
                      for encoded, wait in zip(encoded_outcomes, waits, strict=True)]  # fmt: skip
-        report = self._report(read, [encoded.outcome for encoded in encoded_outcomes], settings, BatchReport(
+        report = self._report(read, [encoded.outcome for encoded in encoded_outcomes], settings, backlog, BatchReport(
             queue_depth=backlog.queue_depth, workers=backlog.workers, turnaround_s=backlog.turnaround_ms / 1e3,
             service_s=service_ms / 1e3, table_ms=sum(stages.ms.get(name, 0.0) for name in self.engine.table_stages),
             ignored_starts=ignored_starts, probe_up=backlog.probe_up, int8_fallbacks=self.engine.int8_fallbacks,
@@ -140,7 +124,7 @@ class ServingCore:
             arrivals_rps=backlog.arrivals_rps, last_level=self._last_level, budget_ms=settings.budget_ms,
             ages_ms=tuple(item.age_ms for item in accepted), budgets_ms=tuple(item.budget_ms for item in accepted),
             counted_ages_ms=None if settings.trust_for_batch else tuple(counted),
-            waiting_ages_ms=backlog.waiting_ages_ms,
+            waiting_ages_ms=backlog.waiting_ages_ms, waiting_rows=backlog.waiting_rows,
         )  # fmt: skip
         answers = iter(self._answered([item.request for item in accepted], load, stages))
         outcomes = [next(answers) if isinstance(item, AcceptedRequest) else item for item in read]
@@ -169,9 +153,10 @@ class ServingCore:
         read: Sequence[Read],
         outcomes: Sequence[Answer | RequestError],
         settings: Settings,
+        backlog: Backlog,
         measured: BatchReport,
     ) -> BatchReport:
-        """Complete the report of a batch with what became of its requests."""
+        """Complete the report of a batch with what became of its requests, and of those that the queue refused."""
         taken_ms = 1e3 * measured.service_s + settings.overhead_ms
         answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
         if len(answers) == len(outcomes):  # errors take time of their own
@@ -186,12 +171,17 @@ class ServingCore:
                     misses["client" if by_client else "server"] += 1
                 rows = rows_of(item.request)
                 work_ms += self._work.add(rows, outcome.largest_ms if isinstance(outcome, Answer) else None)
+        errors = Counter(outcome.code for outcome in outcomes if isinstance(outcome, RequestError))
+        if backlog.refused_rows:
+            errors["queue_full"] += len(backlog.refused_rows)
+            misses["server"] += len(backlog.refused_rows)
+            work_ms += sum(self._work.add(rows, None) for rows in backlog.refused_rows)
         return replace(
             measured,
             work_s=work_ms / 1e3,
             table_ratio=self._ratio.value,
             levels=Counter(answer.level for answer in answers),
-            errors=Counter(outcome.code for outcome in outcomes if isinstance(outcome, RequestError)),
+            errors=errors,
             misses=misses,
         )
 
@@ -217,6 +207,8 @@ def _encoded(item: Read, outcome: Answer | RequestError) -> EncodedOutcome:
     if isinstance(outcome, RequestError):
         return EncodedOutcome(outcome, HTTPStatus(outcome.status), headers, body)
     headers["X-Elastic-Level"] = level_name(outcome.level)
+    if outcome.tokens:
+        headers["X-Elastic-Tokens"] = str(outcome.tokens)
     if binary and "truncated" in outcome.body:
         headers["X-Elastic-Truncated"] = "true"
     return EncodedOutcome(outcome, HTTPStatus.OK, headers, body)

@@ -59,12 +59,14 @@ class Answer:
         level: the level that produced the answer; a pair of levels in a two-stage archive.
         largest_ms: this request's share of the time that the batch would take at the largest level.
         expected_ms: its share of the time that the batch takes at the level that ran, according to the latency table.
+        tokens: tokens of its texts as the model read them, special tokens included; 0 if not counted.
     """
 
     body: dict[str, Any]
     level: Choice
     largest_ms: float = 0.0
     expected_ms: float = 0.0
+    tokens: int = 0
 
 
 class Engine(Protocol):
@@ -188,7 +190,7 @@ class Answerer:
         self._typical.saw(len(elastic), rows=rows, tokens=tokens)
         load = replace(
             load.of_requests(elastic), rows=rows, tokens=tokens, overhead_ms=load.overhead_ms + fixed_ms,
-            waiting_rows=self._typical.rows, waiting_tokens=self._typical.tokens,
+            waiting_rows=load.waiting_rows or self._typical.rows, waiting_tokens=self._typical.tokens,
             turnaround_ms=load.turnaround_ms + load.batch_size * self._typical.fixed_ms,
         )  # fmt: skip
         decision = decide(self.policy, self.table, load, self.late)
@@ -211,14 +213,14 @@ class Answerer:
                                    for each in (self.model.structures.largest, level))  # fmt: skip
         hits = self._search(requests, outputs)
         stages.done("search")
-        truncated = inputs.cut
+        truncated, tokens = inputs.cut, inputs["attention_mask"].sum(1)
         row = 0
         for request in requests:
             rows = rows_of(request)
             body = self._body(request, outputs[row : row + rows], hits, level) | {"level": level}
             if any(truncated[row : row + rows]):
                 body["truncated"] = True
-            yield Answer(body, level, largest_ms, expected_ms)
+            yield Answer(body, level, largest_ms, expected_ms, int(tokens[row : row + rows].sum()))
             row += rows
 
     def _body(

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from elasticlm.hints import unknown
 from elasticlm.serving.settings import Settings
 
-BAD_REQUEST, NOT_ACCEPTABLE, TOO_LARGE, INTERNAL, LATE = 400, 406, 413, 500, 504
+BAD_REQUEST, NOT_FOUND, NOT_ACCEPTABLE, TOO_LARGE, INTERNAL, UNAVAILABLE, LATE = 400, 404, 406, 413, 500, 503, 504
 JSON, BINARY = "application/json", "application/octet-stream"
 KINDS = ("query", "passage")
 FORMS = (("text", "as"), ("texts", "as"), ("query", "k"), ("query", "passages"), ("sentence1", "sentence2"))
@@ -116,7 +116,7 @@ def accept(
         headers: the headers of the request, with names in lower case.
         age_ms: how long the request has waited.
     """
-    request = parse(read_body(body, settings), settings)
+    request = parse(read_json(body, settings.max_body_bytes), settings)
     refuse_unserved(request, service, settings)
     header = headers.get("x-latency-budget-ms") if settings.trust_latency_budget else None
     budget_ms = latency_budget_ms(header, settings.budget_ms)
@@ -147,13 +147,12 @@ def wants_binary(accept: str | None, request: Request) -> bool:
     return True
 
 
-def read_body(body: bytes, settings: Settings) -> Any:
-    """Return the JSON value of a body. Raises RequestError."""
+def read_json(body: bytes, largest: int) -> Any:
+    """Return the JSON value of a body. Raises RequestError if it is none, or has more than ``largest`` bytes."""
     if not body:
         raise RequestError("no_body", "expected a JSON body, with Content-Type: application/json")
-    if len(body) > settings.max_body_bytes:
-        limit = settings.max_body_bytes
-        raise RequestError("too_large", f"body of {len(body)} bytes; setting max_body_bytes is {limit}", TOO_LARGE)
+    if len(body) > largest:
+        raise RequestError("too_large", f"body of {len(body)} bytes; setting max_body_bytes is {largest}", TOO_LARGE)
     try:
         return json.loads(body.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except RequestError:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from elasticlm.serving.backlog import Backlog
 from elasticlm.serving.bundle import unpack
-from elasticlm.serving.core import RawRequest, ServingCore
+from elasticlm.serving.core import ServingCore
 from elasticlm.serving.settings import Settings
+from elasticlm.serving.wire import RawRequest
 
 
 class PlainServer(ThreadingHTTPServer):

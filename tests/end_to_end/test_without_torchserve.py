@@ -29,8 +29,9 @@ from pathlib import Path
 sys.modules["ts"] = None  # importing it fails
 from elasticlm.serving.backlog import Backlog
 from elasticlm.serving.bundle import unpack
-from elasticlm.serving.core import RawRequest, ServingCore
+from elasticlm.serving.core import ServingCore
 from elasticlm.serving.settings import Settings
+from elasticlm.serving.wire import RawRequest
 
 archives, bodies, binary, texts = json.loads(sys.stdin.read())
 answers = {}

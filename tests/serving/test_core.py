@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from elasticlm.serving.backlog import Backlog
-from elasticlm.serving.core import RawRequest, ServingCore
+from elasticlm.serving.core import ServingCore
 from elasticlm.serving.engine import Answer
 from elasticlm.serving.requests import RequestError, Service
 from elasticlm.serving.settings import Settings
+from elasticlm.serving.wire import RawRequest
 
 NOW_S = 1_700_000_000.0
 IDLE = Backlog()

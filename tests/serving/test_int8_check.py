@@ -21,10 +21,11 @@ from elasticlm.schedule.cascade import MeasuredPair, write_pairs
 from elasticlm.schedule.latency import Setup
 from elasticlm.schedule.load import Load
 from elasticlm.serving.backlog import Backlog
-from elasticlm.serving.core import RawRequest, ServingCore
+from elasticlm.serving.core import ServingCore
 from elasticlm.serving.engine import Answerer, load_with_latency
 from elasticlm.serving.requests import Classify, Embed, Score, Search
 from elasticlm.serving.settings import Settings
+from elasticlm.serving.wire import RawRequest
 
 IDLE = Load(queue_depth=0)
 SETTINGS = Settings(latency_budget_ms=250.0)

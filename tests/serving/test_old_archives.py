@@ -51,8 +51,9 @@ import runpy, sys
 sys.path.insert(0, {str(tmp_path / "served")!r})
 import elastic_handler
 from elasticlm.serving.backlog import Backlog
-from elasticlm.serving.core import RawRequest, ServingCore
+from elasticlm.serving.core import ServingCore
 from elasticlm.serving.settings import Settings
+from elasticlm.serving.wire import RawRequest
 from pathlib import Path
 core = ServingCore.open(Path({str(tmp_path / "served")!r}), Settings(policy="fixed:50"))
 print(core.handle([RawRequest(b'{{"query": "ice", "k": 2}}')], Backlog(), 0.0)[0][0].headers["X-Elastic-Level"])
