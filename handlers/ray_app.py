@@ -51,6 +51,8 @@ LEAST_WAIT_S, WAIT_IN_BUDGETS = 5.0, 4.0
 """A replica that has not answered after 4 T, at least 5 s, counts as lost."""
 INGRESS_CPUS = 0.2
 """CPUs that Ray reserves for an ingress."""
+NO_ACCESS_LOG = {"enable_access_log": False}
+"""Ray Serve's proxies log every request already."""
 HEADROOM = 100
 """Requests beyond the bound of the queue that a replica receives, in order to refuse them itself at once."""
 
@@ -73,6 +75,8 @@ class Arguments(BaseModel):
     """How long the demand has to be above 1 before a replica is added."""
     downscale_delay_s: float = Field(60.0, ge=0)
     """How long the demand has to be below 0.5 before a replica is removed."""
+    max_replicas_per_node: int | None = Field(None, ge=1)
+    """Largest number of replicas of an archive, and of the ingress, on one node."""
     ingress_replicas: int = Field(1, ge=1)
     """Replicas of the ingress; one per node survives the loss of a node."""
     batch_size: int | None = Field(None, ge=1)
@@ -126,9 +130,9 @@ class ServedArchive:
         facts = read_facts(path)
         section = facts.config.get("handler") or {}
         packed, _ = read_handler_section(section)
-        changes = {**arguments.settings, "policy": arguments.policy, "threads": arguments.threads,
-                   "latency_budget_ms": arguments.latency_budget_ms}  # fmt: skip
-        settings, _ = read_handler_section(section | {name: each for name, each in changes.items() if each is not None})
+        named = {name: getattr(arguments, name) for name in ("policy", "latency_budget_ms", "threads")}
+        changes = arguments.settings | {name: value for name, value in named.items() if value is not None}
+        settings, _ = read_handler_section(section | changes)
         per_worker = facts.config.get("jobQueueSize", 100) / (facts.config.get("minWorkers") or 1)
         in_proportion = max(1, int(per_worker * settings.budget_ms / packed.budget_ms))
         return cls(
@@ -212,13 +216,15 @@ class Ingress:
         self.served, self.replicas = served, replicas
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        translated = [Route(path, self._translated(api), methods=["POST"]) for path, api in APIS.items()]
+        translated = [Route(prefix + path, self._translated(api), methods=["POST"])
+                      for path, api in APIS.items() for prefix in ("", "/models/{name}")]  # fmt: skip
         return Starlette(routes=[
             Route("/predictions/{name}", self._predict, methods=["POST", "PUT"]),
             *translated,
             Route("/v1/models", self._models),
             Route("/ping", self._ping),
             Route("/health", self._ping),
+            Route("/ready", self._ready),
         ])  # fmt: skip
 
     async def _predict(self, request: HTTPRequest) -> HTTPResponse:
@@ -236,7 +242,7 @@ class Ingress:
             largest = max(each.settings.max_body_bytes for each in self.served.values())
             try:
                 call = api.call(await _body(request, largest), largest)
-                name = self._archive(call.model, call.task)
+                name = self._archive(request.path_params.get("name", call.model), call.task)
             except RequestError as error:
                 return _http(api.refuse(HTTPStatus(error.status), error.code, error.message))
             response = await self._ask(name, call.raw(request.headers), call.rows, started_s)
@@ -250,8 +256,12 @@ class Ingress:
         if model is None:
             if len(able) == 1:
                 return able[0]
-            found = f"{len(able)} archives can ({', '.join(able)}): name one in model" if able else "no archive can"
-            raise RequestError("unknown_model", f"of the models served here {found}", NOT_FOUND)
+            found = (
+                f"name one in model or in the URL (/models/NAME/...): {', '.join(able)}"
+                if able
+                else "none is served here"
+            )
+            raise RequestError("unknown_model", f"the request needs a model of task {task!r}; {found}", NOT_FOUND)
         if model not in self.served:
             raise RequestError("unknown_model", unknown("model", model, list(self.served)), NOT_FOUND)
         if model not in able:
@@ -290,6 +300,14 @@ class Ingress:
     async def _ping(self, request: HTTPRequest) -> HTTPResponse:
         return JSONResponse({"status": "Healthy"})
 
+    async def _ready(self, request: HTTPRequest) -> HTTPResponse:
+        """Answer 200 once all replicas of all archives run, else 503. Ray Serve's own /-/healthz does so earlier."""
+        application = serve.get_replica_context().app_name
+        status = (await asyncio.to_thread(serve.status)).applications[application]
+        deployments = {name: each.status for name, each in status.deployments.items()}
+        content = {"status": status.status, "deployments": deployments}
+        return JSONResponse(content, HTTPStatus.OK if status.status == "RUNNING" else HTTPStatus.SERVICE_UNAVAILABLE)
+
 
 def build(arguments: Arguments) -> serve.Application:
     """Return the application that serves the archives. Raises InputError if one of them cannot be served."""
@@ -302,7 +320,9 @@ def build(arguments: Arguments) -> serve.Application:
     waiting = sum(_most_requests(each) for each in archives) * (arguments.max_replicas or arguments.replicas)
     ingress = Ingress.options(  # type: ignore[attr-defined]
         num_replicas=arguments.ingress_replicas,
+        logging_config=NO_ACCESS_LOG,
         max_ongoing_requests=waiting + HEADROOM,
+        max_replicas_per_node=arguments.max_replicas_per_node,
         ray_actor_options={"num_cpus": INGRESS_CPUS},
     )
     return ingress.bind(served, replicas)
@@ -312,7 +332,9 @@ def _replica_options(served: ServedArchive, arguments: Arguments) -> Any:
     cpus = arguments.num_cpus or served.settings.threads
     options: dict[str, Any] = {
         "name": served.name,
+        "logging_config": NO_ACCESS_LOG,
         "max_ongoing_requests": _most_requests(served),
+        "max_replicas_per_node": arguments.max_replicas_per_node,
         "ray_actor_options": {"num_cpus": cpus},
         "health_check_period_s": 5,
         "health_check_timeout_s": 10,

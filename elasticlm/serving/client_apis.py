@@ -142,11 +142,11 @@ def _embedding(model: str | None, value: Json, texts: Sequence[str], answer: Cal
     if not isinstance(kind, str) or kind not in KINDS:
         raise RequestError("bad_value", f"{names[0]} is {kind!r}, expected one of {', '.join(KINDS)}")
     request = {"texts": texts, "as": KINDS[kind]}
-    return Call(model, "embed", request, len(texts), answer, field, {"accept": BINARY})
+    return Call(model, "embed", request, _rows(texts), answer, field, {"accept": BINARY})
 
 
-def _texts(value: Json, field: str) -> list[str]:
-    """Return the texts of a request: one string, or a list of them. Token ids are refused."""
+def _texts(value: Json, field: str) -> Any:
+    """Return the texts of a request as a list, as far as it is one. Raises RequestError for token ids."""
     given = _required(value, field)
     if isinstance(given, str):
         return [given]
@@ -199,8 +199,7 @@ def _tei_rerank(value: Json) -> Call:
 
 def _scoring(model: str | None, value: Json, passages: Any, answer: Callable[[Response, str], Any], field: str) -> Call:
     request = {"query": _required(value, "query"), "passages": passages}
-    rows = len(passages) if isinstance(passages, list) else 1
-    return Call(model, "score", request, max(1, rows), answer, field, {"accept": JSON})
+    return Call(model, "score", request, _rows(passages), answer, field, {"accept": JSON})
 
 
 def _document(document: Any) -> Any:
@@ -232,6 +231,11 @@ def _model(value: Json) -> str | None:
     if model is not None and not isinstance(model, str):
         raise RequestError("wrong_type", "model is not a string")
     return model
+
+
+def _rows(texts: Any) -> int:
+    """Return the number of texts; 1 for what the core will refuse."""
+    return max(1, len(texts)) if isinstance(texts, list) else 1
 
 
 def _required(value: Json, field: str) -> Any:

@@ -215,3 +215,17 @@ def test_an_empty_batch_is_no_reason_to_fail():
     bodies, _, report = handle(core())
     assert bodies == []
     assert report.levels == {}
+
+
+def test_requests_that_the_queue_refused_count_as_errors_misses_and_work():
+    """Overload has to show where the queue's bound keeps it away from the core."""
+    *_, report = handle(core(), raw("ice"), backlog=Backlog(refused_rows=(1, 4)))
+    assert report.errors == {"queue_full": 2}
+    assert report.misses == {"server": 2}
+    assert report.work_s == pytest.approx(0.030 + 5 * 0.011, rel=0.01)  # 30 ms answered, then 11 ms a row
+
+
+def test_rows_of_waiting_requests_reach_the_schedule():
+    made = core()
+    handle(made, raw("ice"), backlog=Backlog(queue_depth=2, waiting_rows=7.5))
+    assert made.engine.loads[0].waiting_rows == 7.5
