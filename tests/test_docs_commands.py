@@ -120,4 +120,6 @@ def test_sizing(user):
     user(["archive", "--model", "out/mini", "--name", "mini", "--output", "model_store/"])
     (words,) = commands_of("docs/production.md")
     user(words)
+    for words in commands_of("docs/kubernetes.md"):
+        user(words)
     assert any(Path("out/plan").iterdir())
