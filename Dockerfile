@@ -30,10 +30,11 @@ RUN python -m pip install --constraint /srv/elasticlm/constraints.txt "$(ls /whe
 COPY --chmod=755 deploy/entrypoint.sh deploy/ready.sh /srv/elasticlm/
 COPY handlers/metrics.yaml deploy/torchserve/config.properties deploy/ray/serve-config.yaml /srv/elasticlm/
 
-# Everything that the servers write is in /run/elasticlm, so that the root file system can be read-only.
+# The servers write to /run/elasticlm, Ray to /tmp/ray, where KubeRay expects its files, and Java a little to /tmp: with
+# these two folders mounted, the root file system can be read-only.
 RUN useradd --uid 10001 --user-group --no-create-home elasticlm \
     && mkdir -p /srv/elasticlm/model_store && install -d -m 700 -o elasticlm -g elasticlm /run/elasticlm
-ENV HOME=/run/elasticlm TMPDIR=/run/elasticlm TEMP=/run/elasticlm JAVA_HOME=/opt/java PYTHONUNBUFFERED=1 \
+ENV HOME=/run/elasticlm TMPDIR=/run/elasticlm TEMP=/run/elasticlm RAY_TMPDIR=/tmp JAVA_HOME=/opt/java PYTHONUNBUFFERED=1 \
     LOG_LOCATION=/run/elasticlm/logs METRICS_LOCATION=/run/elasticlm/logs \
     MODEL_STORE=/srv/elasticlm/model_store TS_CONFIG=/srv/elasticlm/config.properties \
     SERVE_CONFIG=/srv/elasticlm/serve-config.yaml

@@ -286,7 +286,9 @@ def test_pods_are_of_the_image_without_root_and_with_what_they_mount(component):
     }  # fmt: skip
     assert {mount["name"] for mount in main["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
     written = {mount["mountPath"] for mount in main["volumeMounts"] if not mount.get("readOnly")}
-    assert "/run/elasticlm" in written
+    folders = set(re.findall(r"\b(?:HOME|TMPDIR|TEMP|RAY_TMPDIR)=(\S+)", (ROOT / "Dockerfile").read_text()))
+    assert folders == {"/run/elasticlm", "/tmp"}
+    assert folders <= written
     claims = [
         volume["persistentVolumeClaim"]["claimName"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume
     ]
