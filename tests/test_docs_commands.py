@@ -10,6 +10,7 @@ import faiss
 import numpy as np
 import pytest
 from families import tiny_teacher
+from qdrant_client import QdrantClient
 from random_texts import make_texts
 
 from elasticlm.__main__ import main
@@ -95,6 +96,23 @@ def test_search_then_rerank(user):
 
 
 @pytest.mark.slow
+def test_vector_databases(user, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs/examples")
+    import qdrant_search
+
+    client = QdrantClient(":memory:")
+    corpus = [json.loads(line) for line in Path("data/corpus.jsonl").read_text().splitlines()]
+    qdrant_search.fill(client, "articles", "encoder", {passage["_id"]: passage["text"] for passage in corpus})
+    qdrant_search.export(client, "articles", Path("collection"))
+    shutil.copy("data/queries.jsonl", "collection")
+    commands = commands_of("docs/vector-databases.md")
+    assert [words[0] for words in commands] == ["prune", "finetune", "profile", "archive"]
+    for words in commands:
+        user(words)
+    assert Path("model_store/search.mar").is_file()
+
+
+@pytest.mark.slow
 def test_sizing(user):
     user(["prune", "--teacher", "MODEL", "--data", "beir:data", "--levels", "100,50,10", "--output", "out/mini"])
     user(["profile", "--model", "out/mini", "--backend", "torch"])
@@ -102,4 +120,6 @@ def test_sizing(user):
     user(["archive", "--model", "out/mini", "--name", "mini", "--output", "model_store/"])
     (words,) = commands_of("docs/production.md")
     user(words)
+    for words in commands_of("docs/kubernetes.md"):
+        user(words)
     assert any(Path("out/plan").iterdir())
