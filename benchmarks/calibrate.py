@@ -12,7 +12,8 @@ from elasticlm.benchmarks.pinning import pinned
 from elasticlm.benchmarks.queue_simulation import QUEUE_FULL
 from elasticlm.benchmarks.replay import Request
 from elasticlm.benchmarks.served_archive import Archive
-from elasticlm.benchmarks.server import ServerError, TorchServe
+from elasticlm.benchmarks.server import ServerError
+from elasticlm.benchmarks.servers import RunningServer
 from elasticlm.command import say
 from elasticlm.model.structure import Choice, level_name
 
@@ -92,7 +93,7 @@ def rush_users(largest_rps: float, smallest_rps: float, pause_s: tuple[float, fl
     return max(1, int(offered_rps * sum(pause_s) / 2))
 
 
-def warm_up(server: TorchServe, name: str, asked: Sequence[Request]) -> None:
+def warm_up(server: RunningServer, name: str, asked: Sequence[Request]) -> None:
     """Send some requests one by one; raises ServerError unless they are answered as they should be."""
     with requests.Session() as session:
         for request in asked[:WARM_UP]:

@@ -18,6 +18,7 @@ import argparse
 from pathlib import Path
 
 from elasticlm.arguments import positive_float, positive_int
+from elasticlm.benchmarks.servers import SERVERS
 from elasticlm.command import parser, run_in_checkout
 from elasticlm.files import claim, require_file
 
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 def _options() -> argparse.ArgumentParser:
     options = parser("elasticlm overhead", "Time whole requests compared with the bare forward pass.")
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="an encoder or a reranker")
+    options.add_argument("--server", choices=SERVERS, default="torchserve", help="what serves it")
     options.add_argument("--level", metavar="K", help="the level that answers (default: the largest)")
     options.add_argument("--requests", type=positive_int, default=200, help="requests that are timed, "
                          "with --switching of each kind and level")  # fmt: skip

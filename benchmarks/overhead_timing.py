@@ -11,6 +11,7 @@ import requests
 
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import ServerError
+from elasticlm.benchmarks.servers import TITLES
 from elasticlm.benchmarks.signal_comparison import timings
 from elasticlm.command import print_result, print_table, progress
 from elasticlm.errors import InputError
@@ -30,7 +31,7 @@ ROUND = 20  # requests in a row on the same level
 def time_overhead(options: argparse.Namespace) -> int:
     """Run what the options name."""
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
-        archive = Archive.unpack(options.archive, Path(folder))
+        archive = Archive.unpack(options.archive, Path(folder), options.server)
         if archive.task not in SHAPES:
             raise InputError(f"{options.archive}: task {archive.task!r}; expected {' or '.join(SHAPES)}")
         level = parse_level(options.level) if options.level else archive.largest
@@ -41,13 +42,13 @@ def time_overhead(options: argparse.Namespace) -> int:
             return report_switching(archive, options)
         whole, stages, bare = measure(archive, level, options.requests)
     ratio = float(whole.median() / bare.median())
-    rows = breakdown(whole, stages, bare)
+    rows = breakdown(whole, stages, bare, TITLES[options.server])
     with new_folder(options.output, overwrite=options.overwrite) as output:
         pd.DataFrame(rows).to_csv(output / "overhead.csv", index=False)
     print_table(rows)
     shape = "x".join(map(str, SHAPES[archive.task]))
-    result = {"output": str(options.output), "machine": machine(), "shape": shape, "level": level_name(level),
-              "requests": len(whole), "ratio": round(ratio, 3), "stages": rows}  # fmt: skip
+    result = {"output": str(options.output), "server": options.server, "machine": machine(), "shape": shape,
+              "level": level_name(level), "requests": len(whole), "ratio": round(ratio, 3), "stages": rows}  # fmt: skip
     print_result(result)
     return int(options.most is not None and ratio > options.most)
 
@@ -136,9 +137,9 @@ def request_and_batch(model: ElasticModel) -> tuple[dict[str, Any], Any]:
     return {"query": texts[0], "passages": passages}, model.tokenize_pairs(texts, passages)
 
 
-def breakdown(whole: pd.Series, stages: pd.DataFrame, bare: pd.Series) -> list[dict[str, Any]]:
+def breakdown(whole: pd.Series, stages: pd.DataFrame, bare: pd.Series, server: str) -> list[dict[str, Any]]:
     """Means of the stages, which add up to that of the whole; medians next to them; and the bare pass."""
-    parts = {name: stages[name] for name in stages} | {"TorchServe and wire": whole - stages.sum(axis=1)}
+    parts = {name: stages[name] for name in stages} | {f"{server} and wire": whole - stages.sum(axis=1)}
     rows = [*parts.items(), ("whole request", whole), ("bare forward pass", bare)]
     return [{"stage": name, "mean ms": round(float(ms.mean()), 3), "median ms": round(float(ms.median()), 3),
              "share of the whole %": round(100 * float(ms.mean() / whole.mean()), 1)}

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import psutil
 
-from elasticlm.benchmarks.server import TorchServe
+from elasticlm.benchmarks.servers import RunningServer
 
 
 @contextmanager
-def pinned(server: TorchServe, name: str, *, enabled: bool = True) -> Iterator[None]:
+def pinned(server: RunningServer, name: str, *, enabled: bool = True) -> Iterator[None]:
     """Run the model's workers on the last cores, and the frontend and this process (with the driver) on the others.
 
     Does nothing where there are not more cores than workers, or where cores cannot be chosen.
@@ -21,9 +21,7 @@ def pinned(server: TorchServe, name: str, *, enabled: bool = True) -> Iterator[N
         yield
         return
     theirs, others = before[-len(workers) :], before[: -len(workers)]
-    assert server.process is not None
-    frontend = [process.pid for process in psutil.Process(server.process.pid).children(recursive=True)]
-    for pid in [os.getpid(), server.process.pid, *frontend]:
+    for pid in [os.getpid(), *server.pids()]:
         _pin(pid, others)
     for pid in workers:
         _pin(pid, theirs)

@@ -154,6 +154,10 @@ class RayServer:
         return [{"pid": process.pid} for process in self._processes()
                 if _title(process).startswith(f"ray::ServeReplica:{APPLICATION}:{name}")]  # fmt: skip
 
+    def pids(self) -> list[int]:
+        """Return the ids of all processes of the cluster."""
+        return [process.pid for process in self._processes()]
+
     def headers(self, kind: str = "inference") -> dict[str, str]:
         """Return {}: there is no token."""
         return {}

@@ -20,6 +20,7 @@ from elasticlm.benchmarks.replay import write_requests
 from elasticlm.benchmarks.rush_report import write_report
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import ServerError
+from elasticlm.benchmarks.servers import TITLES
 from elasticlm.benchmarks.summary import COLUMNS, behind, budget_name, lead, rounds, summarise
 from elasticlm.benchmarks.workload import RERANK, Workload, build_workload, shortener
 from elasticlm.command import print_result, print_table, progress, say
@@ -55,7 +56,7 @@ def run_simulation(options: argparse.Namespace) -> int:
 
 def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run every arm and write the report; returns the summary. `folder` is for temporary files."""
-    archive = Archive.unpack(options.archive, folder / "archive")
+    archive = Archive.unpack(options.archive, folder / "archive", options.server)
     names = options.arms or ["deadline", "queue", *(f"fixed:{level_name(archive.levels[end])}" for end in (0, -1))]
     if options.load and not options.arrivals:
         raise InputError("--load goes with --arrivals; the load of a closed loop is its --users")
@@ -143,6 +144,7 @@ def simulate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "capacity_rps": {level_name(level): round(rps, 2) for level, rps in capacity_rps.items()},
         },
         "server": {
+            "name": archive.server,
             "batch_size": archive.batch_size, "workers": archive.workers,
             "max_batch_delay_ms": archive.max_batch_delay_ms,
             "overhead_ms": archive.handler.get("overhead_ms", Settings.overhead_ms), "tokens": options.tokens,
@@ -174,7 +176,7 @@ def run_arm(
     pin: bool = False,
 ) -> Drive:
     """Serve the archive under the arm's policy and drive the traffic through it."""
-    say(f"{title}: starting TorchServe")
+    say(f"{title}: starting {TITLES[archive.server]}")
     budget_ms, queue_size, handler = serving_of(arm, archive, budgets_ms)
     with (
         archive.serve(arm, budget_ms, queue_size, handler=handler) as server,

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from elasticlm.benchmarks.ray_server import RayServer
 from elasticlm.benchmarks.server import TorchServe
+from elasticlm.benchmarks.servers import RunningServer
 from elasticlm.model.artifact import read_config
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Choice
@@ -16,6 +18,7 @@ from elasticlm.schedule.latency import LatencyTable, choose_setup
 from elasticlm.serving.bundle import Bundle, unpack
 from elasticlm.serving.cascade_times import pair_table
 
+RAY_CPUS = 0.5  # that Ray reserves per replica, so that several fit on a small machine
 QUIET = {"disable_system_metrics": "true"}  # no process that samples the machine in the middle of a run
 
 
@@ -23,7 +26,8 @@ QUIET = {"disable_system_metrics": "true"}  # no process that samples the machin
 class Archive:
     """An unpacked archive: what it serves and how. A pipeline's levels are its pairs, best first.
 
-    `handler` is that section of its settings.
+    `handler` is that section of its settings; `server` is torchserve or ray, which has `nodes`, and
+    its workers are divided among them.
     """
 
     bundle: Bundle
@@ -35,15 +39,17 @@ class Archive:
     max_batch_delay_ms: int
     job_queue_size: int
     handler: Mapping[str, Any]
+    server: str = "torchserve"
+    nodes: int = 1
 
     @classmethod
-    def unpack(cls, archive: Path, folder: Path) -> "Archive":
+    def unpack(cls, archive: Path, folder: Path, server: str = "torchserve") -> "Archive":
         """Unpack a .mar of `elasticlm archive`; raises InputError on any other file."""
         bundle = unpack(archive, folder)
         name, served = bundle.read_settings()
         return cls(
             bundle, name, read_config(bundle.artifact).task, bundle.read_levels(), served["batchSize"],
-            served["minWorkers"], served["maxBatchDelay"], served["jobQueueSize"], served["handler"],
+            served["minWorkers"], served["maxBatchDelay"], served["jobQueueSize"], served["handler"], server,
         )  # fmt: skip
 
     @property
@@ -90,13 +96,24 @@ class Archive:
         *,
         handler: Mapping[str, object] | None = None,
         token_auth: bool = False,
-    ) -> TorchServe:
+        ray: Mapping[str, object] | None = None,
+    ) -> RunningServer:
         """Return a server of this archive under a policy.
 
         Args:
             job_queue_size: how many requests may wait; None: as the archive says.
             handler: further settings of the handler.
+            ray: further arguments of elasticlm.handlers.ray_app.build.
         """
+        settings = {"policy": policy, "latency_budget_ms": budget_ms} | dict(handler or {})
+        if self.server == "ray":
+            queue_size = -(-(job_queue_size or self.job_queue_size) // self.workers)
+            arguments = {
+                "replicas": self.workers, "ingress_replicas": self.nodes, "num_cpus": RAY_CPUS,
+                "max_replicas_per_node": -(-self.workers // self.nodes),
+                "batch_size": self.batch_size, "queue_size": queue_size, "settings": settings,
+            }  # fmt: skip
+            return RayServer([self.bundle.folder], arguments=arguments | dict(ray or {}), nodes=self.nodes)
         return TorchServe(
             {self.name: self.bundle.folder},
             batch_size=self.batch_size,
@@ -104,6 +121,6 @@ class Archive:
             max_batch_delay_ms=self.max_batch_delay_ms,
             job_queue_size=job_queue_size or self.job_queue_size,
             config=QUIET,
-            handler={"policy": policy, "latency_budget_ms": budget_ms} | dict(handler or {}),
+            handler=settings,
             token_auth=token_auth,
         )

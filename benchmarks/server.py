@@ -228,6 +228,11 @@ class TorchServe:
         """Return the model's workers as the management API tells them: id, pid, status, ..."""
         return self.describe(name)["workers"]
 
+    def pids(self) -> list[int]:
+        """Return the ids of all processes of the server, its workers too."""
+        assert self.process is not None, "the server is not running"
+        return [self.process.pid, *(each.pid for each in psutil.Process(self.process.pid).children(recursive=True))]
+
     def describe(self, name: str) -> dict:
         """Return `GET /models/NAME`: batchSize, workers, jobQueueStatus, ..."""
         reply = requests.get(f"{self.management_url}/models/{name}", headers=self.headers("management"), timeout=5)

@@ -1,4 +1,4 @@
-"""The online simulation: one rush, served anew under each arm's policy by the real TorchServe.
+"""The online simulation: one rush, served anew under each arm's policy by the real server.
 
     elasticlm simulate --archive model_store/mini.mar --data pydoc --split test \\
         --arms deadline queue fixed:100 fixed:5 --users auto --duration 45 --output out/rush
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from elasticlm.arguments import at_least, non_negative_int, or_auto, positive_float, positive_int
 from elasticlm.benchmarks.arrivals import parse_arrivals
+from elasticlm.benchmarks.servers import SERVERS
 from elasticlm.command import parser, run_in_checkout
 from elasticlm.files import claim, require_file
 from elasticlm.retrieval.data_specs import check_spec
@@ -42,8 +43,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _options() -> argparse.ArgumentParser:
-    options = parser("elasticlm simulate", "Drive a rush through TorchServe, once for each arm's policy.")
+    options = parser("elasticlm simulate", "Drive a rush through TorchServe or Ray Serve, once for each arm's policy.")
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="what is served")
+    options.add_argument("--server", choices=SERVERS, default="torchserve", help="what serves it")
     options.add_argument("--data", required=True, metavar="SPEC", help="queries, passages and judgements")
     options.add_argument("--split", default="test", help="whose queries are sent")
     options.add_argument("--arms", nargs="+", metavar="POLICY", help="deadline:t=MS, slack:t=MS,alpha=SHARE, "

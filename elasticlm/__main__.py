@@ -40,6 +40,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "overhead": ("elasticlm.benchmarks.overhead", "measure what the server adds to a request"),
         "signal": ("elasticlm.benchmarks.signal_check", "compare the load signal with the server's true queue"),
         "stress": ("elasticlm.benchmarks.stress", "measure overload and faults on a TorchServe of its own"),
+        "cluster": (
+            "elasticlm.benchmarks.cluster",
+            "measure load, the loss of a node and scaling on Ray nodes",
+        ),
         "fuzz": ("elasticlm.benchmarks.fuzz", "send hostile requests to the core and to a TorchServe of its own"),
         "soak": ("elasticlm.benchmarks.soak", "run rushes for minutes and watch memory and file handles"),
         "report": ("elasticlm.benchmarks.report", "draw the pictures and the page of a simulation again"),

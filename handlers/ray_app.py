@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -51,6 +51,7 @@ LEAST_WAIT_S, WAIT_IN_BUDGETS = 5.0, 4.0
 """A replica that has not answered after 4 T, at least 5 s, counts as lost."""
 INGRESS_CPUS = 0.2
 """CPUs that Ray reserves for an ingress."""
+DEFAULT_RULE = "ray.serve.autoscaling_policy:default_autoscaling_policy"
 NO_ACCESS_LOG = {"enable_access_log": False}
 """Ray Serve's proxies log every request already."""
 HEADROOM = 100
@@ -71,6 +72,9 @@ class Arguments(BaseModel):
     """Least number of replicas if they are scaled by demand (default: `replicas`)."""
     max_replicas: int | None = Field(None, ge=1)
     """Largest number of replicas. If it is given, replicas are scaled by demand."""
+    scale_on: Literal["demand", "requests"] = "demand"
+    """What the number of replicas follows: `demand` (work that arrives, see elasticlm.handlers.ray_scaling), or
+    `requests`, Ray Serve's own rule (requests that are waiting or being answered)."""
     upscale_delay_s: float = Field(60.0, ge=0)
     """How long the demand has to be above 1 before a replica is added."""
     downscale_delay_s: float = Field(60.0, ge=0)
@@ -289,8 +293,7 @@ class Ingress:
                 logger.warning("a replica of %s was lost: %s", name, error)
                 reason = f"the replicas of {name} that were asked were lost"
         late = time.time() - started_s > served.settings.budget_ms / 1e3
-        error = RequestError("replica_lost", f"{reason}; try again", LATE if late else UNAVAILABLE)
-        return error_response(error)
+        return error_response(RequestError("replica_lost", f"{reason}; try again", LATE if late else UNAVAILABLE))
 
     async def _models(self, request: HTTPRequest) -> HTTPResponse:
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "elasticlm", "task": served.task,
@@ -345,10 +348,11 @@ def _replica_options(served: ServedArchive, arguments: Arguments) -> Any:
     if not least <= arguments.replicas <= arguments.max_replicas:
         raise InputError(f"replicas is {arguments.replicas}, expected {least} (min_replicas) to "
                          f"{arguments.max_replicas} (max_replicas)")  # fmt: skip
+    rule = "elasticlm.handlers.ray_scaling:scale_by_demand" if arguments.scale_on == "demand" else DEFAULT_RULE
     scaling = AutoscalingConfig(
         min_replicas=least, initial_replicas=arguments.replicas, max_replicas=arguments.max_replicas,
         upscale_delay_s=arguments.upscale_delay_s, downscale_delay_s=arguments.downscale_delay_s,
-        policy=AutoscalingPolicy(policy_function="elasticlm.handlers.ray_scaling:scale_by_demand"),
+        policy=AutoscalingPolicy(policy_function=rule),
     )  # fmt: skip
     return Replica.options(**options, autoscaling_config=scaling)  # type: ignore[attr-defined]
 

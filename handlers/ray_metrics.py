@@ -25,7 +25,7 @@ class RayEmitter:
         self._clock, self._gauges_at = clock, -math.inf
 
         def counter(name: str, description: str, *labels: str) -> Counter:
-            return Counter(name, description=description, tag_keys=labels)
+            return Counter(name, description=description, tag_keys=labels)  # type: ignore[arg-type]
 
         def gauge(name: str, description: str) -> Gauge:
             return Gauge(name, description=description)

@@ -54,6 +54,6 @@ def test_a_level_that_is_not_there_is_refused(reranker, tmp_path):
 
 def test_shares_are_those_of_the_mean_request():
     whole, stages, bare = pd.Series([10.0, 20.0]), pd.DataFrame({"forward": [6.0, 9.0]}), pd.Series([5.0, 7.0])
-    rows = {row["stage"]: row for row in breakdown(whole, stages, bare)}
+    rows = {row["stage"]: row for row in breakdown(whole, stages, bare, "TorchServe")}
     assert (rows["forward"]["mean ms"], rows["forward"]["share of the whole %"]) == (7.5, 50.0)
     assert (rows["TorchServe and wire"]["mean ms"], rows["bare forward pass"]["median ms"]) == (7.5, 6.0)
