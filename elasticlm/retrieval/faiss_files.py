@@ -73,6 +73,12 @@ def inner_index(index: faiss.Index) -> faiss.Index:
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 
 
+def make_rows_accessible(index: faiss.Index) -> None:
+    """Let an index reconstruct vectors by row; inverted files need a map for that."""
+    if isinstance(inner := inner_index(index), faiss.IndexIVF):
+        inner.make_direct_map()
+
+
 def own_numbers(index: faiss.Index) -> np.ndarray | None:
     """Return the numbers that an index was given for its vectors [vectors], in row order; None if it has none."""
     if isinstance(index, faiss.IndexIDMap):
