@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import faiss
 import numpy as np
@@ -18,7 +19,7 @@ class FaissShards:
         shards: indexes without numbers of their own, except inverted files, whose numbers are their rows.
     """
 
-    def __init__(self, shards: Sequence[faiss.Index]) -> None:
+    def __init__(self, shards: Sequence[Any]) -> None:
         self.shards = list(shards)
         self.d, self.metric_type = self.shards[0].d, self.shards[0].metric_type
         self._starts = np.cumsum([0, *(shard.ntotal for shard in self.shards)])
@@ -38,7 +39,8 @@ class FaissShards:
         Only the best hits so far and those of one shard are in memory.
         """
         nearest_first = 1 if self.metric_type == faiss.METRIC_L2 else -1
-        scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        scores: np.ndarray = np.empty((len(queries), 0), np.float32)
+        rows: np.ndarray = np.empty((len(queries), 0), np.int64)
         for shard, start in zip(self.shards, self._starts, strict=False):
             here, found = shard.search(queries, min(k, shard.ntotal))
             scores = np.concatenate([scores, here], axis=1)

@@ -22,6 +22,7 @@ from elasticlm.files import new_folder
 from elasticlm.retrieval.columns import first_repeat
 from elasticlm.retrieval.faiss_files import (
     check_numbers,
+    index_inside,
     make_index,
     make_rows_accessible,
     own_numbers,
@@ -75,8 +76,7 @@ class PassageIndex:
         if (numbers := own_numbers(index)) is not None:
             check_numbers(numbers, len(ids), name)
             if isinstance(index, faiss.IndexIDMap):  # an inverted file keeps its numbers
-                owner, index = index, faiss.downcast_index(index.index)
-                index.referenced_objects = [owner]  # which frees what is in it when it goes
+                index = index_inside(index)
                 ids = PassageIds(ids[number] for number in numbers.tolist())
         if index.ntotal != len(ids):
             raise InputError(f"{name}: {index.ntotal} vectors, but {len(ids)} ids")
@@ -171,7 +171,7 @@ class PassageIndex:
     def _load_shards(cls, folder: Path, facts: dict[str, Any], *, memory_mapped: bool) -> "PassageIndex":
         """Load a folder of shards. Raises InputError unless they are those that its index.json describes."""
         origin: dict[str, Any] = {name: facts.get(name) for name in ("fingerprint", "corpus_sha256")}
-        shards = []
+        shards: list[PassageIndex] = []
         for number, count in enumerate(facts["shards"]):
             place = folder / shard_name(number)
             if not place.is_dir():
