@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -18,6 +19,7 @@ from elasticlm.machine import cores
 from elasticlm.trainer.sharded_index import Shard, ShardedIndex, ShardWriter
 
 SECONDS_PER_REPORT = 1.0
+SECONDS_TO_CONNECT = 10.0
 LONGEST_TEMPORARY = 28  # characters; the paths of Ray's sockets are 79 longer, and the system allows 107
 
 
@@ -138,6 +140,8 @@ def _cluster(address: str | None) -> Iterator[None]:
             options |= {"num_cpus": cores(), "include_dashboard": False, "_temp_dir": stack.enter_context(folder)}
         import ray.data
 
+        if address is not None:
+            _check_head(address)
         stack.callback(ray.shutdown)
         try:
             ray.init(address or "local", **options)
@@ -147,6 +151,20 @@ def _cluster(address: str | None) -> Iterator[None]:
         context.enable_progress_bars = context.print_on_execution_start = False  # the command shows its own
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         yield
+
+
+def _check_head(address: str) -> None:
+    """Raise InputError where nothing listens at HOST:PORT, for which Ray would wait for minutes."""
+    import ray.util
+
+    host, _, port = address.rpartition(":")
+    if host in ("localhost", "127.0.0.1"):
+        host = ray.util.get_node_ip_address()  # as Ray does
+    try:
+        if address != "auto":
+            socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"--address {address}: no Ray cluster there ({error})") from None
 
 
 @contextmanager

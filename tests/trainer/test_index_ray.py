@@ -276,9 +276,15 @@ def test_the_engine_needs_ray_and_no_torchrun(command, written, monkeypatch):
         command()
 
 
-def start(tmp_path, *options):
+def test_an_address_at_which_nothing_listens_is_refused(data, tiny_bert, tmp_path):
+    options = ["--engine", "ray", "--address", "127.0.0.1:1", "--model", str(tiny_bert), "--data", data]
+    with pytest.raises(InputError, match=r"--address 127\.0\.0\.1:1: no Ray cluster there"):
+        index.main([*options, "--output", str(tmp_path / "index")])
+
+
+def start(tmp_path, *options, **variables):
     """Start the command as a user does, with a home of its own."""
-    environment = os.environ | {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"} | variables
     environment.pop("RAY_ADDRESS", None)
     words = ["index", "--engine", "ray", *options]
     return subprocess.Popen([sys.executable, "-m", "elasticlm", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -334,3 +340,36 @@ def test_a_killed_run_on_ray_leaves_no_process_and_continues_without_its_finishe
     assert before.items() <= after.items()
     assert_equal(PassageIndex.load(tmp_path / "index"), local)
     assert_gone(children)
+
+
+CLUSTER = """
+import sys, tempfile
+import ray
+with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    ray.init("local", num_cpus=2, include_dashboard=False, _temp_dir=folder)
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
+    ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_running_cluster_is_used_and_left_running_and_its_workers_refuse_in_one_line(data, tiny_bert, tmp_path):
+    on_loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    cluster = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True, env=os.environ | {"HOME": str(tmp_path)} | on_loopback)  # fmt: skip
+    try:
+        address = cluster.stdout.readline().strip()
+        run = start(tmp_path, "--model", str(tiny_bert), "--data", data, "--output", str(tmp_path / "index"),
+                    "--address", address, "--kind", "PQ16", **on_loopback)  # fmt: skip
+        _, error = run.communicate(timeout=120)
+        assert run.returncode == 2
+        assert "Number of training points (248) should be at least as large as number of clusters (256)" in error
+        assert error.strip().splitlines()[-1].startswith("error: FAISS index kind 'PQ16'")
+        assert "Traceback" not in error
+        assert cluster.poll() is None
+    finally:
+        run.kill()
+        children = psutil.Process(cluster.pid).children(recursive=True)
+        cluster.communicate()  # closes its standard input, which ends it
+        assert_gone(children)
