@@ -73,7 +73,7 @@ def check_engine(args: argparse.Namespace) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError("--engine ray starts its own workers: start it without torchrun")
     args.shard_size = args.shard_size or SHARD_SIZE
-    args.address = args.address or os.environ.get("RAY_ADDRESS")
+    args.address = args.address or os.environ.get("RAY_ADDRESS") or None
     if args.address and args.address.startswith("ray://"):
         raise InputError(f"--address {args.address}: start the command on a machine of the cluster, and give HOST:PORT "
                          "of its head, or auto")  # fmt: skip

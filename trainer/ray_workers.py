@@ -113,6 +113,7 @@ class ShardActor:
     """A worker of the pool: a batch is one shard. Bad input comes back as a row, so that it is not tried again."""
 
     def __init__(self, index: ShardedIndex, counts: Any) -> None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # workers are placed by CPUs, and would all use the first GPU
         self._writer, self._counts = ShardWriter(index), counts
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:

@@ -276,6 +276,18 @@ def test_the_engine_needs_ray_and_no_torchrun(command, written, monkeypatch):
         command()
 
 
+def test_bad_input_that_a_worker_meets_comes_back_as_a_row(command, monkeypatch):
+    def here(plan, missing, *, address, workers):
+        batch = {"number": np.array([0]), "rows": np.array([missing[0].rows]), "sha256": np.array(["other"])}
+        (error,) = ray_workers.ShardActor(plan, None)(batch)["error"]
+        raise InputError(error)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the actor sets it
+    monkeypatch.setattr(ray_workers, "write_shards", here)
+    with pytest.raises(InputError, match="has other passages there"):
+        command()
+
+
 def test_an_address_at_which_nothing_listens_is_refused(data, tiny_bert, tmp_path):
     options = ["--engine", "ray", "--address", "127.0.0.1:1", "--model", str(tiny_bert), "--data", data]
     with pytest.raises(InputError, match=r"--address 127\.0\.0\.1:1: no Ray cluster there"):
@@ -284,8 +296,7 @@ def test_an_address_at_which_nothing_listens_is_refused(data, tiny_bert, tmp_pat
 
 def start(tmp_path, *options, **variables):
     """Start the command as a user does, with a home of its own."""
-    environment = os.environ | {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"} | variables
-    environment.pop("RAY_ADDRESS", None)
+    environment = os.environ | {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""} | variables
     words = ["index", "--engine", "ray", *options]
     return subprocess.Popen([sys.executable, "-m", "elasticlm", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env=environment, text=True)  # fmt: skip
@@ -309,39 +320,6 @@ def assert_gone(processes):
         agent.kill()
 
 
-@pytest.mark.slow
-def test_a_killed_run_on_ray_leaves_no_process_and_continues_without_its_finished_shards(
-    local, data, tiny_bert, tmp_path
-):
-    options = ["--model", str(tiny_bert), "--data", data, "--shard-size", "25", "--output", str(tmp_path / "index")]
-    killed = start(tmp_path, *options, "--workers", "1")
-    while not (before := files_of(tmp_path)):
-        assert killed.poll() is None, killed.stderr.read()
-        time.sleep(0.01)
-    children = psutil.Process(killed.pid).children(recursive=True)
-    killed.kill()
-    killed.communicate()
-    assert len(children) > 3
-    assert_gone(children)
-    before = files_of(tmp_path)
-    assert 0 < len(before) < 10
-    assert not (tmp_path / "index").exists()
-    again = start(tmp_path, *options)
-    while (tmp_path / "index.shards").exists() and again.poll() is None:
-        children = psutil.Process(again.pid).children(recursive=True) or children
-        time.sleep(0.2)
-    out, error = again.communicate()
-    assert again.returncode == 0, error
-    assert f"passages: {len(before)} of 10 shards have been written before" in error
-    assert "passages: 248/248" in error
-    assert json.loads(out.splitlines()[-1])["count"] == 248
-    after = files_of(tmp_path / "index")
-    assert len(after) == 10
-    assert before.items() <= after.items()
-    assert_equal(PassageIndex.load(tmp_path / "index"), local)
-    assert_gone(children)
-
-
 CLUSTER = """
 import sys, tempfile
 import ray
@@ -353,23 +331,39 @@ with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_error
 """
 
 
+@pytest.fixture
+def cluster(tmp_path):
+    """A running Ray on the loopback interface: how it is reached."""
+    variables = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+    process = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True, env=os.environ | {"HOME": str(tmp_path)} | variables)  # fmt: skip
+    yield variables | {"RAY_ADDRESS": process.stdout.readline().strip()}
+    assert process.poll() is None
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.communicate()  # closes its standard input, which ends it
+    assert_gone(children)
+
+
 @pytest.mark.slow
-def test_a_running_cluster_is_used_and_left_running_and_its_workers_refuse_in_one_line(data, tiny_bert, tmp_path):
-    on_loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    cluster = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               text=True, env=os.environ | {"HOME": str(tmp_path)} | on_loopback)  # fmt: skip
-    try:
-        address = cluster.stdout.readline().strip()
-        run = start(tmp_path, "--model", str(tiny_bert), "--data", data, "--output", str(tmp_path / "index"),
-                    "--address", address, "--kind", "PQ16", **on_loopback)  # fmt: skip
-        _, error = run.communicate(timeout=120)
-        assert run.returncode == 2
-        assert "Number of training points (248) should be at least as large as number of clusters (256)" in error
-        assert error.strip().splitlines()[-1].startswith("error: FAISS index kind 'PQ16'")
-        assert "Traceback" not in error
-        assert cluster.poll() is None
-    finally:
-        run.kill()
-        children = psutil.Process(cluster.pid).children(recursive=True)
-        cluster.communicate()  # closes its standard input, which ends it
-        assert_gone(children)
+def test_a_killed_run_on_ray_leaves_no_process_and_is_continued_on_a_cluster(local, data, tiny_bert, tmp_path, request):
+    options = ["--model", str(tiny_bert), "--data", data, "--shard-size", "25", "--output", str(tmp_path / "index")]
+    killed = start(tmp_path, *options, "--workers", "1")
+    while not files_of(tmp_path):
+        assert killed.poll() is None, killed.stderr.read()
+        time.sleep(0.01)
+    children = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.communicate()
+    assert len(children) > 3
+    assert_gone(children)
+    before = files_of(tmp_path)
+    assert 0 < len(before) < 10
+    assert not (tmp_path / "index").exists()
+    out, error = start(tmp_path, *options, **request.getfixturevalue("cluster")).communicate(timeout=300)
+    assert f"passages: {len(before)} of 10 shards have been written before" in error
+    assert "passages: 248/248" in error
+    assert json.loads(out.splitlines()[-1])["count"] == 248
+    after = files_of(tmp_path / "index")
+    assert len(after) == 10
+    assert before.items() <= after.items()
+    assert_equal(PassageIndex.load(tmp_path / "index"), local)
