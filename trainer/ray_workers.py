@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -143,11 +144,13 @@ def _cluster(address: str | None) -> Iterator[None]:
 
         if address is not None:
             _check_head(address)
+        stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         stack.callback(ray.shutdown)
         try:
             ray.init(address or "local", **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise InputError(f"Ray {address or 'on this machine'}: {str(error).splitlines()[0]}") from None
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler aborts with a dump of the stack
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False  # the command shows its own
         logging.getLogger("ray.data").setLevel(logging.ERROR)

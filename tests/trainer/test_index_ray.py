@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -344,10 +345,19 @@ def cluster(tmp_path):
     assert_gone(children)
 
 
+@pytest.fixture
+def short_folder():
+    """Where a killed Ray leaves its files; the paths of its sockets must be short."""
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
 @pytest.mark.slow
-def test_a_killed_run_on_ray_leaves_no_process_and_is_continued_on_a_cluster(local, data, tiny_bert, tmp_path, request):
+def test_a_killed_run_on_ray_leaves_no_process_and_is_continued_on_a_cluster(
+    local, data, tiny_bert, tmp_path, short_folder, request
+):
     options = ["--model", str(tiny_bert), "--data", data, "--shard-size", "25", "--output", str(tmp_path / "index")]
-    killed = start(tmp_path, *options, "--workers", "1")
+    killed = start(tmp_path, *options, "--workers", "1", TMPDIR=short_folder)
     while not files_of(tmp_path):
         assert killed.poll() is None, killed.stderr.read()
         time.sleep(0.01)
