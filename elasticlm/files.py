@@ -93,16 +93,22 @@ def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
             with _refused_if_full(path):
                 yield temporary
                 _sync(temporary)
-            if path.exists():  # move what is there away and delete it last, so that a crash loses neither
-                old = _sibling(path, "old")
-                path.rename(old)
-                temporary.rename(path)
-                _remove(old)
-            else:
-                temporary.rename(path)
-            _sync_one(path.parent)
+            _replace(path, temporary)
         finally:
             _remove(temporary)
+
+
+def publish_folder(source: str | Path, path: str | Path, *, overwrite: bool = False) -> None:
+    """Rename ``source``, a folder of the same filesystem that several runs may have filled, to ``path``.
+
+    Raises InputError as new_folder() does. ``source`` stays where it is then.
+    """
+    source, path = Path(source), Path(path)
+    with lock(path):
+        refuse_existing(path, overwrite=overwrite)
+        with _refused_if_full(path):
+            _sync(source)
+        _replace(path, source)
 
 
 @contextmanager
@@ -246,6 +252,18 @@ def _refused_if_full(path: Path) -> Iterator[None]:
         if reason := full_disk(error):
             raise InputError(f"{path}: not written, because the disk is full ({reason})") from error
         raise
+
+
+def _replace(path: Path, folder: Path) -> None:
+    """Rename a folder to ``path``. What is there is moved away and deleted last, so that a crash loses neither."""
+    if path.exists():
+        old = _sibling(path, "old")
+        path.rename(old)
+        folder.rename(path)
+        _remove(old)
+    else:
+        folder.rename(path)
+    _sync_one(path.parent)
 
 
 def _sync(path: Path) -> None:

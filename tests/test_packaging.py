@@ -21,7 +21,7 @@ DATA = {
 }
 SERVED_BY = {
     "elasticlm": ["retrieval", "serve", "onnx"],
-    "elasticlm.trainer": ["train"],
+    "elasticlm.trainer": ["train", "ray"],
     "elasticlm.handlers": ["serve", "retrieval", "onnx"],
     "elasticlm.benchmarks": ["bench", "retrieval", "serve", "onnx"],
 }

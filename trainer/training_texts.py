@@ -6,11 +6,11 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from elasticlm.model.batching import batches_by_length
 from elasticlm.model.elastic_model import ElasticModel, Kind
@@ -196,6 +196,12 @@ def _cut(ids: np.ndarray, max_tokens: int | None) -> np.ndarray:
     return np.append(ids[: max_tokens - 1], ids[-1])
 
 
+class Counter(Protocol):
+    """Counts what is done, such as a progress bar."""
+
+    def update(self, n: int, /) -> object: ...
+
+
 @torch.no_grad()
 def encode(
     model: ElasticModel,
@@ -203,14 +209,14 @@ def encode(
     processes: Processes,
     *,
     precision: str | None = None,
-    bar: tqdm | None = None,
+    bar: Counter | None = None,
     batch_tokens: int = 8192,
 ) -> Tensor:
     """Encode texts by the model's largest level, in batches of like lengths.
 
     Args:
         precision: fp32 or bf16; by default as the processes train.
-        bar: moved on by every text.
+        bar: counts every text.
         batch_tokens: tokens of a batch, padding counted.
 
     Returns:

@@ -9,7 +9,9 @@ hub_dataset.py    hf:NAME[/CONFIG]
 docstrings.py     pydoc, the built-in default
 passage_index.py  PassageIndex over FAISS; needs only faiss and numpy, so that a server can import it
 passage_ids.py    PassageIds, the ids of an index's passages
+index_folder.py   the files of an index folder and of its shards
 faiss_files.py    FAISS indexes made, written and read
+faiss_shards.py   FaissShards, several FAISS indexes searched as one
 passage_texts.py  PassageTexts, the texts of an index's passages in memory-mapped files
 measures.py       RR@10, nDCG@10, R@k and AP by ir_measures; retention by the paired bootstrap
 """

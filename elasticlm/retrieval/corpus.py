@@ -41,6 +41,11 @@ class Corpus:
             return self
         return Corpus(*(KeptColumn(column, rows) for column in (self.ids, self.titles, self.texts)))
 
+    def part(self, rows: range) -> "Corpus":
+        """The passages of consecutive rows; their texts stay where they are."""
+        kept = np.arange(rows.start, rows.stop)
+        return Corpus(*(KeptColumn(column, kept) for column in (self.ids, self.titles, self.texts)))
+
     @property
     def sha256(self) -> str:
         """SHA-256 over ids and passages in order: another corpus has another value."""

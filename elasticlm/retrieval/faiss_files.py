@@ -68,12 +68,25 @@ def read_index(file: Path, *, memory_mapped: bool) -> faiss.Index:
         raise InputError(f"{file}: not a FAISS index, or cut off ({_last_words(error)})") from None
 
 
-def inner_index(index: faiss.Index) -> faiss.Index:
+def inner_index(index: Any) -> Any:
     """Return the index behind a transformation of its vectors."""
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 
 
-def own_numbers(index: faiss.Index) -> np.ndarray | None:
+def index_inside(index: faiss.IndexIDMap) -> faiss.Index:
+    """Return the index whose vectors an IDMap numbers."""
+    inner: Any = faiss.downcast_index(index.index)
+    inner.referenced_objects = [index]  # which frees what is in it when it goes
+    return inner
+
+
+def make_rows_accessible(index: Any) -> None:
+    """Let an index reconstruct vectors by row; inverted files need a map for that."""
+    if isinstance(inner := inner_index(index), faiss.IndexIVF):
+        inner.make_direct_map()
+
+
+def own_numbers(index: Any) -> np.ndarray | None:
     """Return the numbers that an index was given for its vectors [vectors], in row order; None if it has none."""
     if isinstance(index, faiss.IndexIDMap):
         return faiss.vector_to_array(index.id_map)

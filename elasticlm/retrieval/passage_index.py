@@ -1,17 +1,17 @@
 """The passage index: FAISS by inner product, with passage ids. Needs faiss and numpy only.
 
 An index folder holds passages.faiss, ids.txt (one passage id a line, row order) and index.json (fingerprint of what
-encoded the passages, dim, count, SHA-256 of the corpus). An index made elsewhere is a FAISS file with an ids file. Its
-metric may be L2 if its vectors have length 1. If it numbers its vectors itself, number n is line n of the ids file.
+encoded the passages, dim, count, SHA-256 of the corpus), or shards of these. An index made elsewhere is a FAISS file
+with an ids file. Its metric may be L2 if its vectors have length 1. If it numbers its vectors itself, number n is line
+n of the ids file.
 """
 
-import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -20,14 +20,31 @@ from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.files import new_folder
 from elasticlm.retrieval.columns import first_repeat
-from elasticlm.retrieval.faiss_files import check_numbers, inner_index, make_index, own_numbers, read_index, write_index
-from elasticlm.retrieval.passage_ids import PassageIds, check_ids
+from elasticlm.retrieval.faiss_files import (
+    check_numbers,
+    index_inside,
+    make_index,
+    make_rows_accessible,
+    own_numbers,
+    read_index,
+    write_index,
+)
+from elasticlm.retrieval.faiss_shards import FaissShards
+from elasticlm.retrieval.index_folder import (
+    FAISS_FILE,
+    IDS_FILE,
+    JSON_FILE,
+    new_index_folder,
+    read_facts,
+    shard_name,
+    write_shard_counts,
+)
+from elasticlm.retrieval.passage_ids import PassageIds
 
 if TYPE_CHECKING:
     from elasticlm.model.elastic_model import ElasticModel
     from elasticlm.retrieval.corpus import Corpus
 
-FAISS_FILE, IDS_FILE, JSON_FILE = "passages.faiss", "ids.txt", "index.json"
 SAMPLE, LEAST_COSINE = 16, 0.95
 LENGTHS_CHECKED, LENGTH_TOLERANCE = 1000, 0.01
 AT_ONCE = 4096  # ids that are looked up together
@@ -37,7 +54,7 @@ class PassageIndex:
     """Passages as vectors, searched by inner product.
 
     Args:
-        index: a FAISS index; its metric is the inner product, or L2 over vectors of length 1.
+        index: a FAISS index, or several as one; its metric is the inner product, or L2 over vectors of length 1.
         ids: passage ids in the order of the index's numbers, which are its rows unless it was given others.
         fingerprint: of the model that encoded the passages; None where it is unknown.
         corpus_sha256: of the corpus; None where it is unknown.
@@ -46,7 +63,7 @@ class PassageIndex:
 
     def __init__(
         self,
-        index: faiss.Index,
+        index: faiss.Index | FaissShards,
         ids: Sequence[str],
         *,
         fingerprint: str | None = None,
@@ -59,7 +76,7 @@ class PassageIndex:
         if (numbers := own_numbers(index)) is not None:
             check_numbers(numbers, len(ids), name)
             if isinstance(index, faiss.IndexIDMap):  # an inverted file keeps its numbers
-                self._owner, index = index, faiss.downcast_index(index.index)  # frees what is in it when it goes
+                index = index_inside(index)
                 ids = PassageIds(ids[number] for number in numbers.tolist())
         if index.ntotal != len(ids):
             raise InputError(f"{name}: {index.ntotal} vectors, but {len(ids)} ids")
@@ -109,7 +126,7 @@ class PassageIndex:
         Args:
             blocks: the vectors, FloatArrays [passages, dim], in row order.
         """
-        with _new_index_folder(folder, ids, dim, fingerprint, corpus_sha256, overwrite=overwrite) as temporary:
+        with new_index_folder(folder, ids, dim, fingerprint, corpus_sha256, overwrite=overwrite) as temporary:
             write_index(temporary / FAISS_FILE, blocks, len(ids), dim, kind=kind, seed=seed)
         return cls.load(folder, memory_mapped=True)
 
@@ -126,6 +143,9 @@ class PassageIndex:
         """
         path = Path(path)
         folder = path if path.is_dir() else None
+        facts = read_facts(folder) if folder else {}
+        if folder and "shards" in facts:
+            return cls._load_shards(folder, facts, memory_mapped=memory_mapped)
         faiss_file = path / FAISS_FILE if folder else path
         if ids_file is None:
             if folder is None and path.exists():
@@ -134,7 +154,6 @@ class PassageIndex:
         for file in (faiss_file, Path(ids_file)):
             if not file.is_file():
                 raise InputError(f"no such file {file}")
-        facts = _read_json(folder / JSON_FILE) if folder and (folder / JSON_FILE).is_file() else {}
         index = read_index(faiss_file, memory_mapped=memory_mapped)
         try:
             with open(ids_file, encoding="utf-8") as lines:
@@ -148,10 +167,45 @@ class PassageIndex:
             index, ids, fingerprint=facts.get("fingerprint"), corpus_sha256=facts.get("corpus_sha256"), name=str(path)
         )
 
+    @classmethod
+    def _load_shards(cls, folder: Path, facts: dict[str, Any], *, memory_mapped: bool) -> "PassageIndex":
+        """Load a folder of shards. Raises InputError unless they are those that its index.json describes."""
+        origin: dict[str, Any] = {name: facts.get(name) for name in ("fingerprint", "corpus_sha256")}
+        shards: list[PassageIndex] = []
+        for number, count in enumerate(facts["shards"]):
+            place = folder / shard_name(number)
+            if not place.is_dir():
+                raise InputError(f"{folder}: {JSON_FILE} lists {len(facts['shards'])} shards, but {place.name} is "
+                                 "missing")  # fmt: skip
+            shard = cls.load(place, memory_mapped=memory_mapped)
+            found = {"fingerprint": shard.fingerprint, "corpus_sha256": shard.corpus_sha256}
+            for name, ours, theirs in (
+                ("count", count, len(shard)),
+                ("dim", facts.get("dim", shard.dim), shard.dim),
+                *((name, origin[name], found[name]) for name in origin),
+                ("metric", (shards or [shard])[0].faiss.metric_type, shard.faiss.metric_type),
+            ):
+                if ours != theirs:
+                    raise InputError(f"{folder}: {place.name} does not belong to this index: its {name} is {theirs}, "
+                                     f"expected {ours}")  # fmt: skip
+            shards.append(shard)
+        ids = PassageIds(chain.from_iterable(shard.ids for shard in shards))
+        if facts.get("count", len(ids)) != len(ids):
+            raise InputError(f"{folder}: {JSON_FILE} says count {facts['count']}, its shards have {len(ids)}")
+        return cls(FaissShards([shard.faiss for shard in shards]), ids, **origin, name=str(folder))
+
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write the index folder, whole or not at all."""
+        """Write the index folder, whole or not at all; that of several shards as shards."""
         facts = self.dim, self.fingerprint, self.corpus_sha256
-        with _new_index_folder(folder, self.ids, *facts, overwrite=overwrite) as temporary:
+        if isinstance(self.faiss, FaissShards):
+            origin = {"fingerprint": self.fingerprint, "corpus_sha256": self.corpus_sha256}
+            with new_folder(folder, overwrite=overwrite) as temporary:
+                for number, (shard, rows) in enumerate(zip(self.faiss.shards, self.faiss.rows, strict=True)):
+                    ids = self.ids[rows.start : rows.stop]
+                    PassageIndex(shard, ids, **origin, name=self.name).save(temporary / shard_name(number))
+                write_shard_counts(temporary, list(map(len, self.faiss.rows)), *facts)
+            return
+        with new_index_folder(folder, self.ids, *facts, overwrite=overwrite) as temporary:
             faiss.write_index(self.faiss, str(temporary / FAISS_FILE))
 
     def __len__(self) -> int:
@@ -166,7 +220,7 @@ class PassageIndex:
 
     def vectors(self, rows: np.ndarray | None = None) -> np.ndarray:
         """The vectors of these rows, float32 [rows, dim] (decoded, where the index compresses them); None: of all."""
-        self._make_rows_accessible()
+        make_rows_accessible(self.faiss)
         return self.faiss.reconstruct_n(0, len(self)) if rows is None else self.faiss.reconstruct_batch(rows)
 
     def missing(self, ids: Sequence[str]) -> list[str]:
@@ -175,7 +229,9 @@ class PassageIndex:
         return [part[place] for part in parts for place in np.flatnonzero(self.ids.rows(part) < 0).tolist()]
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, list[list[str]]]:
-        """Return scores [queries, k] and passage ids, best first; k is cut to the number of passages.
+        """Return scores [queries, k] and passage ids, best first, those of the same score in the order of their rows.
+
+        k is cut to the number of passages.
 
         Args:
             queries: vectors [queries, dim].
@@ -184,6 +240,8 @@ class PassageIndex:
         scores, rows = self.faiss.search(queries, min(k, len(self)))
         if self._has_distances:  # |q - x|^2 = |q|^2 + 1 - 2 q x
             scores = (1 + (queries**2).sum(axis=1, keepdims=True) - scores) / 2
+        order = np.lexsort((rows, -scores))
+        scores, rows = (np.take_along_axis(hits, order, axis=1) for hits in (scores, rows))
         return scores, [[self.ids.one(row) for row in hits if row >= 0] for hits in rows.tolist()]
 
     def _check_lengths(self) -> None:
@@ -193,11 +251,6 @@ class PassageIndex:
         if (worst := float(np.abs(lengths - 1).max())) > LENGTH_TOLERANCE:
             raise InputError(f"{self.name}: its metric is L2 and its vectors do not have length 1 (off by up to "
                              f"{worst:.2g}), so that it does not rank by the inner product")  # fmt: skip
-
-    def _make_rows_accessible(self) -> None:
-        inner = inner_index(self.faiss)
-        if isinstance(inner, faiss.IndexIVF):  # it finds rows through this
-            inner.make_direct_map()
 
     def time_search(self, queries: np.ndarray, k: int) -> float:
         """Return the median time in ms of a search, each query [queries, dim] by itself."""
@@ -293,33 +346,3 @@ class PassageIndex:
                 f"cosine of {cosine:.3f} with it, expected at least {LEAST_COSINE}"
             )
         return cosine
-
-
-@contextmanager
-def _new_index_folder(
-    folder: str | Path,
-    ids: Sequence[str],
-    dim: int,
-    fingerprint: str | None,
-    corpus_sha256: str | None,
-    *,
-    overwrite: bool,
-) -> Iterator[Path]:
-    """Yield a temporary folder that becomes an index folder; all but the FAISS file is written here."""
-    check_ids(ids)
-    facts = {"fingerprint": fingerprint, "dim": dim, "count": len(ids), "corpus_sha256": corpus_sha256}
-    with new_folder(folder, overwrite=overwrite) as temporary:
-        yield temporary
-        with open(temporary / IDS_FILE, "w", encoding="utf-8") as lines:
-            lines.writelines(f"{pid}\n" for pid in ids)
-        (temporary / JSON_FILE).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        facts = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON ({error})") from None
-    if not isinstance(facts, dict):
-        raise InputError(f"{file}: expected an object with fingerprint, dim, count and corpus_sha256")
-    return facts

@@ -16,8 +16,11 @@ from elasticlm.errors import InputError
 from elasticlm.handlers.archive import main
 from elasticlm.handlers.packing import TEMPLATE, fill, round_up
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.retrieval.index_folder import shard_name, write_shard_counts
+from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.schedule.latency import LatencyTable, Setup
 from elasticlm.serving.bundle import stage
+from elasticlm.serving.engine import load_index
 
 MEANS_MS = {100: 40.0, 50: 20.0, 10: 5.0}
 
@@ -133,6 +136,20 @@ def test_an_artifact_without_a_table_or_with_a_table_short_of_a_level_is_refused
     with pytest.raises(InputError, match="no row for level 10"):
         pack(short, tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+def test_an_index_in_shards_is_packed_in_shards_and_served_like_one(artifact, tiny_bert, tmp_path):
+    index = index_of(tiny_bert)
+    for number, rows in enumerate((slice(0, 2), slice(2, 5))):
+        PassageIndex.build(index.vectors()[rows], index.ids[rows], fingerprint=index.fingerprint,
+                           corpus_sha256=None).save(tmp_path / "index" / shard_name(number))  # fmt: skip
+    write_shard_counts(tmp_path / "index", [2, 3], index.dim, index.fingerprint, None)
+    archive = pack(artifact, tmp_path / "store", "--index", str(tmp_path / "index"))
+    assert {"index/index.json", "index/shard-00001/passages.faiss"} <= set(archive.namelist())
+    archive.extractall(tmp_path / "served")
+    served = load_index(tmp_path / "served/index", ElasticModel.from_pretrained(artifact), threads=1)
+    assert served.ids == list(PASSAGES)
+    assert served.search(index.vectors()[:3], 4)[1] == index.search(index.vectors()[:3], 4)[1]
 
 
 def test_an_index_of_another_model_is_refused(artifact, tiny_bert, tmp_path):

@@ -1,7 +1,8 @@
-"""Two processes under torchrun: they share the work, and only the first one writes."""
+"""Two processes under torchrun, of one launch or of two: they share the work, and only the first one writes."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -25,6 +26,12 @@ def torchrun(tmp_path, *arguments):
     return run.stdout
 
 
+def assert_same_weights(folder):
+    one, two = (safetensors.numpy.load_file(folder / name / "model.safetensors") for name in ("one", "two"))
+    max_diff = max(np.abs(one[name] - two[name]).max() for name in one if one[name].size)
+    assert max_diff < 1e-3, max_diff
+
+
 @pytest.mark.slow
 def test_a_training_in_two_processes_replaces_an_unfinished_run_and_equals_one(
     tiny_artifact, tiny_bert, beir, tmp_path
@@ -36,9 +43,37 @@ def test_a_training_in_two_processes_replaces_an_unfinished_run_and_equals_one(
     assert len([line for line in printed.splitlines() if line.startswith("{")]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
     finetune.main([*options, "--output", str(tmp_path / "one")])
-    one, two = (safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    max_diff = max(np.abs(one[name] - two[name]).max() for name in one if one[name].size)
-    assert max_diff < 1e-3, max_diff
+    assert_same_weights(tmp_path)
+
+
+@pytest.mark.slow
+def test_two_launches_of_one_process_each_equal_one_process(tiny_artifact, tiny_bert, beir, tmp_path):
+    """As on two machines: every launch is given its rank and the address of the first."""
+    options = ["--task", "align", "--model", str(tiny_artifact), "--teacher", str(tiny_bert), "--data", f"beir:{beir}",
+               *SHORT]  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    launches = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(rank),
+             "--nproc-per-node", "1", "--rdzv-endpoint", endpoint, "-m", "elasticlm.trainer", "finetune", *options,
+             "--output", "two"],
+            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        printed = [launch.communicate(timeout=300) for launch in launches]
+    finally:
+        for launch in launches:
+            launch.kill()
+    assert [launch.returncode for launch in launches] == [0, 0], printed
+    results = [[line for line in out.splitlines() if line.startswith("{")] for out, _ in printed]
+    assert [len(lines) for lines in results] == [1, 0]
+    finetune.main([*options, "--output", str(tmp_path / "one")])
+    assert_same_weights(tmp_path)
 
 
 @pytest.mark.slow
