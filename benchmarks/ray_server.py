@@ -21,6 +21,8 @@ from elasticlm.benchmarks.server import ServerError, free_ports
 NODE_CPUS = 2
 """What each node offers to Ray. It is a number for placing replicas, not a limit."""
 APPLICATION = "elasticlm"
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""With this, Ray listens on loopback alone, as on those systems; it then has one node."""
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
@@ -193,7 +195,8 @@ class RayServer:
 
     def _run(self, program: str, options: list[str], log: str) -> subprocess.Popen:
         assert self.home is not None, "the server is not running"
-        environment = os.environ | ENVIRONMENT | {"HOME": str(self.home), "TMPDIR": str(self.home)} | self._env
+        environment = os.environ | ENVIRONMENT | (LOOPBACK if self._node_count == 1 else {})
+        environment |= {"HOME": str(self.home), "TMPDIR": str(self.home)} | self._env
         environment.pop("RAY_ADDRESS", None)
         with open(self.home / log, "wb") as output:
             return subprocess.Popen(

@@ -5,7 +5,8 @@ from archives import archive, servable
 from pydantic import ValidationError
 
 from elasticlm.errors import InputError
-from elasticlm.handlers.ray_app import Arguments, ServedArchive, build
+from elasticlm.handlers.ray_app import build
+from elasticlm.handlers.ray_arguments import Arguments, ServedArchive
 from elasticlm.serving.bundle import unpack
 
 MEANS_MS = {100: 60.0, 50: 40.0, 10: 5.0}
@@ -81,10 +82,7 @@ def test_what_is_no_archive_is_refused(packed, tmp_path):
 
 def test_replicas_are_scaled_by_demand_only_if_there_may_be_more(packed):
     fixed, scaled = (build(Arguments(archive=str(packed), **more)) for more in ({"replicas": 3}, {"max_replicas": 4}))
-    (fixed_replica,), (scaled_replica,) = (
-        application._bound_deployment.init_args[1].values() for application in (fixed, scaled)
-    )
-    assert fixed_replica._bound_deployment.num_replicas == 3
-    scaling = scaled_replica._bound_deployment._deployment_config.autoscaling_config
+    assert fixed._bound_deployment.num_replicas == 3
+    scaling = scaled._bound_deployment._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.upscale_delay_s) == (1, 4, 60)
     assert scaling.policy.policy_function.endswith("scale_by_demand")
