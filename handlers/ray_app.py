@@ -253,7 +253,7 @@ def build(arguments: Arguments) -> serve.Application:
     replicas = {
         name: Replica.options(**_options(each, arguments)).bind(_stamped(each)) for name, each in served.items()
     }
-    waiting = sum(_most_requests(each) for each in archives) * (arguments.max_replicas or arguments.replicas)
+    waiting = sum(_most_requests(each) for each in archives) * (arguments.max_replicas or arguments.replicas or 1)
     ingress = Ingress.options(  # type: ignore[attr-defined]
         num_replicas=arguments.ingress_replicas,
         logging_config=NO_ACCESS_LOG,
@@ -281,15 +281,16 @@ def _options(served: ServedArchive, arguments: Arguments) -> dict[str, Any]:
         "health_check_period_s": 5,
         "health_check_timeout_s": 10,
     }
+    replicas = arguments.replicas or arguments.min_replicas or 1
     if arguments.max_replicas is None:
-        return options | {"num_replicas": arguments.replicas}
-    least = arguments.min_replicas or arguments.replicas
-    if not least <= arguments.replicas <= arguments.max_replicas:
-        raise InputError(f"replicas is {arguments.replicas}, expected {least} (min_replicas) to "
-                         f"{arguments.max_replicas} (max_replicas)")  # fmt: skip
+        return options | {"num_replicas": replicas}
+    least = arguments.min_replicas or replicas
+    if not least <= replicas <= arguments.max_replicas:
+        raise InputError(f"replicas is {replicas}, expected {least} (min_replicas) to {arguments.max_replicas} "
+                         "(max_replicas)")  # fmt: skip
     rule = "elasticlm.handlers.ray_scaling:scale_by_demand" if arguments.scale_on == "demand" else DEFAULT_RULE
     scaling = AutoscalingConfig(
-        min_replicas=least, initial_replicas=arguments.replicas, max_replicas=arguments.max_replicas,
+        min_replicas=least, initial_replicas=replicas, max_replicas=arguments.max_replicas,
         upscale_delay_s=arguments.upscale_delay_s, downscale_delay_s=arguments.downscale_delay_s,
         policy=AutoscalingPolicy(policy_function=rule),
     )  # fmt: skip

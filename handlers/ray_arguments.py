@@ -21,10 +21,10 @@ class Arguments(BaseModel):
     archive: str | list[str]
     """Archives made by `elasticlm archive`, packed or unpacked; several are separated by commas. Every node needs them
     under the same path."""
-    replicas: int = Field(1, ge=1)
-    """Replicas per archive; with `max_replicas`, the number to start with."""
+    replicas: int | None = Field(None, ge=1)
+    """Replicas per archive; with `max_replicas`, the number to start with (default: `min_replicas`, or 1)."""
     min_replicas: int | None = Field(None, ge=1)
-    """Least number of replicas if they are scaled by demand (default: `replicas`)."""
+    """Least number of replicas if they are scaled by demand (default: `replicas`, or 1)."""
     max_replicas: int | None = Field(None, ge=1)
     """Largest number of replicas. If it is given, replicas are scaled by demand."""
     scale_on: Literal["demand", "requests"] = "demand"

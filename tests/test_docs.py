@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from elasticlm import __main__
+from elasticlm.handlers.ray_arguments import Arguments
 from elasticlm.model.families import FAMILIES
+from elasticlm.serving.client_apis import APIS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "model_store/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -69,6 +71,13 @@ def test_every_error_code_is_documented():
     assert "too_large" in codes
     text = (ROOT / "docs/http.md").read_text("utf-8")
     assert {code for code in codes if f"`{code}`" not in text} == set()
+
+
+def test_every_argument_of_ray_serve_and_every_route_is_documented():
+    page = (ROOT / "docs/ray.md").read_text("utf-8")
+    assert [name for name in Arguments.model_fields if f"`{name}`" not in page] == []
+    clients = (ROOT / "docs/clients.md").read_text("utf-8")
+    assert [route for route in APIS if f"`POST {route}`" not in clients] == []
 
 
 def test_every_family_is_in_the_table():

@@ -245,7 +245,7 @@ def _required(value: Json, field: str) -> Any:
 
 
 def _refuse_truncated(value: Json, response: Response, field: str) -> None:
-    """Raise RequestError if a text was truncated and the client forbids it; TEI truncates only where it is told to."""
+    """Raise RequestError if a text was truncated and the client has asked for an error in this case."""
     truncated = "X-Elastic-Truncated" in response.headers
     if not truncated and response.headers["Content-Type"] == JSON:
         truncated = json.loads(response.body).get("truncated", False)

@@ -63,7 +63,7 @@ def test_wrong_arguments_are_refused(packed, wrong):
         ({"settings": {"lates": "shed"}}, "did you mean 'late'"),
         ({"policy": "fast"}, "policy"),
         ({"replicas": 3, "max_replicas": 2}, "replicas is 3"),
-        ({"min_replicas": 2, "max_replicas": 4}, "min_replicas"),
+        ({"replicas": 1, "min_replicas": 2, "max_replicas": 4}, "min_replicas"),
     ],
 )
 def test_arguments_that_do_not_fit_say_why(packed, arguments, says):
