@@ -44,6 +44,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "elasticlm.benchmarks.cluster",
             "measure load, the loss of a node and scaling on Ray nodes",
         ),
+        "servers": (
+            "elasticlm.benchmarks.server_comparison",
+            "send the same load to TorchServe, Ray Serve and LitServe",
+        ),
         "fuzz": ("elasticlm.benchmarks.fuzz", "send hostile requests to the core and to a TorchServe of its own"),
         "soak": ("elasticlm.benchmarks.soak", "run rushes for minutes and watch memory and file handles"),
         "report": ("elasticlm.benchmarks.report", "draw the pictures and the page of a simulation again"),
