@@ -1,6 +1,7 @@
 """Start and stop a private Ray cluster with Ray Serve, with everything that it writes in one place."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -81,6 +82,8 @@ class RayServer:
 
     def start(self) -> None:
         """Start the nodes and the application; returns before the models are ready (see `wait_ready`)."""
+        if not importlib.util.find_spec("ray"):
+            raise ServerError("Ray Serve is not installed: pip install 'elasticlm[ray]'")
         self.home = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's sockets need a short path
         port, http_port, metrics_port = free_ports(3)
         self._address = f"127.0.0.1:{port}"

@@ -81,7 +81,7 @@ class RequestQueue:
         with self._changed:
             if len(self._waiting) >= self.bound or self._closed:
                 self._refused_rows.append(rows)
-                waiting.response.set_result(_full(self.bound))
+                waiting.response.set_result(_closed() if self._closed else _full(self.bound))
             else:
                 self._arrived += 1
                 self._waiting.append(waiting)
@@ -186,6 +186,10 @@ def error_response(error: RequestError) -> Response:
 def _full(bound: int) -> Response:
     message = f"{bound} requests are waiting already, as many as can be answered in time; try again later"
     return error_response(RequestError("queue_full", message, UNAVAILABLE))
+
+
+def _closed() -> Response:
+    return error_response(RequestError("stopping", "the server is shutting down; try again", UNAVAILABLE))
 
 
 def _failed() -> Response:
