@@ -10,6 +10,9 @@ loss      The same, and halfway all processes of a node that is not the head are
 scaling   One node. A rush of 1.5 times one replica's capacity, then calm. When do a second replica come and go, by
           demand and by Ray Serve's own rule, which looks at the number of requests?
 
+With short queries, Ray's own processes take more of a small machine than the replicas do; scaling then needs
+`--workload related --tokens 128`, so that the replicas are what is overloaded.
+
 Writes cluster.json, and replicas.png if scaling is measured. Ends with exit code 1 if a goal is missed: 99% within T
 under load, an answer or a status for every request, the other replica within 10 s, no vector off by more than 1e-5.
 """
@@ -17,7 +20,7 @@ under load, an answer or a status for every request, the other replica within 10
 import argparse
 from pathlib import Path
 
-from elasticlm.arguments import at_least, non_negative_int, positive_float
+from elasticlm.arguments import at_least, non_negative_int, positive_float, positive_int
 from elasticlm.command import parser, run_in_checkout
 from elasticlm.files import claim, require_file
 from elasticlm.retrieval.data_specs import check_spec
@@ -41,6 +44,8 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="what is served")
     options.add_argument("--data", required=True, metavar="SPEC", help="whose queries are sent")
     options.add_argument("--split", default="test", help="whose queries are sent")
+    options.add_argument("--workload", default="query", help="query or related, as in `elasticlm simulate`")
+    options.add_argument("--tokens", type=positive_int, metavar="N", help="as in `elasticlm simulate`")
     options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured")
     options.add_argument("--nodes", type=at_least(2), default=2, help="nodes of the cluster")
     options.add_argument("--budget", type=positive_float, metavar="MS", help="latency budget T "

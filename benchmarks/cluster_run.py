@@ -18,7 +18,9 @@ from elasticlm.benchmarks.calibrate import measure_capacity, warm_up
 from elasticlm.benchmarks.drive import Drive, Traffic, drive
 from elasticlm.benchmarks.ray_server import RayServer
 from elasticlm.benchmarks.replay import Request, write_requests
+from elasticlm.benchmarks.rush_simulation import serving_of
 from elasticlm.benchmarks.served_archive import Archive
+from elasticlm.benchmarks.servers import RunningServer
 from elasticlm.benchmarks.summary import in_time
 from elasticlm.benchmarks.workload import build_workload, shortener
 from elasticlm.command import print_result, print_table, say
@@ -40,11 +42,14 @@ def run_cluster(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is stopped whatever ends this
     with tempfile.TemporaryDirectory(prefix="cluster-") as name:
         folder = Path(name)
-        archive = replace(Archive.unpack(options.archive, folder / "archive", "ray"), workers=1, batch_size=1)
+        packed = Archive.unpack(options.archive, folder / "archive", "ray")
+        archive = replace(packed, workers=1, batch_size=1, job_queue_size=packed.job_queue_size // packed.workers)
         if archive.task != "embed" or archive.is_pipeline:
             raise InputError(f"{options.archive}: expected an archive that answers embeddings")
         data = load_retrieval(options.data, options.split)
-        workload = build_workload("query", data, hits=False, shorten=shortener(archive.artifact, None))
+        workload = build_workload(
+            options.workload, data, hits=False, shorten=shortener(archive.artifact, options.tokens)
+        )
         requests_file = folder / "requests.jsonl"
         write_requests(requests_file, workload.requests)
         cluster = Cluster(archive, options, requests_file, workload.requests, folder)
@@ -75,7 +80,7 @@ class Cluster:
         """Serve half of the capacity on all nodes."""
         many, capacity_rps, budget_ms = self._calibrated()
         traffic = self._traffic(self.options.load * capacity_rps)
-        with many.serve(POLICY, budget_ms, None) as server:
+        with self._serve(many, budget_ms) as server:
             driven = self._drive(server, traffic, budget_ms)
         share = float(in_time(driven.rows, budget_ms).mean())
         wrong = self._largest_error(driven)
@@ -91,7 +96,7 @@ class Cluster:
         """Kill a node in the middle of the same load."""
         many, capacity_rps, budget_ms = self._calibrated()
         traffic = self._traffic(self.options.load * capacity_rps)
-        with many.serve(POLICY, budget_ms, None) as server:
+        with self._serve(many, budget_ms) as server:
             assert isinstance(server, RayServer)
             killed_s: list[float] = []
 
@@ -137,7 +142,7 @@ class Cluster:
             ray = {"replicas": 1, "max_replicas": 2, "max_replicas_per_node": None, "scale_on": rule,
                    "upscale_delay_s": self.options.delay, "downscale_delay_s": self.options.delay}  # fmt: skip
             replicas: list[tuple[float, int]] = []
-            with self.archive.serve(POLICY, budget_ms, None, ray=ray) as server:
+            with self._serve(self.archive, budget_ms, ray=ray) as server:
 
                 def count(
                     elapsed_s: float,
@@ -165,13 +170,18 @@ class Cluster:
 
     def _calibrated(self) -> tuple[Archive, float, float]:
         """Return the archive on all nodes, the capacity of its largest level there in requests per second, and T."""
-        many = replace(self.archive, workers=self.options.nodes, nodes=self.options.nodes)
+        nodes, waiting = self.options.nodes, self.archive.job_queue_size
+        many = replace(self.archive, workers=nodes, nodes=nodes, job_queue_size=nodes * waiting)
         capacity_rps = self._capacity_rps(many)
         return many, capacity_rps, self._budget_ms(capacity_rps / self.options.nodes)
 
     def _capacity_rps(self, archive: Archive) -> float:
         once = Traffic(duration_s=1.0, seed=self.options.seed)
         return measure_capacity(archive, archive.largest, self.requests_file, self.asked, once)
+
+    def _serve(self, archive: Archive, budget_ms: float, **options: Any) -> RunningServer:
+        _, waiting, _ = serving_of(f"{POLICY}:t={budget_ms}", archive, [budget_ms])
+        return archive.serve(POLICY, budget_ms, waiting, **options)
 
     def _budget_ms(self, replica_rps: float) -> float:
         return self.options.budget or SERVICE_TIMES * 1e3 / replica_rps

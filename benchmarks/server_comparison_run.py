@@ -17,6 +17,7 @@ from elasticlm.benchmarks.calibrate import measure_capacity, warm_up
 from elasticlm.benchmarks.drive import Traffic, drive
 from elasticlm.benchmarks.lit_server import LitServer
 from elasticlm.benchmarks.replay import write_requests
+from elasticlm.benchmarks.rush_simulation import UNBOUNDED, serving_of
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.servers import RunningServer
 from elasticlm.benchmarks.summary import in_time
@@ -27,8 +28,6 @@ from elasticlm.files import new_folder
 from elasticlm.machine import machine
 from elasticlm.model.structure import level_name
 from elasticlm.retrieval.data_specs import load_retrieval
-
-UNBOUNDED = 100_000
 
 
 def compare_servers(options: argparse.Namespace) -> int:
@@ -75,11 +74,13 @@ def _servers(
     elastic: Archive, static: Archive, budget_ms: float
 ) -> list[tuple[str, Archive, Callable[[], RunningServer]]]:
     """Return name, archive and a way to start it, of each server."""
-    largest = f"fixed:{level_name(static.largest)}"
+    largest, policy = f"fixed:{level_name(static.largest)}", f"deadline:t={budget_ms}"
+    _, waiting, _ = serving_of(policy, elastic, [budget_ms])
+    on_ray = replace(elastic, server="ray")
     setup = {name: static.handler[name] for name in ("backend", "precision", "threads")}
     found: list[tuple[str, Archive, Callable[[], Any]]] = [
-        ("TorchServe, elastic", elastic, lambda: elastic.serve("deadline", budget_ms, None)),
-        ("Ray Serve, elastic", elastic, lambda: replace(elastic, server="ray").serve("deadline", budget_ms, None)),
+        ("TorchServe, elastic", elastic, lambda: elastic.serve(policy, budget_ms, waiting)),
+        ("Ray Serve, elastic", elastic, lambda: on_ray.serve(policy, budget_ms, waiting)),
         ("TorchServe, static", static,
          lambda: static.serve(largest, budget_ms, UNBOUNDED, handler={"late": "answer"})),
     ]  # fmt: skip
