@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import litserve
-from fastapi import Response
+from starlette.responses import Response
 
 from elasticlm.model.elastic_model import ElasticModel
 

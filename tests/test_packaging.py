@@ -22,8 +22,8 @@ DATA = {
 SERVED_BY = {
     "elasticlm": ["retrieval", "serve", "onnx"],
     "elasticlm.trainer": ["train", "ray"],
-    "elasticlm.handlers": ["serve", "retrieval", "onnx"],
-    "elasticlm.benchmarks": ["bench", "retrieval", "serve", "onnx"],
+    "elasticlm.handlers": ["serve", "ray", "retrieval", "onnx"],
+    "elasticlm.benchmarks": ["bench", "ray", "retrieval", "serve", "onnx"],
 }
 """Extras in which a package's imports must be, besides what is always installed."""
 OTHER_NAMES = {"ts": "torchserve", "yaml": "pyyaml", "sklearn": "scikit-learn", "faiss": "faiss-cpu"}
