@@ -233,7 +233,7 @@ def test_a_truncated_archive_is_refused_at_start_with_the_reason(mini, folder):
     broken = folder / "broken.mar"
     packed = mini.read_bytes()
     broken.write_bytes(packed[: len(packed) // 2])
-    with pytest.raises(ServerError, match="unexpected EOF"), TorchServe({"broken": broken}, ready_timeout_s=30):
+    with pytest.raises(ServerError, match="EOF"), TorchServe({"broken": broken}, ready_timeout_s=30):
         pass
 
 
