@@ -38,6 +38,8 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--archive", type=Path, required=True, metavar="FILE.mar", help="an encoder or a reranker")
     options.add_argument("--server", choices=SERVERS, default="torchserve", help="what serves it")
     options.add_argument("--level", metavar="K", help="the level that answers (default: the largest)")
+    options.add_argument("--tokens", type=positive_int, metavar="N", help="tokens of a query, or of a pair "
+                         "(default: 16, or 128)")  # fmt: skip
     options.add_argument("--requests", type=positive_int, default=200, help="requests that are timed, "
                          "with --switching of each kind and level")  # fmt: skip
     options.add_argument("--switching", action="store_true", help="what it costs to change the level at every request")

@@ -40,24 +40,33 @@ def time_overhead(options: argparse.Namespace) -> int:
         assert not isinstance(level, Pair), "only a two-stage archive has pairs, and its task is refused above"
         if options.switching:
             return report_switching(archive, options)
-        whole, stages, bare = measure(archive, level, options.requests)
+        shape = shape_of(archive.task, options.tokens)
+        whole, stages, bare = measure(archive, level, options.requests, shape)
     ratio = float(whole.median() / bare.median())
     rows = breakdown(whole, stages, bare, TITLES[options.server])
     with new_folder(options.output, overwrite=options.overwrite) as output:
         pd.DataFrame(rows).to_csv(output / "overhead.csv", index=False)
     print_table(rows)
-    shape = "x".join(map(str, SHAPES[archive.task]))
-    result = {"output": str(options.output), "server": options.server, "machine": machine(), "shape": shape,
-              "level": level_name(level), "requests": len(whole), "ratio": round(ratio, 3), "stages": rows}  # fmt: skip
+    result = {"output": str(options.output), "server": options.server, "machine": machine(),
+              "shape": "x".join(map(str, shape)), "level": level_name(level), "requests": len(whole),
+              "ratio": round(ratio, 3), "stages": rows}  # fmt: skip
     print_result(result)
     return int(options.most is not None and ratio > options.most)
 
 
-def measure(archive: Archive, level: Level, count: int) -> tuple[pd.Series, pd.DataFrame, pd.Series]:
-    """Ask and run in turn. Returns, in ms: whole requests, their stages, and bare passes."""
+def shape_of(task: str, tokens: int | None) -> tuple[int, int]:
+    """Return rows and tokens of a request of a task."""
+    rows, usual_tokens = SHAPES[task]
+    return rows, tokens or usual_tokens
+
+
+def measure(
+    archive: Archive, level: Level, count: int, shape: tuple[int, int]
+) -> tuple[pd.Series, pd.DataFrame, pd.Series]:
+    """Ask and run requests of this shape in turn. Returns, in ms: whole requests, their stages, and bare passes."""
     setup = {name: archive.handler[name] for name in ("backend", "precision", "threads")}
     model = ElasticModel.from_pretrained(archive.artifact, **setup)
-    body, inputs = request_and_batch(model)
+    body, inputs = request_and_batch(model, shape)
     whole, headers, bare = [], [], []
     with archive.serve(f"fixed:{level_name(level)}", 1000.0, 1000) as server, requests.Session() as session:
         url = f"{server.inference_url}/predictions/{archive.name}"
@@ -76,7 +85,8 @@ def measure(archive: Archive, level: Level, count: int) -> tuple[pd.Series, pd.D
 
 def report_switching(archive: Archive, options: argparse.Namespace) -> int:
     """Measure, print and write what changing the level costs."""
-    times = switching(archive, options.requests)
+    shape = shape_of(archive.task, options.tokens)
+    times = switching(archive, options.requests, shape)
     medians = times.groupby(["level", "kind"]).ms.median().unstack()
     ratio = float(medians.switching.sum() / medians.staying.sum())
     with new_folder(options.output, overwrite=options.overwrite) as output:
@@ -84,14 +94,13 @@ def report_switching(archive: Archive, options: argparse.Namespace) -> int:
     rows = [{"level": level, **row} for level, row in medians.round(3).to_dict("index").items()]
     print_table(rows)
     print_result({"output": str(options.output), "machine": machine(), "requests": len(times),
-                  "shape": "x".join(map(str, SHAPES[archive.task])), "ratio": round(ratio, 4),
-                  "median_ms": rows})  # fmt: skip
+                  "shape": "x".join(map(str, shape)), "ratio": round(ratio, 4), "median_ms": rows})  # fmt: skip
     return int(options.most is not None and ratio > options.most)
 
 
-def switching(archive: Archive, count: int) -> pd.DataFrame:
-    """Whole requests in ms, with columns `level` and `kind`: "staying" on it, or "switching" to it from the other."""
-    body, _ = request_and_batch(ElasticModel.from_pretrained(archive.artifact))
+def switching(archive: Archive, count: int, shape: tuple[int, int]) -> pd.DataFrame:
+    """Whole requests of this shape in ms, with columns `level` and `kind`: "staying" on it, or "switching" to it from the other."""
+    body, _ = request_and_batch(ElasticModel.from_pretrained(archive.artifact), shape)
     budgets_ms = {archive.largest: "60000", archive.smallest: "500"}
     _tell_levels_apart(archive)
     rows = []
@@ -129,9 +138,9 @@ def _tell_levels_apart(archive: Archive) -> None:
         LatencyTable(apart.cells, table.setup, table.notes).write(file)
 
 
-def request_and_batch(model: ElasticModel) -> tuple[dict[str, Any], Any]:
+def request_and_batch(model: ElasticModel, shape: tuple[int, int]) -> tuple[dict[str, Any], Any]:
     """The request of an archive's task, and its tokenised batch of exactly these rows and tokens."""
-    texts, passages = batch_of(model, *SHAPES[model.config.task])
+    texts, passages = batch_of(model, *shape)
     if passages is None:
         return {"text": texts[0]}, model.tokenize(texts)
     return {"query": texts[0], "passages": passages}, model.tokenize_pairs(texts, passages)
