@@ -93,8 +93,9 @@ def report_switching(archive: Archive, options: argparse.Namespace) -> int:
         times.to_csv(output / "switching.csv", index=False)
     rows = [{"level": level, **row} for level, row in medians.round(3).to_dict("index").items()]
     print_table(rows)
-    print_result({"output": str(options.output), "machine": machine(), "requests": len(times),
-                  "shape": "x".join(map(str, shape)), "ratio": round(ratio, 4), "median_ms": rows})  # fmt: skip
+    result = {"output": str(options.output), "machine": machine(), "requests": len(times),
+              "shape": "x".join(map(str, shape)), "ratio": round(ratio, 4), "median_ms": rows}  # fmt: skip
+    print_result(result)
     return int(options.most is not None and ratio > options.most)
 
 
