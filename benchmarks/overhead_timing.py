@@ -100,7 +100,7 @@ def report_switching(archive: Archive, options: argparse.Namespace) -> int:
 
 
 def switching(archive: Archive, count: int, shape: tuple[int, int]) -> pd.DataFrame:
-    """Whole requests of this shape in ms, with columns `level` and `kind`: "staying" on it, or "switching" to it from the other."""
+    """Whole requests of this shape in ms, with columns `level` and `kind`: "staying" on it, or "switching" to it."""
     body, _ = request_and_batch(ElasticModel.from_pretrained(archive.artifact), shape)
     budgets_ms = {archive.largest: "60000", archive.smallest: "500"}
     _tell_levels_apart(archive)
