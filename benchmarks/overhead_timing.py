@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import requests
+import torch
 
 from elasticlm.benchmarks.served_archive import Archive
 from elasticlm.benchmarks.server import ServerError
@@ -65,6 +66,7 @@ def measure(
 ) -> tuple[pd.Series, pd.DataFrame, pd.Series]:
     """Ask and run requests of this shape in turn. Returns, in ms: whole requests, their stages, and bare passes."""
     setup = {name: archive.handler[name] for name in ("backend", "precision", "threads")}
+    torch.set_num_threads(setup["threads"])  # as in the server
     model = ElasticModel.from_pretrained(archive.artifact, **setup)
     body, inputs = request_and_batch(model, shape)
     whole, headers, bare = [], [], []
