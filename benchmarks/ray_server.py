@@ -11,13 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 import requests
 import yaml
 
 from elasticlm.benchmarks.server import ServerError, free_ports
+from elasticlm.benchmarks.servers import OwnServer, process_tree
 
 NODE_CPUS = 2
 """What each node offers to Ray. It is a number for placing replicas, not a limit."""
@@ -32,7 +32,7 @@ ENVIRONMENT = {
 }
 
 
-class RayServer:
+class RayServer(OwnServer):
     """A Ray cluster of its own that serves archives; it has the interface of elasticlm.benchmarks.server.TorchServe.
 
     >>> with RayServer(["model_store/mini.mar"]) as server:  # doctest: +SKIP
@@ -66,22 +66,8 @@ class RayServer:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    def __enter__(self) -> "RayServer":
-        try:
-            self.start()
-            self.wait_ready(self.ready_timeout_s)
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def start(self) -> None:
-        """Start the nodes and the application; returns before the models are ready (see `wait_ready`)."""
+        """Start the nodes and the application; returns before the models are ready (see `wait_until_ready`)."""
         if not importlib.util.find_spec("ray"):
             raise ServerError("Ray Serve is not installed: pip install 'elasticlm[ray]'")
         self.home = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's sockets need a short path
@@ -110,7 +96,7 @@ class RayServer:
     def kill_node(self, number: int = -1) -> None:
         """Kill all processes of a node at once, as if its machine had lost power."""
         node = self._nodes.pop(number)
-        processes = _tree(node)
+        processes = process_tree(node.pid)
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
@@ -124,7 +110,7 @@ class RayServer:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._serve.wait(20)
         started = [each for each in (self._serve, *self._nodes) if each is not None]
-        processes = [process for each in started for process in _tree(each)]
+        processes = [process for each in started for process in process_tree(each.pid)]
         for process in reversed(processes):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
@@ -142,9 +128,9 @@ class RayServer:
 
     # -- what it says --------------------------------------------------------------------------------------------------
 
-    def wait_ready(self, timeout_s: float) -> None:
+    def wait_until_ready(self) -> None:
         """Wait until every replica is ready (the ingress answers before that)."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + self.ready_timeout_s
         while time.monotonic() < deadline:
             with contextlib.suppress(requests.RequestException):
                 if requests.get(f"{self.inference_url}/ready", timeout=5).ok:
@@ -152,7 +138,7 @@ class RayServer:
             if self._serve is None or self._serve.poll() is not None:
                 raise ServerError(f"Ray Serve ended while it started:\n{self._why()}")
             time.sleep(0.2)
-        raise ServerError(f"Ray Serve was not ready within {timeout_s:g} s:\n{self._why()}")
+        raise ServerError(f"Ray Serve was not ready within {self.ready_timeout_s:g} s:\n{self._why()}")
 
     def workers(self, name: str) -> list[dict]:
         """Return the replicas of an archive: the process id of each."""
@@ -162,13 +148,6 @@ class RayServer:
     def pids(self) -> list[int]:
         """Return the ids of all processes of the cluster."""
         return [process.pid for process in self._processes()]
-
-    def headers(self, kind: str = "inference") -> dict[str, str]:
-        """Return {}: there is no token."""
-        return {}
-
-    def token(self, kind: str = "inference") -> None:
-        """Return None: there is no token."""
 
     def logs(self) -> str:
         """Return what Ray Serve printed; after `stop`, what it had printed until then."""
@@ -209,20 +188,11 @@ class RayServer:
 
     def _processes(self) -> Iterator[psutil.Process]:
         for node in self._nodes:
-            yield from _tree(node)
+            yield from process_tree(node.pid)
 
     def _why(self) -> str:
         """Return what explains a failure: the last lines."""
         return "\n".join(self.logs().splitlines()[-25:])
-
-
-def _tree(process: subprocess.Popen) -> list[psutil.Process]:
-    """Return a process with all that it started."""
-    try:
-        first = psutil.Process(process.pid)
-        return [first, *first.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _title(process: psutil.Process) -> str:

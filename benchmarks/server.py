@@ -14,13 +14,13 @@ import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
 import requests
 import yaml
 
+from elasticlm.benchmarks.servers import OwnServer, process_tree
 from elasticlm.serving.bundle import read_manifest
 
 # What the console shows when a model does not load (TorchServe would retry for minutes).
@@ -65,7 +65,7 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-class TorchServe:
+class TorchServe(OwnServer):
     """A TorchServe of its own: free loopback ports, temporary folders, a model store with just these archives.
 
     Several can run at once and next to a production server. Archives with a model-config.yaml are unpacked into
@@ -125,21 +125,6 @@ class TorchServe:
         self._last_logs = ""
 
     # -- life ---------------------------------------------------------------------------------------------------------
-
-    def __enter__(self) -> "TorchServe":
-        try:
-            self.start()
-            for name in self.archives:
-                self.wait_ready(name, self.ready_timeout_s)
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def start(self) -> None:
         """Start the server; returns before the models are ready (see `wait_ready`)."""
@@ -208,6 +193,11 @@ class TorchServe:
 
     # -- what it says -------------------------------------------------------------------------------------------------
 
+    def wait_until_ready(self) -> None:
+        """Wait until every worker of every model is READY."""
+        for name in self.archives:
+            self.wait_ready(name, self.ready_timeout_s)
+
     def wait_ready(self, name: str, timeout_s: float = 120) -> None:
         """Wait until every worker of the model is READY (`/ping` says healthy long before)."""
         deadline = time.monotonic() + timeout_s
@@ -231,7 +221,7 @@ class TorchServe:
     def pids(self) -> list[int]:
         """Return the ids of all processes of the server, its workers too."""
         assert self.process is not None, "the server is not running"
-        return [self.process.pid, *(each.pid for each in psutil.Process(self.process.pid).children(recursive=True))]
+        return [process.pid for process in process_tree(self.process.pid)]
 
     def describe(self, name: str) -> dict:
         """Return `GET /models/NAME`: batchSize, workers, jobQueueStatus, ..."""

@@ -246,10 +246,12 @@ def _required(value: Json, field: str) -> Any:
 
 def _refuse_truncated(value: Json, response: Response, field: str) -> None:
     """Raise RequestError if a text was truncated and the client has asked for an error in this case."""
+    if value.get("truncate") is not False:
+        return
     truncated = "X-Elastic-Truncated" in response.headers
     if not truncated and response.headers["Content-Type"] == JSON:
         truncated = json.loads(response.body).get("truncated", False)
-    if truncated and value.get("truncate") is False:
+    if truncated:
         message = f"{field}: a text is longer than the model's limit, and truncate is false"
         raise RequestError("too_long", message, TOO_LARGE)
 

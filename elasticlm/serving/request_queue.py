@@ -88,11 +88,6 @@ class RequestQueue:
                 self._changed.notify()
         return waiting.response
 
-    @property
-    def depth(self) -> int:
-        """Number of requests that wait."""
-        return len(self._waiting)
-
     def busy_s(self) -> float:
         """Return for how long the current batch has been answered; 0 if there is none."""
         started_s = self._started_s
