@@ -57,7 +57,11 @@ class Processes:
 
 
 def has_native_bf16() -> bool:
-    """Whether the GPU, or else the processor, multiplies bfloat16 matrices natively."""
+    """Whether the GPU, or else the processor, multiplies bfloat16 matrices natively.
+
+    oneDNN must use the instructions too: ``ONEDNN_MAX_CPU_ISA`` can keep it from that.
+    """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return instructions and torch.ops.mkldnn._is_mkldnn_bf16_supported()

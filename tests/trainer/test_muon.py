@@ -1,6 +1,9 @@
 """Muon in fp32 is torch's, up to the rounding of bfloat16."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -52,3 +55,10 @@ def test_fp32_is_taken_where_bfloat16_is_slow(monkeypatch, native, kind):
     wrapped = torch.nn.ModuleDict({"model": modules})
     _, muon = loop.make_optimizers(wrapped, LoopOptions(optimizer="muon"))
     assert type(muon) is kind
+
+
+def test_bfloat16_is_not_native_where_onednn_may_not_use_it():
+    code = "from elasticlm.trainer.processes import has_native_bf16; print(has_native_bf16())"
+    limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "CUDA_VISIBLE_DEVICES": ""}
+    found = subprocess.run([sys.executable, "-c", code], env=limited, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False"]
