@@ -1,5 +1,5 @@
 # Everything runs in a virtual environment in the checkout; nothing else on the machine is touched.
-#   make demo       from a pretrained model to a rush on a page (15 to 20 minutes; DEMO=small: about 5)
+#   make demo       from a pretrained model to a rush on a page (13 to 15 minutes; DEMO=small: about 5)
 #   make test       the tests, the real TorchServe among them; under 10 minutes on 2 cores
 #   make test-slow  the tests that take longer; under 20 minutes on 2 cores
 #   make lint       style and types of all four packages

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 from elasticlm import LatencyTable, Load, decide, parse_policy
 
 MEANS_MS = {100: 38.4, 50: 21.1, 30: 14.2, 20: 10.4, 10: 6.5, 5: 4.7}
-"""Of the demo: benchmarks/results/demo_epyc_2026-11-26.md."""
+"""The example of docs/schedule.md."""
 POLICIES = {"queue:t=192": "queue (the paper)", "deadline:t=192": "deadline (default)"}
 DEPTHS = range(46)
 
