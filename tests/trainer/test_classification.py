@@ -13,7 +13,7 @@ from elasticlm.model.configuration import Passages
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.trainer import evaluate, finetune, prune
 from elasticlm.trainer.evaluation.classification import measures_of
-from elasticlm.trainer.objectives.classify import classify_losses
+from elasticlm.trainer.objectives.fine_tuning import match_losses
 from elasticlm.trainer.objectives.fine_tuning import state_losses
 from elasticlm.trainer.training_texts import TokenizedTexts
 
@@ -152,12 +152,12 @@ def test_losses_are_cross_entropy_or_squared_error_halved_with_the_teachers():
     outputs, teacher = torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor([[0.5, 0.0], [2.0, 2.0]])
     targets = torch.tensor([0, 1])
     own = F.cross_entropy(outputs, targets, reduction="none")
-    assert torch.equal(classify_losses(outputs, targets), own)
+    assert torch.equal(match_losses(outputs, targets), own)
     p, q = teacher.softmax(-1), outputs.softmax(-1)
-    assert torch.allclose(classify_losses(outputs, targets, teacher), (own + (p * (p / q).log()).sum(-1)) / 2)
+    assert torch.allclose(match_losses(outputs, targets, teacher), (own + (p * (p / q).log()).sum(-1)) / 2)
     values = torch.tensor([[1.0], [3.0]])
-    assert classify_losses(values, torch.tensor([2.0, 3.0])).tolist() == [1.0, 0.0]
-    assert classify_losses(values, torch.tensor([2.0, 3.0]), torch.tensor([[1.0], [1.0]])).tolist() == [0.5, 2.0]
+    assert match_losses(values, torch.tensor([2.0, 3.0])).tolist() == [1.0, 0.0]
+    assert match_losses(values, torch.tensor([2.0, 3.0]), torch.tensor([[1.0], [1.0]])).tolist() == [0.5, 2.0]
 
 
 def test_measures_are_glues():

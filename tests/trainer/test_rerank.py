@@ -16,7 +16,7 @@ from elasticlm.retrieval.measures import read_trec_run
 from elasticlm.trainer import evaluate, finetune, prune, pruning
 from elasticlm.trainer.evaluation.reranking import evaluate as rerank
 from elasticlm.trainer.negatives import bm25_negatives, judged_first, run_negatives
-from elasticlm.trainer.objectives.rerank import rerank_losses
+from elasticlm.trainer.objectives.fine_tuning import match_losses
 from elasticlm.trainer.training_pairs import TrainingPairs
 from elasticlm.trainer.training_texts import TokenizedTexts, joined
 
@@ -120,9 +120,10 @@ def test_pairs_joined_from_tokens_are_those_of_the_tokenizer(tiny_artifact, limi
 
 
 def test_the_loss_is_that_of_the_first_of_each_list():
-    scores = torch.tensor([[2.0, 1.0, 0.0]])
-    assert rerank_losses(scores).item() == pytest.approx(-np.log(np.exp(2) / np.exp([2, 1, 0]).sum()), abs=1e-6)
-    assert rerank_losses(scores, scores).item() == pytest.approx(rerank_losses(scores).item() / 2, abs=1e-6)
+    scores, first = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0])
+    expected = -np.log(np.exp(2) / np.exp([2, 1, 0]).sum())
+    assert match_losses(scores, first).item() == pytest.approx(expected, abs=1e-6)
+    assert match_losses(scores, first, scores).item() == pytest.approx(expected / 2, abs=1e-6)
 
 
 def test_bm25_scores_of_chosen_passages_are_those_of_the_ranking():

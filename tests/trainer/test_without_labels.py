@@ -13,7 +13,7 @@ from elasticlm.errors import InputError
 from elasticlm.model.configuration import MaxTokens
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.trainer import evaluate, finetune, prune
-from elasticlm.trainer.objectives.rerank import rerank_losses
+from elasticlm.trainer.objectives.fine_tuning import match_losses
 
 SHORT = ["--max-steps", "30", "--batch-size", "8", "--lr", "1e-3", "--precision", "fp32", "--threads", "1"]
 QUERIES, PASSAGES = make_texts(160, seed=1, shortest=3, longest=5), make_texts(80, seed=2, shortest=6, longest=12)
@@ -82,8 +82,8 @@ def test_the_targets_are_the_teachers_scores_alone(teachers, unlabelled, tmp_pat
     """The gradient with labels differs; without them the loss over a list is KL(teacher || student)."""
     scores, teacher = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[0.0, 3.0, 1.0]])
     expected = F.kl_div(scores.log_softmax(-1), teacher.softmax(-1), reduction="sum")
-    assert rerank_losses(scores, teacher, labels=False).item() == pytest.approx(expected.item(), abs=1e-6)
-    assert rerank_losses(scores, scores, labels=False).item() == pytest.approx(0, abs=1e-6)
+    assert match_losses(scores, None, teacher).item() == pytest.approx(expected.item(), abs=1e-6)
+    assert match_losses(scores, None, scores).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_labels_are_used_where_there_are_any_unless_they_are_switched_off(

@@ -1,7 +1,9 @@
 """Base class of objectives over a head's outputs, optionally with a fine-tuned teacher to match."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,14 +48,47 @@ class FineTuning(Objective):
         super().__init__(model, lengths, processes, chunk_size)
         self.teacher = teacher
 
+    @abstractmethod
+    def targets_of(self, batch: Any) -> Tensor | None:
+        """Return what is right among the choices of each example, as match_losses() takes it; None without labels."""
+
+    def choices(self, outputs: Tensor, batch: Any) -> Tensor:
+        """Turn a head's outputs [texts, labels] into each example's choices [examples, choices].
+
+        These are a text's labels, or the scores of a query's whole list.
+        """
+        return outputs
+
+    def per_example(self, values: Tensor, batch: Any) -> Tensor:
+        """Turn a value for each text, FloatTensor [texts], into one for each example."""
+        return values
+
+    def task_losses(self, outputs: Tensor, batch: Any, teacher: Tensor | None = None) -> Tensor:
+        """Return each example's loss [examples] by the labels and, where given, by the match of the teacher's outputs.
+
+        Args:
+            outputs, teacher: FloatTensor [texts, labels].
+        """
+        theirs = None if teacher is None else self.choices(teacher, batch)
+        return match_losses(self.choices(outputs, batch), self.targets_of(batch), theirs)
+
+    def losses(self, batch: Any, level: Level) -> Tensor:
+        return self._losses(*self.outputs(self.model, batch.inputs, level), batch)
+
+    def _losses(self, outputs: Tensor, hidden: Tensor, batch: Any) -> Tensor:
+        if batch.teacher is None:
+            return self.task_losses(outputs, batch)
+        apart = state_losses(hidden, batch.teacher.hidden, batch.inputs["attention_mask"])
+        return self.task_losses(outputs, batch, batch.teacher.outputs) + STATE_WEIGHT * self.per_example(apart, batch)
+
     @torch.no_grad()
     def _teach(self, inputs: Mapping[str, Tensor]) -> TeacherOutputs | None:
         if self.teacher is None:
             return None
-        return TeacherOutputs(*self._outputs(self.teacher, inputs, self.teacher.structures.largest))
+        return TeacherOutputs(*self.outputs(self.teacher, inputs, self.teacher.structures.largest))
 
-    def _outputs(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> tuple[Tensor, Tensor]:
-        """The head's outputs [texts, labels] and the hidden states [texts, tokens, dim] of a level."""
+    def outputs(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> tuple[Tensor, Tensor]:
+        """Return the head's outputs [texts, labels] and the hidden states [texts, tokens, dim] of a level."""
         with self.processes.encoding(inputs["input_ids"].shape[1]):
             hidden = model.hidden(**inputs, level=level)
             return model.at(level).finish(hidden, inputs["attention_mask"]).float(), hidden.float()
@@ -70,3 +105,39 @@ def state_losses(hidden: Tensor, teacher: Tensor, attention_mask: Tensor) -> Ten
     """
     apart = 1 - F.cosine_similarity(hidden, teacher, dim=-1)
     return (apart * attention_mask).sum(1) / attention_mask.sum(1)
+
+
+def match_losses(outputs: Tensor, targets: Tensor | None, teacher: Tensor | None = None) -> Tensor:
+    """Cross entropy, or the squared error of a single output; with a teacher the mean of that and its match.
+
+    Args:
+        outputs: FloatTensor [examples, choices], logits or a value.
+        targets: LongTensor [examples], or FloatTensor [examples] of values; None: the teacher's match alone.
+        teacher: FloatTensor [examples, choices], matched by KL(teacher || student), or by squared error.
+
+    Returns:
+        FloatTensor [examples].
+    """
+    terms = []
+    single = outputs.shape[-1] == 1
+    if targets is not None:
+        terms.append((outputs.squeeze(-1) - targets) ** 2 if single
+                     else F.cross_entropy(outputs, targets, reduction="none"))  # fmt: skip
+    if teacher is not None:
+        terms.append(soft_losses(outputs, teacher))
+    return torch.stack(terms).mean(0)
+
+
+def soft_losses(outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(teacher / T || student / T) (Hinton et al. 2015), or the squared error of a single output.
+
+    Args:
+        outputs, teacher: FloatTensor [examples, choices].
+
+    Returns:
+        FloatTensor [examples].
+    """
+    if outputs.shape[-1] == 1:
+        return ((outputs - teacher) ** 2).squeeze(-1)
+    predicted, target = ((logits / temperature).log_softmax(-1) for logits in (outputs, teacher))
+    return temperature**2 * F.kl_div(predicted, target, reduction="none", log_target=True).sum(-1)

@@ -10,8 +10,7 @@ from torch import Tensor
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level
 from elasticlm.trainer.objectives.base import draw_negatives, reciprocal_ranks
-from elasticlm.trainer.objectives.classify import classify_losses
-from elasticlm.trainer.objectives.fine_tuning import STATE_WEIGHT, FineTuning, TeacherOutputs, state_losses
+from elasticlm.trainer.objectives.fine_tuning import FineTuning, TeacherOutputs
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.training_texts import TokenizedTexts, joined
 
@@ -68,35 +67,22 @@ class Rerank(FineTuning):
             inputs = {name: tensor.to(self.processes.device) for name, tensor in pairs.items()}
             yield RerankBatch(inputs, len(chunk), self._teach(inputs))
 
-    def losses(self, batch: RerankBatch, level: Level) -> Tensor:
-        return self.measure(batch, level)[0]
+    def targets_of(self, batch: RerankBatch) -> Tensor | None:
+        device = self.processes.device
+        return None if self.first is None else torch.zeros(batch.queries, dtype=torch.long, device=device)
+
+    def choices(self, outputs: Tensor, batch: RerankBatch) -> Tensor:
+        return outputs.view(batch.queries, -1)
+
+    def per_example(self, values: Tensor, batch: RerankBatch) -> Tensor:
+        return values.view(batch.queries, -1).mean(1)
 
     def measure(self, batch: RerankBatch, level: Level) -> tuple[Tensor, Tensor]:
         """RR@10 is that of the relevant passage in its list; without labels that of the teacher's best."""
-        scores, hidden = self._outputs(self.model, batch.inputs, level)
-        scores = scores.view(batch.queries, -1)
-        teacher = None if batch.teacher is None else batch.teacher.outputs.view(batch.queries, -1)
-        losses = rerank_losses(scores, teacher, labels=self.first is not None)
-        if batch.teacher is not None:
-            apart = state_losses(hidden, batch.teacher.hidden, batch.inputs["attention_mask"])
-            losses = losses + STATE_WEIGHT * apart.view(batch.queries, -1).mean(1)
-        if self.first is None and teacher is not None:
-            return losses, reciprocal_ranks(scores.detach(), teacher.argmax(-1))
-        return losses, reciprocal_ranks(scores.detach(), _firsts(scores))
-
-
-def rerank_losses(scores: Tensor, teacher: Tensor | None = None, *, labels: bool = True) -> Tensor:
-    """Negative log-likelihood of each list's first passage; with a teacher the mean of that and KL(teacher || student).
-
-    Args:
-        scores, teacher: FloatTensor [queries, list].
-        labels: if False, KL(teacher || student) alone.
-
-    Returns:
-        FloatTensor [queries].
-    """
-    return classify_losses(scores, _firsts(scores) if labels else None, teacher)
-
-
-def _firsts(scores: Tensor) -> Tensor:
-    return torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+        outputs, hidden = self.outputs(self.model, batch.inputs, level)
+        scores = self.choices(outputs, batch)
+        if self.first is None and batch.teacher is not None:
+            best = self.choices(batch.teacher.outputs, batch).argmax(-1)
+        else:
+            best = torch.zeros(batch.queries, dtype=torch.long, device=scores.device)
+        return self._losses(outputs, hidden, batch), reciprocal_ranks(scores, best)
