@@ -26,6 +26,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_data_options(
         parser, "text:FILE (one paragraph per line), or the passages of beir:DIR, hf:NAME[/CONFIG] or pydoc"
     )
+    add_text_options(parser)
+    add_options(parser, DEFAULTS)
+    return parser.parse_args(argv)
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of training on plain text."""
     parser.add_argument(
         "--max-tokens", type=at_least(3), default=128, metavar="N", help="length limit of a text, in tokens"
     )
@@ -33,8 +40,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "keys and values are split into anew; must divide the hidden size")  # fmt: skip
     parser.add_argument("--relation-scale", default="sqrt", choices=SCALES, help="relations are divided by the width "
                         "of a relation head (plain) or its root (sqrt)")  # fmt: skip
-    add_options(parser, DEFAULTS)
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -10,6 +10,8 @@ from elasticlm.model.structure import WHOLE, parse_levels
 from elasticlm.trainer.inputs import add_teacher_options, check_data, check_model
 from elasticlm.trainer.loop_options import add_data_options
 
+LEVELS = "100,50,30,20,10,5"
+
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = command.parser(
@@ -19,8 +21,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "label) or classifier (with several): a folder or a Hugging Face name")  # fmt: skip
     add_teacher_options(parser, "--teacher")
     add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; for a classifier: glue:DIR")
-    parser.add_argument("--levels", default="100,50,30,20,10,5", help="percentages of the prunable parameters to keep; "
-                        "without 100, the whole teacher is not included")  # fmt: skip
+    parser.add_argument("--levels", help="percentages of the prunable parameters to keep; without 100, the whole teacher "
+                        f"is not included (default: {LEVELS}; with --layers or --width 100)")  # fmt: skip
     parser.add_argument("--top", choices=("teacher", "shared"), help="level 100: the teacher itself, with weights of "
                         "its own that training does not change (default), or nested like the levels below, as in "
                         "the paper")  # fmt: skip
@@ -29,6 +31,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "their batch; default for encoders), mlm (masked tokens; the teacher needs a masked language "
                         "model head), task (the fine-tuning loss; default for rerankers and classifiers), or "
                         "random (random scores, as a baseline)")  # fmt: skip
+    parser.add_argument("--layers", type=positive_int, metavar="N", help="keep only so many of the teacher's layers, "
+                        "evenly spaced and the last among them, as a baseline")  # fmt: skip
+    parser.add_argument("--width", type=positive_int, metavar="DIM", help="start from an encoder of this hidden size with "
+                        "random weights, and the teacher's number of heads, as a baseline")  # fmt: skip
     parser.add_argument("--fresh-weights", action="store_true", help="initialise the layers with random weights and "
                         "keep only the teacher's embeddings, as a baseline")  # fmt: skip
     parser.add_argument(
@@ -57,7 +63,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Entry point; elasticlm.trainer.pruning does the work."""
     args = parse_args(argv)
+    shaped = args.layers or args.width
+    args.levels = args.levels or ("100" if shaped else LEVELS)
     levels = parse_levels(args.levels)
+    if args.top == "teacher" and shaped:
+        raise InputError("--top teacher: level 100 cannot be the teacher if it has other --layers or another --width")
     if args.top and (WHOLE not in levels or len(levels) == 1):
         raise InputError(f"--top {args.top}: --levels {args.levels} has no level 100 with smaller levels below it")
     check_model("--teacher", args.teacher)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DataCollatorForLanguageModeling
 
 from elasticlm import command
 from elasticlm.command import progress, say
@@ -22,10 +21,13 @@ from elasticlm.retrieval.data_specs import has_labels, load_queries
 from elasticlm.retrieval.labelled import Sentences
 from elasticlm.trainer import mixture
 from elasticlm.trainer.inputs import teacher_settings
+from elasticlm.trainer.layers import initialise, shaped_student
+from elasticlm.trainer.masking import UNMASKED, Masking
 from elasticlm.trainer.mixture import Exclusion
 from elasticlm.trainer.negatives import OF_RERANKERS, with_negatives
-from elasticlm.trainer.objectives.classify import Classify, ClassifyBatch, classify_losses
-from elasticlm.trainer.objectives.rerank import Rerank, RerankBatch, rerank_losses
+from elasticlm.trainer.objectives.classify import Classify, ClassifyBatch
+from elasticlm.trainer.objectives.fine_tuning import match_losses
+from elasticlm.trainer.objectives.rerank import Rerank, RerankBatch
 from elasticlm.trainer.objectives.retrieve import contrastive_losses, contrastive_temperature, in_batch
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.scores import Scores, expressive_scores
@@ -39,8 +41,6 @@ from elasticlm.trainer.training_pairs import (
 )
 from elasticlm.trainer.training_texts import TokenizedTexts
 
-MASKED_SHARE = 0.15
-
 
 def prune(args: argparse.Namespace, levels: tuple[Level, ...]) -> None:
     """Write the artifact that the options describe, and print what each level keeps."""
@@ -49,29 +49,22 @@ def prune(args: argparse.Namespace, levels: tuple[Level, ...]) -> None:
     teacher = load_model(args.teacher, **teacher_settings(args))
     if tuple(teacher.levels) != (WHOLE,):
         raise InputError(f"--teacher {args.teacher} is an elastic model; prune starts from a whole encoder")
-    top = args.top != "shared" and WHOLE in levels and len(levels) > 1
-    scores = _scores(args, teacher, levels)
+    shaped = bool(args.layers or args.width)
+    student = shaped_student(teacher, args.layers, args.width, args.seed) if shaped else teacher
+    top = args.top == "teacher" or (args.top is None and WHOLE in levels and len(levels) > 1 and not shaped)
+    scores = _scores(args, student, levels)
     structures, head_order, neuron_order = ElasticStructure.from_scores(*scores, levels, top=top)
-    model = teacher.cut(structures, head_order, neuron_order)
+    model = student.cut(structures, head_order, neuron_order)
     if args.fresh_weights:
-        initialise(model, args.seed)
+        initialise(model.encoder.layers, model.config.initializer_range, args.seed)
     if model.config.task == "embed":
-        model.config.passages = Passages("teacher", teacher.fingerprint())
+        fits = model.config.vector_size == teacher.config.vector_size
+        model.config.passages = (Passages("teacher", teacher.fingerprint()) if fits
+                                 else Passages("largest", model.fingerprint()))  # fmt: skip
     model.save_pretrained(args.output, overwrite=args.overwrite)
     seconds = time.monotonic() - start
     command.print_table(table(model))
     command.print_result({"output": str(args.output), "levels": list(structures.levels), "seconds": round(seconds, 1)})
-
-
-@torch.no_grad()
-def initialise(model: ElasticModel, seed: int) -> None:
-    """Draw the layers' matrices anew as BERT does, biases 0; the embeddings and layer norms stay."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.encoder.layers.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.weight.normal_(0.0, model.config.initializer_range, generator=generator)
-            if module.bias is not None:
-                module.bias.zero_()
 
 
 def table(model: ElasticModel) -> list[dict[str, object]]:
@@ -176,14 +169,12 @@ def task_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
 
     def losses(batch: RerankBatch | ClassifyBatch) -> Tensor:
         outputs = teacher(**batch.inputs, level=WHOLE)
-        decided = None if batch.teacher is None else batch.teacher.outputs
-        if isinstance(batch, RerankBatch):
-            lists = outputs.view(batch.queries, -1)
-            return rerank_losses(lists) if decided is None else F.cross_entropy(
-                lists, decided.view(batch.queries, -1).argmax(-1), reduction="none")  # fmt: skip
-        if decided is None:
-            return classify_losses(outputs, batch.targets)
-        return outputs.squeeze(-1) if outputs.shape[-1] == 1 else classify_losses(outputs, decided.argmax(-1))
+        choices = objective.choices(outputs, batch)
+        if batch.teacher is None:
+            return match_losses(choices, objective.targets_of(batch))
+        if choices.shape[-1] == 1:
+            return choices.squeeze(-1)
+        return match_losses(choices, objective.choices(batch.teacher.outputs, batch).argmax(-1))
 
     by_length = np.argsort(objective.lengths, kind="stable")
     count = -(-len(by_length) // objective.chunk_size)
@@ -217,15 +208,13 @@ def mlm_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
                          "use --score-loss contrastive") from None  # fmt: skip
     drawn = mixture.texts(args.data, args.split, args.max_examples, args.seed, Exclusion(args.exclude))
     tokens = TokenizedTexts.of(teacher, drawn, "passage", args.max_tokens)
-    masking = DataCollatorForLanguageModeling(teacher.tokenizer, mlm_probability=MASKED_SHARE, seed=args.seed)
-    masking.create_rng()
-    special = torch.tensor(teacher.tokenizer.all_special_ids)
+    masking = Masking(teacher.tokenizer, args.seed)
 
     def losses(examples: np.ndarray) -> Tensor:
         inputs = tokens.inputs(examples)
-        ids, labels = masking.torch_mask_tokens(inputs["input_ids"], torch.isin(inputs["input_ids"], special))
+        ids, labels = masking(inputs["input_ids"])
         hidden = teacher.hidden(ids, inputs["attention_mask"], level=WHOLE)
-        masked = labels != -100
+        masked = labels != UNMASKED
         terms = F.cross_entropy(lm_head(hidden[masked]), labels[masked], reduction="none")
         text = masked.nonzero()[:, 0]
         sums = torch.zeros(len(examples)).index_add(0, text, terms)
