@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 
 from elasticlm.errors import InputError
 from elasticlm.files import is_main_process, new_folder, refuse_existing, remove_folder
-from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
 from elasticlm.trainer.curves import draw_curves
 from elasticlm.trainer.loop_options import flag
@@ -99,10 +98,14 @@ class Checkpoints:
         log.read(folder / LOSS_FILE)
         return state["step"], state["seconds"]
 
-    def finish(self, model: ElasticModel, log: "TrainingLog", report: Mapping[str, Any]) -> None:
-        """Write the artifact with its log, the curves and how it was trained, and remove the checkpoints."""
+    def finish(self, save: Callable[[Path], None], log: "TrainingLog", report: Mapping[str, Any]) -> None:
+        """Write what was trained with its log, the curves and how it was trained, and remove the checkpoints.
+
+        Args:
+            save: writes the artifact into a folder.
+        """
         with new_folder(self.output, overwrite=self._overwrite) as folder:
-            model.save_pretrained(folder)
+            save(folder)
             log.write(folder / LOSS_FILE)
             draw_curves(log, folder / CURVES_FILE)
             (folder / TRAINING_FILE).write_text(json.dumps(report, indent=1))

@@ -151,7 +151,7 @@ def train(
               "machine": machine(("torch", "transformers")), **(facts or {})}  # fmt: skip
     sign(model)
     if processes.is_main:
-        checkpoints.finish(model, log, report)
+        checkpoints.finish(objective.save, log, report)
     processes.wait()
     return report
 

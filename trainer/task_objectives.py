@@ -218,8 +218,10 @@ def set_lengths(model: ElasticModel, *, query: int | None = None, passage: int |
             model.config.max_tokens = replace(model.config.max_tokens, **{kind: tokens})
 
 
-def fine_tuned_teacher(name: str | Path | None, model: ElasticModel, processes: Processes) -> ElasticModel | None:
-    """Load a fine-tuned teacher; its task, labels, width and vocabulary must be the model's.
+def fine_tuned_teacher(
+    name: str | Path | None, model: ElasticModel, processes: Processes, *, any_width: bool = False
+) -> ElasticModel | None:
+    """Load a fine-tuned teacher; its task, labels, vocabulary and, unless any will do, its width must be the model's.
 
     No name: the teacher on top of the model, if it has one, else None.
     """
@@ -232,6 +234,6 @@ def fine_tuned_teacher(name: str | Path | None, model: ElasticModel, processes: 
     if theirs.labels != ours.labels:
         known = ", ".join(theirs.labels) or "none"
         raise InputError(f"--teacher knows the labels {known}, the data has {', '.join(ours.labels)}")
-    if theirs.hidden_size != ours.hidden_size or teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+    if not (any_width or theirs.hidden_size == ours.hidden_size) or teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
         raise InputError(f"--teacher {name}: has another width or vocabulary than the model")
     return teacher

@@ -6,6 +6,7 @@ gradients), and gives every example's loss at a level. The loop (elasticlm.train
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,10 @@ class Objective(ABC):
 
     def finish(self, batch: Any) -> None:  # noqa: B027  most objectives share nothing that is trained
         """Propagate the gradient that the levels accumulated in their shared inputs; called once per batch."""
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained into a folder that exists: by default the student's artifact."""
+        self.model.save_pretrained(folder)
 
     def _chunks(self, rows: np.ndarray) -> list[np.ndarray]:
         """Return this process's share of the rows in chunks of ``chunk_size``."""

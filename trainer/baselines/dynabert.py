@@ -1,0 +1,124 @@
+"""DynaBERT: one network whose width and depth adapt (Hou et al. 2020, "DynaBERT: Dynamic BERT with Adaptive Width and
+Depth").
+
+Heads and neurons are sorted by importance within each layer ("network rewiring"), and a submodel of width w keeps the
+same share w of every layer; one of depth d leaves out every 1/(1-d)-th layer as a whole. Submodels are trained together
+to match a fine-tuned teacher's logits and the hidden states of the layers they have: first by width alone, then, with
+that network as the teacher, by width and depth.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from elasticlm.errors import InputError
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.structure import WHOLE, ElasticStructure, Level, Structure, level_name
+from elasticlm.trainer.baselines.states import alone, kept_of, leave_out_empty_layers, of_depth, states_of
+from elasticlm.trainer.objectives.base import Objective
+from elasticlm.trainer.objectives.fine_tuning import FineTuning, soft_losses
+
+STATES_WEIGHT = {"width": 0.1, "depth": 1.0}  # lambda_2 of the two stages, lambda_1 being 1
+
+
+@dataclass(frozen=True)
+class DynaBatch:
+    """A task's batch, and what the teacher makes of it: outputs [texts, labels], hidden states, the embeddings first."""
+
+    of_task: Any
+    outputs: Tensor
+    hidden: tuple[Tensor, ...]
+
+
+class DynaBert(Objective):
+    """Match a teacher's logits and hidden states at every width and depth.
+
+    Args:
+        task: the task's objective; its model has level 100 with weights of its own, units in order of importance.
+        teacher: a fine-tuned model of the same width and depth.
+        levels: share of the prunable parameters of each submodel, in percent.
+        depths: share of the layers that each keeps; all 1: the stage that adapts the width alone.
+    """
+
+    def __init__(
+        self, task: FineTuning, teacher: ElasticModel, *, levels: Sequence[Level], depths: Sequence[float]
+    ) -> None:
+        whole = task.model
+        if WHOLE not in whole.trained_levels:
+            raise InputError("dynabert needs a model with a trained level 100: elasticlm prune --top shared")
+        structures = {level: submodel(whole.config.whole, level / 100, depth)
+                      for level, depth in zip(levels, depths, strict=True)}  # fmt: skip
+        model = whole.cut(ElasticStructure(structures))
+        leave_out_empty_layers(model)
+        super().__init__(model, task.lengths, task.processes, task.chunk_size)
+        self.task, self.teacher, task.model = task, teacher, model
+        self.weight = STATES_WEIGHT["width" if min(depths) == 1 else "depth"]
+
+    def batches(self, rows: np.ndarray, step: int) -> Iterator[DynaBatch]:
+        for batch in self.task.batches(rows, step):
+            with torch.no_grad():
+                outputs, hidden = self._run(self.teacher, batch.inputs, self.teacher.structures.largest)
+            yield DynaBatch(batch, outputs, hidden)
+
+    def _run(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The head's outputs, and the hidden states of all layers."""
+        with self.processes.encoding(inputs["input_ids"].shape[1]):
+            hidden = states_of(model, inputs, level).hidden
+            return model.finish(hidden[-1], inputs["attention_mask"]).float(), hidden
+
+    def losses(self, batch: DynaBatch, level: Level) -> Tensor:
+        outputs, hidden = self._run(self.model, batch.of_task.inputs, level)
+        mask = batch.of_task.inputs["attention_mask"]
+        kept = [0, *(layer + 1 for layer in kept_of(self.model.structures[level]))]  # 0: the embeddings
+        apart = torch.stack([token_losses(hidden[i], batch.hidden[i], mask) for i in kept]).sum(0)
+        choices = (self.task.choices(found, batch.of_task) for found in (outputs, batch.outputs))
+        return soft_losses(*choices) + self.weight * self.task.per_example(apart, batch.of_task)
+
+    def save(self, folder: Path) -> None:
+        """Write every submodel as an artifact of its own, in a folder named by its level, without the layers left out."""
+        for level in self.model.levels:
+            alone(self.model, level).save_pretrained(folder / level_name(level))
+
+
+def submodel(whole: Structure, share: float, depth: float) -> Structure:
+    """Return the structure that keeps a share of the units over all layers, in the layers that a depth keeps.
+
+    Every one of these keeps the same share of its units, share / depth.
+
+    >>> submodel(Structure((12,) * 6, (48,) * 6), 0.25, 0.5)
+    Structure(heads=(0, 6, 0, 6, 0, 6), neurons=(0, 24, 0, 24, 0, 24))
+    """
+    if not 0 < share <= depth <= 1:
+        raise InputError(f"--depths {depth:g}: expected the share of the layers to keep, at most 1 and at least the "
+                         f"level, {share:g}")  # fmt: skip
+    layers = depth_layers(whole.layers, depth)
+    width = share * whole.layers / len(layers)
+    narrow = Structure([max(1, round(width * units)) for units in whole.heads],
+                       [max(1, round(width * units)) for units in whole.neurons])  # fmt: skip
+    return of_depth(narrow, set(layers))
+
+
+def depth_layers(count: int, depth: float) -> list[int]:
+    """Return the layers, counted from 0, that remain where every 1/(1-depth)-th is left out.
+
+    Layer d, counted from 1, goes where d + 1 is a multiple of 1/(1-depth) (Hou et al. 2020, section 2.2; "every other").
+
+    >>> depth_layers(12, 0.75), depth_layers(6, 0.5)
+    ([0, 1, 3, 4, 5, 7, 8, 9, 11], [1, 3, 5])
+    """
+    if depth == 1:
+        return list(range(count))
+    step = round(1 / (1 - depth))
+    return [layer for layer in range(count) if (layer + 2) % step] or [count - 1]
+
+
+def token_losses(hidden: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean squared error of hidden states [texts, tokens, dim], the mean over each text's tokens: [texts]."""
+    apart = F.mse_loss(hidden.float(), teacher.float(), reduction="none").mean(-1)
+    return (apart * attention_mask).sum(1) / attention_mask.sum(1)

@@ -1,0 +1,155 @@
+"""MoEBERT: experts in place of feed-forward networks (Zuo et al. 2022, "MoEBERT: from BERT to Mixture-of-Experts via
+Importance-Guided Adaptation").
+
+A fine-tuned teacher's feed-forward network becomes several experts. The most important neurons are in all of them, the
+others are dealt out; every word is routed to one expert by a fixed random hash, so that a token costs one expert. The
+experts are trained by the labels, the teacher's logits and the hidden states of its layers.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from elasticlm.errors import InputError
+from elasticlm.model.artifact import write_weights
+from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.prefix_layers import FeedForward
+from elasticlm.model.structure import WHOLE, ElasticStructure, Level, Structure
+from elasticlm.trainer.baselines.dynabert import DynaBatch, token_losses
+from elasticlm.trainer.baselines.states import states_of
+from elasticlm.trainer.objectives.base import Objective
+from elasticlm.trainer.objectives.fine_tuning import FineTuning
+
+EXPERTS = 4
+SHARED = 2 / 3  # of an expert's neurons: those that are the most important (512 of 768)
+DISTILLATION_WEIGHT = 1.0
+WEIGHTS_FILE = "moebert.safetensors"
+
+
+class Routes:
+    """Which expert each word of the vocabulary goes to, and those of the batch that runs."""
+
+    def __init__(self, words: int, experts: int, seed: int) -> None:
+        self.of_words = torch.from_numpy(np.random.default_rng(seed).integers(0, experts, words))
+        self.of_tokens: Tensor | None = None  # [batch, tokens]
+
+    def note(self, encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Route the words that the encoder is about to run on; a forward pre-hook."""
+        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        self.of_tokens = self.of_words.to(ids.device)[ids]
+
+
+class Experts(nn.Module):
+    """A feed-forward network for each route; a token runs through that of its word."""
+
+    def __init__(self, experts: list[FeedForward], routes: Routes) -> None:
+        super().__init__()
+        self.experts, self._routes = nn.ModuleList(experts), routes
+
+    def forward(self, x_btd: Tensor, neurons: int) -> Tensor:
+        """Return [batch, tokens, dim]; ``neurons`` is the width of an expert."""
+        routed = self._routes.of_tokens
+        assert routed is not None, "the encoder routes the words before its layers run"
+        y = torch.empty_like(x_btd)
+        for number, expert in enumerate(self.experts):
+            mine = routed == number
+            y[mine] = expert(x_btd[mine], neurons).to(y.dtype)
+        return y
+
+
+class MoeBert(Objective):
+    """Train the experts by labels, by the teacher's logits (both ways) and by the hidden states of its layers.
+
+    Args:
+        task: the task's objective; its model has level 100 with weights of its own, units in order of importance.
+        teacher: a fine-tuned model of the same width and depth.
+        level: share of the prunable parameters that a token runs through, in percent.
+        experts: of each layer.
+    """
+
+    def __init__(self, task: FineTuning, teacher: ElasticModel, *, level: Level, experts: int, seed: int) -> None:
+        model = with_experts(task.model, level, experts, seed)
+        super().__init__(model, task.lengths, task.processes, task.chunk_size)
+        self.task, self.teacher, task.model = task, teacher, model
+
+    def batches(self, rows: np.ndarray, step: int) -> Iterator[DynaBatch]:
+        for batch in self.task.batches(rows, step):
+            with torch.no_grad(), self.processes.encoding(batch.inputs["input_ids"].shape[1]):
+                hidden = states_of(self.teacher, batch.inputs, self.teacher.structures.largest).hidden
+                outputs = self.teacher.finish(hidden[-1], batch.inputs["attention_mask"]).float()
+            yield DynaBatch(batch, outputs, hidden)
+
+    def losses(self, batch: DynaBatch, level: Level) -> Tensor:
+        inputs, mask = batch.of_task.inputs, batch.of_task.inputs["attention_mask"]
+        with self.processes.encoding(mask.shape[1]):
+            hidden = states_of(self.model, inputs, level).hidden
+            outputs = self.model.finish(hidden[-1], mask).float()
+        apart = torch.stack([token_losses(*pair, mask) for pair in zip(hidden, batch.hidden, strict=True)]).mean(0)
+        matched = symmetric_losses(outputs, batch.outputs) + apart
+        return self.task.task_losses(outputs, batch.of_task) + DISTILLATION_WEIGHT * matched
+
+    def save(self, folder: Path) -> None:
+        """Write the weights; an artifact has no experts, so this is measured where it was trained."""
+        self.model.config.save_pretrained(folder)
+        write_weights(folder, self.model.state_dict(), WEIGHTS_FILE)
+
+
+def with_experts(model: ElasticModel, level: Level, experts: int, seed: int) -> ElasticModel:
+    """Return a model whose feed-forward networks are experts, at this one level.
+
+    At 50 %, an expert has a quarter of the neurons and all heads stay, as in the paper; at other levels both shrink or
+    grow in proportion.
+
+    Raises InputError where the model has no trained level 100.
+    """
+    if WHOLE not in model.trained_levels:
+        raise InputError("moebert needs a model with a trained level 100: elasticlm prune --top shared")
+    config, scale = model.config, min(1.0, level / 50)
+    heads = max(1, round(scale * config.num_attention_heads))
+    width = max(1, round(0.25 * level / 50 * config.intermediate_size))
+    whole = model.cut(ElasticStructure({WHOLE: config.whole}))
+    found = model.cut(ElasticStructure({level: Structure([heads] * config.num_hidden_layers,
+                                                         [width] * config.num_hidden_layers)}))  # fmt: skip
+    routes = Routes(config.vocab_size, experts, seed)
+    for layer, source in zip(found.encoder.layers, whole.encoder.layers, strict=True):
+        parts = [_expert(source.feed_forward, neurons) for neurons in dealt(config.intermediate_size, width, experts)]
+        layer.feed_forward = Experts(parts, routes)
+    found.encoder.register_forward_pre_hook(routes.note, with_kwargs=True)
+    return found
+
+
+def dealt(neurons: int, width: int, experts: int) -> list[list[int]]:
+    """Return the neurons of each expert, out of so many in order of importance: the first in all, the others in turn.
+
+    >>> dealt(12, 4, 3)
+    [[0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 2, 5]]
+    """
+    shared = round(SHARED * width)
+    return [[*range(shared), *((shared + number + experts * i) % neurons for i in range(width - shared))]
+            for number in range(experts)]  # fmt: skip
+
+
+def symmetric_losses(outputs: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of KL(teacher || student) and KL(student || teacher), or the squared error of a single output: [texts]."""
+    if outputs.shape[-1] == 1:
+        return ((outputs - teacher) ** 2).squeeze(-1)
+    ours, theirs = outputs.log_softmax(-1), teacher.log_softmax(-1)
+    both = [F.kl_div(first, second, reduction="none", log_target=True).sum(-1)
+            for first, second in ((ours, theirs), (theirs, ours))]  # fmt: skip
+    return torch.stack(both).mean(0)
+
+
+def _expert(source: FeedForward, neurons: list[int]) -> FeedForward:
+    """A feed-forward network with these neurons of another."""
+    rows = torch.tensor(neurons)
+    expert = FeedForward(source.down.out_features, len(neurons), "gelu")
+    expert.activation = source.activation
+    for name, weight in (("up.weight", source.up.weight[rows]), ("up.bias", source.up.bias[rows]),
+                         ("down.weight", source.down.weight[:, rows]), ("down.bias", source.down.bias)):  # fmt: skip
+        expert.get_parameter(name).data = weight.detach().clone()
+    return expert
