@@ -124,7 +124,7 @@ def test_bad_inputs_of_finetune_are_refused_and_leave_nothing(align, tmp_path, c
 
 def test_bad_inputs_of_distil_are_refused(tiny_artifact, tiny_bert, text_file, tmp_path):
     given = ["--model", str(tiny_artifact), "--teacher", str(tiny_bert), "--data", f"text:{text_file}", *SHORT]
-    with pytest.raises(InputError, match="--relation-heads 5: must divide the hidden size, 32"):
+    with pytest.raises(InputError, match="--relation-heads 5: must divide the hidden size of the teacher, 32"):
         distil.main([*given, "--relation-heads", "5", "--output", str(tmp_path / "out")])
     assert not list(tmp_path.iterdir())
 
