@@ -46,7 +46,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", metavar="FILE", help="reranker: run of a retriever in TREC format to rerank (default: "
                         "the judged candidates of the data if it has any, else the top of BM25)")  # fmt: skip
     parser.add_argument(
-        "--depth", type=positive_int, default=20, help="reranker: passages of the first stage to rerank"
+        "--depth",
+        type=positive_int,
+        default=20,
+        help="reranker: passages of the first stage to rerank; 100 for the "
+        "paper's RR@100, since passages beyond this depth count as not found",
     )
     parser.add_argument(
         "--max-queries", type=positive_int, metavar="N", help="reranker: maximum number of queries, sampled at random"

@@ -11,7 +11,7 @@ from elasticlm.errors import InputError
 
 Run = Mapping[str, Mapping[str, float]]
 
-RETRIEVAL_MEASURES = ("RR@10", "nDCG@10", "R@5", "R@20", "R@100")
+RETRIEVAL_MEASURES = ("RR@10", "RR@100", "nDCG@10", "R@5", "R@20", "R@100")
 CANDIDATE_MEASURES = ("RR", "AP")
 DEPTH = 100  # passages a query that are retrieved and measured
 BOOTSTRAP_SAMPLES = 1_000

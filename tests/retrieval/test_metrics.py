@@ -13,7 +13,7 @@ RUN = {"q1": {"x": 9.0, "b": 8.0, "a": 7.0, "c": 6.0}, "q2": {"d": 1.0, "x": 0.5
 
 def test_values_stand_in_the_order_of_the_queries():
     values = metrics.per_query(QRELS, RUN)
-    assert list(values) == ["RR@10", "nDCG@10", "R@5", "R@20", "R@100"]
+    assert list(values) == ["RR@10", "RR@100", "nDCG@10", "R@5", "R@20", "R@100"]
     np.testing.assert_allclose(values["RR@10"], [0.5, 1, 0])
     np.testing.assert_allclose(values["R@5"], [1, 1, 0])
     ideal, found = 2 + 1 / math.log2(3), 1 / math.log2(3) + 2 / math.log2(4)  # grades count in nDCG
@@ -28,6 +28,13 @@ def test_cutoffs_and_average_precision():
     assert values["AP"][0] == pytest.approx((1 + 2 / 12 + 3 / 14) / 3)
     assert values["R@5"][0] == pytest.approx(1 / 3)
     assert values["R@20"][0] == 1
+
+
+@pytest.mark.parametrize(("rank", "at_10", "at_100"), [(10, 0.1, 0.1), (11, 0, 1 / 11), (100, 0, 0.01), (101, 0, 0)])
+def test_reciprocal_rank_counts_the_first_10_or_100_passages(rank, at_10, at_100):
+    run = {"q": {("r" if i == rank else f"p{i}"): -float(i) for i in range(1, 121)}}
+    values = metrics.per_query({"q": {"r": 1}}, run)
+    assert (values["RR@10"][0], values["RR@100"][0]) == pytest.approx((at_10, at_100))
 
 
 def test_ties_are_broken_alike_by_all_measures_whatever_the_order():

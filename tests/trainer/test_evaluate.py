@@ -18,7 +18,7 @@ from elasticlm.retrieval.data_specs import load_retrieval
 from elasticlm.trainer import evaluate, index
 from elasticlm.trainer.evaluation import retrieving
 
-MEASURES = ["RR@10", "nDCG@10", "R@5", "R@20", "R@100"]
+MEASURES = ["RR@10", "RR@100", "nDCG@10", "R@5", "R@20", "R@100"]
 
 
 @pytest.fixture

@@ -47,6 +47,8 @@ def test_it_learns_to_rank_and_is_measured_over_bm25_and_over_a_run(command, bei
                    "--run-dir", str(tmp_path / "runs")])  # fmt: skip
     found = written(tmp_path / "a.json")
     assert list(found["metrics"]) == ["first_stage", "100", "50", "10", "teacher"]
+    assert list(found["metrics"]["50"]) == ["RR@10", "RR@100", "nDCG@10"]
+    assert found["metrics"]["50"]["RR@100"] == found["metrics"]["50"]["RR@10"]  # five passages are reranked
     assert found["metrics"]["first_stage"]["RR@10"] > 0.9  # queries are the first words of their passages
     assert len(found["query_ids"]) == 20
     above = found["above_first_stage"]["50"]["RR@10"]
@@ -58,6 +60,18 @@ def test_it_learns_to_rank_and_is_measured_over_bm25_and_over_a_run(command, bei
     again = written(tmp_path / "b.json")
     asked = [again["query_ids"].index(qid) for qid in found["query_ids"]]
     assert [again["per_query"]["50"]["RR@10"][i] for i in asked] == found["per_query"]["50"]["RR@10"]
+
+
+def test_at_depth_100_ranks_beyond_10_count_in_rr_100(tiny_artifact, beir):
+    model = ElasticModel.from_pretrained(tiny_artifact).with_head("score")
+    data = load_retrieval(f"beir:{beir}", "train")
+    result, runs = rerank(model, None, data, [50], depth=100)
+    assert max(map(len, runs["50"].values())) > 50
+    beyond = (result.values["50"]["RR@10"] == 0) & (result.values["50"]["RR@100"] > 0)
+    assert beyond.any()
+    (qid, *_), ranks = np.array(result.query_ids)[beyond], result.values["50"]["RR@100"][beyond]
+    order = sorted(runs["50"][qid], key=runs["50"][qid].get, reverse=True)
+    assert 1 / ranks[0] == pytest.approx(1 + min(order.index(pid) for pid in data.qrels[qid]))
 
 
 def test_a_ranking_teacher_is_matched_and_another_task_is_none(command, tiny_artifact, tmp_path):

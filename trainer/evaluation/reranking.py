@@ -18,7 +18,7 @@ from elasticlm.trainer.evaluation.classification import outputs
 from elasticlm.trainer.training_texts import TokenizedTexts
 
 FIRST_STAGE = "first_stage"
-MEASURES = ("RR@10", "nDCG@10")
+MEASURES = ("RR@10", "RR@100", "nDCG@10")
 
 Lists = dict[str, dict[str, float]]
 """``lists[query_id][passage_id]`` is the first stage's score."""
@@ -42,6 +42,7 @@ def evaluate(
         teacher: the reranker that retention is measured against; None takes this one's largest level.
         run: a retriever's run, whose first ``depth`` passages are reranked. None: the set's judged candidates where it
             has them, else the first ``depth`` by BM25.
+        depth: length of the reranked lists. No passage beyond it is found, so RR@100 needs a depth of 100.
         max_queries: maximum number of queries, sampled at random.
         fuse: fit the weight of the first stage for each level; if False, the weights in the artifact are used.
 
