@@ -3,6 +3,9 @@
     {"format_version", "data", "split", "split_sha256", "metrics": {"teacher": {m: value}, "50": {..}},
      "retention": {"50": {m: [value, low, high]}}, "query_ids", "per_query": {"50": {m: [..]}}, ...}
 
+Classifiers add ``"predictions": {"50": [..]}`` and ``"targets": [..]``, one entry per example in the order of
+``query_ids``: numbers of classes, or values of a regression. Files from before this lack both.
+
 ``elasticlm evaluate`` writes it, ``elasticlm compare`` and the benchmarks read it. Intervals are 95% intervals of the
 paired bootstrap over queries.
 """
@@ -34,6 +37,8 @@ class Evaluation:
         values: per_query of the file.
         metrics: each row's metrics; the means of its values where a measure is a mean.
         retention: [value, low, high] of a row's metric over the teacher's; empty where nothing is compared.
+        predictions: of a classifier, each row's predictions, IntArrays or FloatArrays [examples]; else empty.
+        targets: of a classifier, what is right, IntArray or FloatArray [examples]; else None.
         facts: what else the file says, such as the model, the index, what was fitted.
     """
 
@@ -44,6 +49,8 @@ class Evaluation:
     values: Values
     metrics: Mapping[str, Mapping[str, float | None]]
     retention: Retention = field(default_factory=dict)
+    predictions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    targets: np.ndarray | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -79,6 +86,10 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation's JSON; values with six decimals, null where a measure does not apply."""
+        examples: dict[str, Any] = {}
+        if self.targets is not None:
+            examples["predictions"] = {row: column.tolist() for row, column in self.predictions.items()}
+            examples["targets"] = self.targets.tolist()
         return {
             "format_version": FORMAT_VERSION,
             "data": self.data,
@@ -92,6 +103,7 @@ class Evaluation:
                 row: {name: metrics.rounded(column) for name, column in columns.items()}
                 for row, columns in self.values.items()
             },
+            **examples,
         }
 
     def write(self, file: str | Path, *, overwrite: bool) -> None:
@@ -114,11 +126,14 @@ class Evaluation:
             row: {name: np.array(column, dtype=float) for name, column in columns.items()}  # null becomes NaN
             for row, columns in fields["per_query"].items()
         }
-        known = {"format_version", "metrics", "retention", *needed}
+        targets = fields.get("targets")
+        known = {"format_version", "metrics", "retention", "predictions", "targets", *needed}
         return cls(
             data=fields["data"], split=fields["split"], split_sha256=fields["split_sha256"],
             query_ids=fields["query_ids"], values=values, metrics=fields.get("metrics", {}),
             retention=fields.get("retention", {}),
+            predictions={row: np.array(column) for row, column in fields.get("predictions", {}).items()},
+            targets=None if targets is None else np.array(targets),
             facts={name: value for name, value in fields.items() if name not in known},
         )  # fmt: skip
 

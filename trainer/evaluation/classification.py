@@ -1,13 +1,9 @@
 """How well every level classifies: GLUE's measures against a teacher and the majority, for ``elasticlm evaluate``."""
 
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy import stats
-from sklearn.metrics import f1_score
 
 from elasticlm.command import progress, say
 from elasticlm.errors import InputError
@@ -18,22 +14,11 @@ from elasticlm.model.teacher import load_model
 from elasticlm.retrieval.data_specs import load_labelled
 from elasticlm.retrieval.measures import resampled_retention, rounded
 from elasticlm.trainer.evaluation.base import TEACHER, Evaluation, interval_cell
+from elasticlm.trainer.evaluation.glue_measures import Measure, measures_of
 from elasticlm.trainer.training_texts import TokenizedTexts
 
 MAJORITY = "majority"
 BATCH_SIZE = 32
-
-Measure = Callable[[np.ndarray, np.ndarray], float]
-"""A measure of (predictions, targets), [examples] both."""
-
-
-def measures_of(labels: Sequence[str]) -> dict[str, Measure]:
-    """GLUE's measures: accuracy, of two classes F1 of the second too; of a regression the correlations."""
-    if len(labels) == 1:
-        return {"Spearman": _correlation(stats.spearmanr), "Pearson": _correlation(stats.pearsonr)}
-    accuracy: Measure = lambda found, targets: float((found == targets).mean())  # noqa: E731
-    f1: Measure = lambda found, targets: float(f1_score(targets, found, zero_division=0.0))  # noqa: E731
-    return {"accuracy": accuracy} | ({"F1": f1} if len(labels) == 2 else {})
 
 
 def evaluate(
@@ -45,8 +30,8 @@ def evaluate(
         teacher: the classifier that retention is measured against; None takes this one's largest level.
 
     Returns:
-        Rows "teacher", each level, and of classes "majority"; the values of examples are their accuracy, or squared
-        error.
+        Rows "teacher", each level, and of classes "majority", with their predictions; the values of examples are their
+        accuracy, or squared error.
     """
     labels = model.config.labels
     data = load_labelled(spec, split, labels)
@@ -83,6 +68,8 @@ def evaluate(
             name: {kind: _retention(measure, row, reference, targets, seed) for kind, measure in measures.items()}
             for name, row in found.items()
         },
+        predictions=rows,
+        targets=targets,
     )
 
 
@@ -128,12 +115,3 @@ def _retention(
 
 def _each(predicted: np.ndarray, targets: np.ndarray, *, regression: bool) -> np.ndarray:
     return (predicted - targets) ** 2 if regression else (predicted == targets).astype(float)
-
-
-def _correlation(kind: Callable[..., Any]) -> Measure:
-    def measure(found: np.ndarray, targets: np.ndarray) -> float:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of constant values: NaN says it
-            return float(kind(found, targets).statistic)
-
-    return measure
