@@ -68,15 +68,17 @@ def prune(args: argparse.Namespace, levels: tuple[Level, ...]) -> None:
 
 
 def table(model: ElasticModel) -> list[dict[str, object]]:
-    """One row per level: what it keeps of every layer, and its size."""
+    """One row per level: what it keeps of every layer, its size, and its GFLOPs as the paper counts them."""
+    family = model.encoder.family
     rest = sum(p.numel() for name, p in model.named_parameters() if "embeddings" in name)
     return [
         {
             "level": level_name(level),
             "heads per layer": " ".join(map(str, kept.heads)),
             "neurons per layer": " ".join(map(str, kept.neurons)),
-            "prunable parameters": model.encoder.family.prunable_parameters(model.config, kept),
+            "prunable parameters": family.prunable_parameters(model.config, kept),
             "embedding parameters": rest,
+            "GFLOPs": f"{family.paper_gflops(model.config, kept):.3g}",
         }
         for level, kept in model.structures.items()
     ]

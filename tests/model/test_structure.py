@@ -69,3 +69,29 @@ def test_parameters_and_flops_count_what_the_slices_hold():
     assert bert.prunable_parameters(config, structure) == (3 * (8 * 4 + 4) + 4 * 8) + 5 * (8 + 1 + 8)
     per_token = 4 * 8 * 4 + 2 * 8 * 5 + 2 * 4 * 6  # projections, neurons, attention over 6 tokens
     assert bert.flops(config, structure, tokens=6) == 2 * 6 * per_token
+    assert bert.paper_gflops(config, structure) == pytest.approx(128 * (4 * 8 * 4 + 2 * 8 * 5) / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "printed"),
+    [(12, 768, 10.9), (6, 768, 5.44), (2, 768, 1.81), (4, 384, 0.91), (3, 384, 0.68)],
+)
+def test_gflops_are_those_of_the_papers_tables(layers, width, printed):
+    """10.87 for BERT-base; the paper's tables print three digits, or two decimals."""
+    heads, neurons = width // 64, 4 * width
+    config = ElasticConfig(hidden_size=width, num_attention_heads=heads, intermediate_size=neurons)
+    found = family_of("bert").paper_gflops(config, Structure((heads,) * layers, (neurons,) * layers))
+    assert found == pytest.approx(layers * (4 * width**2 + 2 * width * neurons) * 128 / 1e9)
+    assert found == pytest.approx(printed, abs=0.05 if printed > 10 else 0.005)
+
+
+def test_the_papers_gflops_of_shares_are_shares_of_the_whole():
+    config, bert = ElasticConfig(), family_of("bert")
+    whole = bert.paper_gflops(config, config.whole)
+    for percent, printed in ((50, 5.44), (30, 3.26), (15, 1.63), (10, 1.09), (33, 3.59)):  # 33: the paper's 4L;768H
+        assert percent / 100 * whole == pytest.approx(printed, abs=0.005)
+    assert bert.paper_gflops(config, Structure((12,) * 4, (3072,) * 4)) == pytest.approx(3.62, abs=0.005)
+    random = np.random.default_rng(0)
+    structures, *_ = ElasticStructure.from_scores(random.random((12, 12)), random.random((12, 3072)), [50, 30, 15, 10])
+    for percent, kept in structures.items():  # whole heads: 22 of 144 at 15%, 14 at 10%
+        assert bert.paper_gflops(config, kept) == pytest.approx(percent / 100 * whole, abs=0.011)

@@ -31,7 +31,12 @@ def test_level_100_straight_after_prune_is_the_teacher(arguments, tiny_bert, tmp
     assert model.levels == (100, 50, 10)
     assert model.config.passages == Passages("teacher", teacher.fingerprint())
     assert model.config.teacher.name == str(tiny_bert)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["levels"] == [100, 50, 10]
+    out = capsys.readouterr().out.splitlines()
+    assert json.loads(out[-1])["levels"] == [100, 50, 10]
+    assert out[0].split()[-1] == "GFLOPs"
+    gflops = [float(line.split()[-1]) for line in out[1:4]]
+    assert gflops[0] == pytest.approx(3 * (4 * 32**2 + 2 * 32 * 32) * 128 / 1e9, rel=0.01)
+    assert gflops[0] > gflops[1] > gflops[2] > 0
 
 
 @pytest.mark.parametrize("judged", [True, False])
