@@ -23,6 +23,7 @@ from elasticlm.machine import machine
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
 from elasticlm.trainer.checkpoints import Checkpoints, TrainingLog
+from elasticlm.trainer.dropout_masks import dropout_of, dropping
 from elasticlm.trainer.loop_options import LoopOptions
 from elasticlm.trainer.muon import Fp32Muon
 from elasticlm.trainer.objectives.base import Objective
@@ -49,8 +50,8 @@ def train(
 ) -> dict[str, Any]:
     """Train every level of ``objective.model``, but a teacher on top, and write the artifact.
 
-    Everything drawn at random is a function of the seed and the step, so that a resumed run needs no more than weights,
-    optimiser state and the number of steps done to go on bit for bit.
+    Everything drawn at random, dropout masks too, is a function of the seed and the step, so that a resumed run needs
+    no more than weights, optimiser state and the number of steps done to go on bit for bit.
 
     Args:
         settings: what the run depends on besides the options (data, model, ...); a resumed run must agree.
@@ -168,6 +169,7 @@ class Steps:
         self._objective, self._options, self._modules, self._rows = objective, options, modules, rows
         self._levels = objective.model.trained_levels
         self._weights = level_weights(self._levels, options.level_weights)
+        self._dropout = dropout_of(options.dropout, objective.model)
         self._order = BatchOrder(objective.lengths[rows], options.batch_size, options.seed)
         self._parameters = [p for p in modules.parameters() if p.requires_grad and p.numel()]
 
@@ -181,7 +183,8 @@ class Steps:
         levels = levels_of_step(self._levels, options.levels_per_step, options.seed, step)
         with watch("step"):
             weights = {level: self._weights[level] for level in levels}
-            sums = accumulate_gradients(self._objective, rows, step, weights, watch)
+            with dropping(self._objective.model, self._dropout, options.seed, step, processes.rank):
+                sums = accumulate_gradients(self._objective, rows, step, weights, watch)
             with watch("optimizer"):
                 _sum_over_processes(self._parameters, processes)
                 if options.clip:

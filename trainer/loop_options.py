@@ -13,6 +13,7 @@ from elasticlm.errors import InputError
 
 PRECISIONS = ("auto", "bf16", "fp32")
 OPTIMIZERS, DECAYS = ("adamw", "muon"), ("linear", "cosine", "trapezoid")
+TEACHERS_DROPOUT = "teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ class LoopOptions:
     batch_size: int = 128
     """examples per step, over all processes"""
     chunk_size: int = 128
-    """examples whose activations are in memory at once; a smaller value saves memory and does not change the result"""
+    """examples whose activations are in memory at once; a smaller value saves memory and does not change the result,
+    except that --dropout drops other values"""
     lr: float = 5e-4
     """peak learning rate of AdamW"""
     muon_lr: float = 3e-3
@@ -48,6 +50,9 @@ class LoopOptions:
     """weight decay of matrices and embeddings; biases and norms have none"""
     clip: float = 1.0
     """maximum norm of the gradient; 0: no maximum"""
+    dropout: str = "0"
+    """share of the values that are dropped in training where Hugging Face's class of the encoder drops them, such as
+    attention probabilities and outputs of blocks; teacher: the rates of the teacher's configuration; 0: none"""
     freeze_embeddings: bool = False
     """do not train the embeddings"""
     precision: str = "auto"
@@ -86,6 +91,8 @@ class LoopOptions:
             raise InputError(f"--levels-per-step {self.levels_per_step}: expected all, largest or a number of levels")
         if not all(_positive(weight) for weight in self.level_weights.split(",")):
             raise InputError(f"--level-weights {self.level_weights}: expected numbers above 0, such as 6,2,1")
+        if self.dropout != TEACHERS_DROPOUT and not _share(self.dropout):
+            raise InputError(f"--dropout {self.dropout}: expected {TEACHERS_DROPOUT}, or a share from 0 to below 1")
         if not 0 <= self.warmup < 1:
             raise InputError(f"--warmup {self.warmup}: expected a share from 0 to below 1")
 
@@ -130,6 +137,13 @@ def flag(name: str) -> str:
 def _positive(number: str) -> bool:
     try:
         return 0 < float(number) < float("inf")
+    except ValueError:
+        return False
+
+
+def _share(number: str) -> bool:
+    try:
+        return 0 <= float(number) < 1
     except ValueError:
         return False
 

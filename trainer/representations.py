@@ -2,7 +2,8 @@
 
 A loss over a whole batch (in-batch negatives) needs all vectors at once, but not all activations. Vectors are computed
 chunk by chunk without gradients and become a leaf; the loss's backward leaves its gradient there; then every chunk is
-run again with gradients and takes its rows of it. A batch that is one chunk keeps its graph and is run once.
+run again with gradients and takes its rows of it. A batch that is one chunk keeps its graph and is run once. The second
+pass of a chunk draws the dropout masks of the first, or its gradient would be that of another function.
 
 Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup".
 """
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elasticlm.trainer.dropout_masks import RandomState
 from elasticlm.trainer.processes import Processes
 
 
@@ -42,8 +44,9 @@ class Representations:
             self._graph = encode(self._chunks[0])
             own = self._graph.detach()
         else:
+            self._states: list[RandomState] = []
             with torch.no_grad():
-                own = torch.cat([encode(chunk) for chunk in self._chunks])
+                own = torch.cat([self._first_pass(chunk) for chunk in self._chunks])
         if processes is not None and processes.count > 1:
             everyones = own.new_zeros(len(rows), own.shape[1])
             everyones[self._mine] = own
@@ -61,7 +64,12 @@ class Representations:
             self._graph.backward(gradient)
             return
         start = 0
-        for chunk in self._chunks:
-            vectors = self._encode(chunk)
+        for chunk, state in zip(self._chunks, self._states, strict=True):
+            with state.again():
+                vectors = self._encode(chunk)
             vectors.backward(gradient[start : start + len(chunk)])
             start += len(chunk)
+
+    def _first_pass(self, chunk: np.ndarray) -> Tensor:
+        self._states.append(RandomState.now())
+        return self._encode(chunk)

@@ -1,7 +1,8 @@
 """The modules of an elastic model: the encoder of the nested levels, the head, and perhaps a teacher on top."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import torch
@@ -11,6 +12,7 @@ from elasticlm.backend import Backend
 from elasticlm.backend.torch_backend import TorchBackend
 from elasticlm.model import artifact
 from elasticlm.model.configuration import ElasticConfig
+from elasticlm.model.dropout import NO_DROPOUT, Dropout
 from elasticlm.model.encoder import ElasticEncoder
 from elasticlm.model.heads import Dense, make_head, pool, score
 from elasticlm.model.structure import WHOLE, ElasticStructure, Level, Structure
@@ -39,6 +41,7 @@ class ElasticModules(nn.Module):
         self.head = make_head(config)
         self._top: tuple[Self, ...] = ()  # in a tuple, since it is no part of what is trained
         self.backend: Backend = TorchBackend(self.encoders)
+        self._dropout = NO_DROPOUT
         self.eval()
 
     @property
@@ -113,28 +116,45 @@ class ElasticModules(nn.Module):
         """Pool hidden states [batch, tokens, dim] to vectors [batch, vector_size]."""
         return pool(self.config, self.dense, hidden, attention_mask)
 
-    def finish(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    def finish(self, hidden: Tensor, attention_mask: Tensor, *, dropout: Dropout = NO_DROPOUT) -> Tensor:
         """Turn hidden states [batch, tokens, dim] into what the task answers: vectors, scores or logits.
 
         embed: [batch, vector_size]; score: [batch]; classify: [batch, labels].
         """
         if self.head is None:
             return self.pool(hidden, attention_mask)
-        return score(self.config, self.head, hidden, attention_mask)
+        return score(self.config, self.head, hidden, attention_mask, dropout)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, *, level: Level
     ) -> Tensor:
         """Run one level with gradients: vectors, scores or logits as in finish(). For training."""
         hidden = self.hidden(input_ids, attention_mask, token_type_ids, level=level)
-        return self.at(level).finish(hidden, attention_mask)
+        return self.at(level).finish(hidden, attention_mask, dropout=self.dropout_at(level))
 
     def hidden(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, *, level: Level
     ) -> Tensor:
         """Hidden states [batch, tokens, dim] of a level, with gradients."""
         encoder, structure = self.encoders[level]
-        return encoder(input_ids, attention_mask, token_type_ids, structure=structure)
+        dropout = self.dropout_at(level)
+        return encoder(input_ids, attention_mask, token_type_ids, structure=structure, dropout=dropout)
+
+    @contextmanager
+    def dropping(self, dropout: Dropout) -> Iterator[None]:
+        """Drop values in forward() and hidden() at these rates, within the block. For training.
+
+        It does not reach a teacher on top, nor what runs a level through the backend.
+        """
+        self._dropout = dropout
+        try:
+            yield
+        finally:
+            self._dropout = NO_DROPOUT
+
+    def dropout_at(self, level: Level) -> Dropout:
+        """The rates at which forward() drops values at a level: none outside dropping()."""
+        return self._dropout if self.at(level) is self else NO_DROPOUT
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

@@ -5,6 +5,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from elasticlm.model.configuration import ElasticConfig
+from elasticlm.model.dropout import NO_DROPOUT, Dropout
 from elasticlm.model.families import family_of
 from elasticlm.model.structure import Structure
 
@@ -40,6 +41,7 @@ class ElasticEncoder(nn.Module):
         *,
         structure: Structure,
         layers: int | None = None,
+        dropout: Dropout = NO_DROPOUT,
     ) -> Tensor:
         """Return the hidden states of the submodel ``structure``.
 
@@ -49,16 +51,17 @@ class ElasticEncoder(nn.Module):
             token_type_ids: LongTensor [batch, tokens], or None for all 0.
             structure: heads and neurons of each layer to run.
             layers: run only the first so many layers, without what follows the last one (None: all of them).
+            dropout: rates at which values are dropped, for training.
 
         Returns:
             FloatTensor [batch, tokens, dim].
         """
-        hidden = self.embeddings(input_ids, token_type_ids)
+        hidden = self.embeddings(input_ids, token_type_ids, dropout=dropout.embeddings)
         mask = None
         if attention_mask is not None and not bool(attention_mask.all()):
             mask = attention_mask[:, None, None, :].bool()
         context = self.family.context(self, input_ids.shape[1], mask)
         kept = list(zip(self.layers, structure.heads, structure.neurons, strict=True))
         for layer, heads, neurons in kept[:layers]:
-            hidden = layer(hidden, context, heads=heads, neurons=neurons)
+            hidden = layer(hidden, context, heads=heads, neurons=neurons, dropout=dropout)
         return hidden if layers is not None else self.final(hidden)

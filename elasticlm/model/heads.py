@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from elasticlm.model.configuration import DenseLayer, ElasticConfig
+from elasticlm.model.dropout import NO_DROPOUT, Dropout, drop
 
 HEAD_PREFIX = "head."
 """The names of a head's weights in an artifact begin with this."""
@@ -45,9 +46,18 @@ class PoolerHead(nn.Module):
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(hidden_size, eps=norm_eps)
         self.output = nn.Linear(hidden_size, outputs)
 
-    def forward(self, summary: Tensor) -> Tensor:
+    def forward(self, summary: Tensor, dropout: Dropout = NO_DROPOUT) -> Tensor:
         """Return [batch, outputs] for what summary() gives, [batch, dim]."""
-        return self.output(self.norm(self.activation(self.pooler(summary))))
+        pooled = self.norm(self.activation(self.pooler(drop(summary, dropout.summary))))
+        return self.output(drop(pooled, dropout.head))
+
+
+class LinearHead(nn.Linear):
+    """One linear layer."""
+
+    def forward(self, input: Tensor, dropout: Dropout = NO_DROPOUT) -> Tensor:
+        """Return [batch, outputs] for what summary() gives, [batch, dim]."""
+        return super().forward(drop(input, dropout.head))
 
 
 def make_head(config: ElasticConfig) -> nn.Module | None:
@@ -57,7 +67,7 @@ def make_head(config: ElasticConfig) -> nn.Module | None:
         return None
     if config.head.kind == "pooler":
         return PoolerHead(config.hidden_size, outputs, config.head.activation, config.head.norm_eps)
-    return nn.Linear(config.hidden_size, outputs)
+    return LinearHead(config.hidden_size, outputs)
 
 
 def fresh_weights(config: ElasticConfig, *, seed: int) -> dict[str, Tensor]:
@@ -83,9 +93,11 @@ def summary(config: ElasticConfig, hidden: Tensor, attention_mask: Tensor) -> Te
     return _pooled(config.head.pooling, hidden, attention_mask)
 
 
-def score(config: ElasticConfig, head: nn.Module, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+def score(
+    config: ElasticConfig, head: nn.Module, hidden: Tensor, attention_mask: Tensor, dropout: Dropout = NO_DROPOUT
+) -> Tensor:
     """Turn hidden states [batch, tokens, dim] into scores [batch], or a classifier's logits [batch, labels]."""
-    logits: Tensor = head(summary(config, hidden, attention_mask))
+    logits: Tensor = head(summary(config, hidden, attention_mask), dropout)
     return logits.squeeze(-1) if config.task == "score" else logits
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
+from elasticlm.model.dropout import drop
+
 Rotary = tuple[Tensor, Tensor]
 """Cosine and sine of the angles by which queries and keys are rotated, FloatTensors [tokens, head_size] (RoPE)."""
 
@@ -32,12 +34,15 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(heads * head_size, hidden_size, bias=bias)
         self.units = nn.Identity()
 
-    def forward(self, x_btd: Tensor, mask: Tensor | None, heads: int, rotary: Rotary | None = None) -> Tensor:
+    def forward(
+        self, x_btd: Tensor, mask: Tensor | None, heads: int, rotary: Rotary | None = None, *, dropout: float = 0.0
+    ) -> Tensor:
         """Return [batch, tokens, dim]; with 0 heads the output's bias alone.
 
         Args:
             mask: BoolTensor, True where attention is allowed, or FloatTensor that is added to the logits; it broadcasts
                 to [batch, heads, tokens, tokens].
+            dropout: rate at which attention probabilities are dropped.
         """
         if heads == 0:
             return bias_of(self.output)
@@ -51,7 +56,7 @@ class SelfAttention(nn.Module):
         query, key = project(self.query), project(self.key)
         if rotary is not None:
             query, key = _rotated(query, rotary), _rotated(key, rotary)
-        context = F.scaled_dot_product_attention(query, key, project(self.value), attn_mask=mask)
+        context = F.scaled_dot_product_attention(query, key, project(self.value), attn_mask=mask, dropout_p=dropout)
         merged = self.units(context.transpose(1, 2).reshape(batch, tokens, width))
         return F.linear(merged, self.output.weight[:, :width], self.output.bias)
 
@@ -76,14 +81,18 @@ class FeedForward(nn.Module):
         self.activation = ACT2FN[activation]
         self.units = nn.Identity()
 
-    def forward(self, x_btd: Tensor, neurons: int) -> Tensor:
-        """Return [batch, tokens, dim]; with 0 neurons the output's bias alone."""
+    def forward(self, x_btd: Tensor, neurons: int, *, dropout: float = 0.0) -> Tensor:
+        """Return [batch, tokens, dim]; with 0 neurons the output's bias alone.
+
+        Args:
+            dropout: rate at which what the neurons give is dropped.
+        """
         if neurons == 0:
             return bias_of(self.down)
         y = self.activation(_first_rows(x_btd, self.up, neurons))
         if self.gate is not None:
             y = y * _first_rows(x_btd, self.gate, neurons)
-        return F.linear(self.units(y), self.down.weight[:, :neurons], self.down.bias)
+        return F.linear(drop(self.units(y), dropout), self.down.weight[:, :neurons], self.down.bias)
 
 
 def bias_of(module: nn.Linear | nn.LayerNorm) -> Tensor:

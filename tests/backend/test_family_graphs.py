@@ -24,9 +24,9 @@ class ShiftedLayer(PostNormLayer):
 
     index: int
 
-    def forward(self, x_btd, context, *, heads, neurons):
+    def forward(self, x_btd, context, **options):
         shift, mask = context
-        return super().forward(x_btd + self.index * shift, mask, heads=heads, neurons=neurons)
+        return super().forward(x_btd + self.index * shift, mask, **options)
 
 
 class ShiftedBert(Bert):

@@ -248,7 +248,8 @@ def test_clip_0_leaves_gradients_as_they_are(make_objective, monkeypatch):
 @pytest.mark.parametrize(
     "change",
     [{"max_steps": 0}, {"lr": -1.0}, {"clip": -1.0}, {"weight_decay": -0.1}, {"optimizer": "sgd"}, {"warmup": 1.0},
-     {"levels_per_step": "some"}, {"precision": "int8"}, {"level_weights": "3,0"}, {"level_weights": "3,much"}],
+     {"levels_per_step": "some"}, {"precision": "int8"}, {"level_weights": "3,0"}, {"level_weights": "3,much"},
+     {"dropout": "1"}],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(change):
     with pytest.raises(InputError, match=next(iter(change)).replace("_", "-")):

@@ -91,7 +91,8 @@ class FineTuning(Objective):
         """Return the head's outputs [texts, labels] and the hidden states [texts, tokens, dim] of a level."""
         with self.processes.encoding(inputs["input_ids"].shape[1]):
             hidden = model.hidden(**inputs, level=level)
-            return model.at(level).finish(hidden, inputs["attention_mask"]).float(), hidden.float()
+            dropout = model.dropout_at(level)
+            return model.at(level).finish(hidden, inputs["attention_mask"], dropout=dropout).float(), hidden.float()
 
 
 def state_losses(hidden: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:

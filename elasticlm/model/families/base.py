@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from elasticlm.errors import InputError
+from elasticlm.model.dropout import Dropout
 from elasticlm.model.structure import Structure
 from elasticlm.model.transformers_loading import MissingWeightsError, head_of, load_transformers
 
@@ -121,6 +122,9 @@ class EncoderFamily(ABC):
     """What the family's own configuration calls fields of ElasticConfig, where the names differ."""
     weight_names: ClassVar[Sequence[tuple[str, str]]]
     """Parts of the encoder's weight names and what ElasticModel calls them, applied in order."""
+    dropout_fields: ClassVar[Mapping[str, Sequence[str]]]
+    """Where Hugging Face's class drops values in training, as the fields of Dropout, and which field of the family's
+    own configuration has the rate; the first of them that is set counts."""
     uses_token_types: ClassVar[bool]
     """Whether the embeddings tell the first text of a pair from the second by ``token_type_ids``.
 
@@ -210,18 +214,32 @@ class EncoderFamily(ABC):
         """Tokens of the longest input that the encoder has positions for."""
         return config.max_position_embeddings
 
+    def dropout(self, config: "ElasticConfig", rate: float | None = None) -> Dropout:
+        """Return where values are dropped in training: the places of Hugging Face's class.
+
+        Args:
+            rate: for all of these places; None: the rates of the teacher's configuration.
+        """
+        own = self.own_config(config)
+
+        def configured(names: Sequence[str]) -> float:
+            return next((found for name in names if (found := getattr(own, name, None)) is not None), 0.0)
+
+        return Dropout(**{place: configured(names) if rate is None else rate
+                          for place, names in self.dropout_fields.items()})  # fmt: skip
+
     # -- The elastic encoder -------------------------------------------------------------------------------------------
 
     @abstractmethod
     def embeddings(self, config: "ElasticConfig") -> nn.Module:
         """Make the embeddings, with the word embeddings as the nn.Embedding ``word``.
 
-        forward(input_ids, token_type_ids or None) -> [batch, tokens, dim].
+        forward(input_ids, token_type_ids or None, dropout=rate) -> [batch, tokens, dim].
         """
 
     @abstractmethod
     def layer(self, config: "ElasticConfig", index: int, heads: int, neurons: int) -> nn.Module:
-        """Make one layer with so many units: forward(hidden, context, heads=, neurons=) -> hidden.
+        """Make one layer with so many units: forward(hidden, context, heads=, neurons=, dropout=) -> hidden.
 
         It has a SelfAttention ``attention``, a FeedForward ``feed_forward`` and a method ``attention_input``: hidden ->
         what the attention sees of it.

@@ -36,6 +36,12 @@ class DistilBert(PostNormFamily):
         ("ffn.lin2", "feed_forward.down"),
         ("output_layer_norm", "feed_forward_norm"),
     ]
+    dropout_fields = {
+        "embeddings": ("dropout",),
+        "attention": ("attention_dropout",),
+        "feed_forward_output": ("dropout",),
+        "head": ("seq_classif_dropout",),
+    }
     uses_token_types = False
 
     def eps(self, own: Any) -> float:

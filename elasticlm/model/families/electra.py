@@ -7,7 +7,7 @@ from torch import Tensor
 
 from elasticlm.model.families.base import HeadLayers
 from elasticlm.model.families.bert import SUPPORTED, WEIGHT_NAMES
-from elasticlm.model.families.post_norm import PostNormFamily
+from elasticlm.model.families.post_norm import BERT_DROPOUT, HIDDEN, PostNormFamily
 
 
 class Electra(PostNormFamily):
@@ -17,6 +17,7 @@ class Electra(PostNormFamily):
     prefix = "Electra"
     complete = ("embeddings.", "embeddings_project.", "encoder.")
     supported = SUPPORTED
+    dropout_fields = BERT_DROPOUT | {"summary": ("classifier_dropout", *HIDDEN)}
     weight_names = [("embeddings_project", "embeddings.projection"), *WEIGHT_NAMES]
     uses_token_types = True
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from elasticlm.model.configuration import ElasticConfig
+from elasticlm.model.dropout import NO_DROPOUT, Dropout, drop, drop_block
 from elasticlm.model.families import rotary
 from elasticlm.model.families.base import EncoderFamily, HeadLayers, OnnxUnits
 from elasticlm.model.prefix_layers import FeedForward, Rotary, SelfAttention
@@ -48,9 +49,9 @@ class ModernBertEmbeddings(nn.Module):
         self.frequencies = {kind: rotary.frequencies(rotary.base_of(own.rope_parameters[kind]), head_size)
                             for kind in (GLOBAL, LOCAL)}  # fmt: skip
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """Return [batch, tokens, dim]."""
-        return self.norm(self.word(input_ids))
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None, *, dropout: float = 0.0) -> Tensor:
+        """Return [batch, tokens, dim]; ``dropout``: rate behind the norm."""
+        return drop(self.norm(self.word(input_ids)), dropout)
 
 
 class PreNormLayer(nn.Module):
@@ -69,11 +70,21 @@ class PreNormLayer(nn.Module):
         self.feed_forward_norm = _norm(own)
         self.feed_forward = FeedForward(dim, neurons, own.hidden_activation, bias=own.mlp_bias, gated=True)
 
-    def forward(self, x_btd: Tensor, context: dict[str, Context], *, heads: int, neurons: int) -> Tensor:
+    def forward(
+        self,
+        x_btd: Tensor,
+        context: dict[str, Context],
+        *,
+        heads: int,
+        neurons: int,
+        dropout: Dropout = NO_DROPOUT,
+    ) -> Tensor:
         """Return [batch, tokens, dim]; ``context``: by the kind of layer."""
         own = context[self.kind]
-        x_btd = x_btd + self.attention(self.attention_input(x_btd), own.mask, heads, own.rotary)
-        return x_btd + self.feed_forward(self.feed_forward_norm(x_btd), neurons)
+        added = self.attention(self.attention_input(x_btd), own.mask, heads, own.rotary, dropout=dropout.attention)
+        x_btd = x_btd + drop_block(added, dropout.attention_output, x_btd)
+        added = self.feed_forward(self.feed_forward_norm(x_btd), neurons, dropout=dropout.neurons)
+        return x_btd + drop_block(added, dropout.feed_forward_output, x_btd)
 
     def attention_input(self, x_btd: Tensor) -> Tensor:
         """What the attention sees of the hidden states that the layer takes in."""
@@ -95,6 +106,13 @@ class ModernBert(EncoderFamily):
         ("attn.Wo", "attention.output"),
         ("mlp.Wo", "feed_forward.down"),
     ]
+    dropout_fields = {
+        "embeddings": ("embedding_dropout",),
+        "attention": ("attention_dropout",),
+        "attention_output": ("attention_dropout",),
+        "neurons": ("mlp_dropout",),
+        "head": ("classifier_dropout",),
+    }
     uses_token_types = False
 
     def config_fields(self, theirs: Any) -> dict[str, Any]:

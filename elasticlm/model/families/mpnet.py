@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from elasticlm.model.configuration import ElasticConfig
 from elasticlm.model.families.base import UNIT_AXES, HeadLayers
-from elasticlm.model.families.post_norm import PostNormFamily, SummedEmbeddings
+from elasticlm.model.families.post_norm import BERT_DROPOUT, HIDDEN, PostNormFamily, SummedEmbeddings
 from elasticlm.model.prefix_layers import Rotary, SelfAttention
 
 if TYPE_CHECKING:
@@ -48,11 +48,14 @@ class RelativeAttention(SelfAttention):
         super().__init__(hidden_size, head_size, heads)
         self.register_buffer("position_bias", torch.zeros(BUCKETS, heads))
 
-    def forward(self, x_btd: Tensor, mask: Any, heads: int, rotary: Rotary | None = None) -> Tensor:
+    def forward(
+        self, x_btd: Tensor, mask: Any, heads: int, rotary: Rotary | None = None, *, dropout: float = 0.0
+    ) -> Tensor:
         """Return [batch, tokens, dim]; ``mask``: buckets [tokens, tokens] and, if there is padding, the mask of it."""
         buckets, real = mask
         bias = self.position_bias[:, :heads][buckets].permute(2, 0, 1)[None]
-        return super().forward(x_btd, bias if real is None else bias.masked_fill(~real, -torch.inf), heads)
+        added = bias if real is None else bias.masked_fill(~real, -torch.inf)
+        return super().forward(x_btd, added, heads, dropout=dropout)
 
 
 class MPNet(PostNormFamily):
@@ -78,6 +81,7 @@ class MPNet(PostNormFamily):
     ]
     uses_token_types = False
     positions_after_padding = True
+    dropout_fields = BERT_DROPOUT | {"summary": HIDDEN}
     unit_axes = UNIT_AXES | {"attention.position_bias": ("head", 1)}
 
     def padding(self, own: Any) -> int:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 class RotaryAttention(SelfAttention):
     """Attention whose queries and keys are rotated."""
 
-    def forward(self, x_btd: Tensor, mask: Any, heads: int, rotary: Rotary | None = None) -> Tensor:
+    def forward(
+        self, x_btd: Tensor, mask: Any, heads: int, rotary: Rotary | None = None, *, dropout: float = 0.0
+    ) -> Tensor:
         """Return [batch, tokens, dim]; ``mask``: what NomicBert.context() returns."""
         padding, rotation = mask
-        return super().forward(x_btd, padding, heads, rotation)
+        return super().forward(x_btd, padding, heads, rotation, dropout=dropout)
 
 
 class NomicEmbeddings(SummedEmbeddings):

@@ -8,11 +8,23 @@ import numpy as np
 from torch import Tensor, nn
 
 from elasticlm.model.configuration import ElasticConfig
+from elasticlm.model.dropout import NO_DROPOUT, Dropout, drop, drop_block
 from elasticlm.model.families.base import EncoderFamily, OnnxUnits
 from elasticlm.model.prefix_layers import FeedForward, SelfAttention
 
 if TYPE_CHECKING:
     from elasticlm.backend.onnx_graph import GraphBuilder, Hidden
+
+
+HIDDEN = ("hidden_dropout_prob",)
+BERT_DROPOUT = {
+    "embeddings": HIDDEN,
+    "attention": ("attention_probs_dropout_prob",),
+    "attention_output": HIDDEN,
+    "feed_forward_output": HIDDEN,
+    "head": ("classifier_dropout", *HIDDEN),
+}
+"""Where BERT drops values: see EncoderFamily.dropout_fields."""
 
 
 class SummedEmbeddings(nn.Module):
@@ -36,14 +48,14 @@ class SummedEmbeddings(nn.Module):
         self.projection = nn.Linear(width, dim) if width != dim else None
         self.padding = pad if after_padding else None
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """Return [batch, tokens, dim]; token types None stand for all 0."""
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None, *, dropout: float = 0.0) -> Tensor:
+        """Return [batch, tokens, dim]; token types None stand for all 0; ``dropout``: rate behind the norm."""
         total = self.word(input_ids)
         if self.token_type is not None:
             total = total + (self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids))
         if self.position is not None:
             total = total + self._positions(self.position, input_ids)
-        total = self.norm(total)
+        total = drop(self.norm(total), dropout)
         return total if self.projection is None else self.projection(total)
 
     def _positions(self, table: nn.Embedding, input_ids: Tensor) -> Tensor:
@@ -66,10 +78,14 @@ class PostNormLayer(nn.Module):
         self.feed_forward = feed_forward
         self.feed_forward_norm = nn.LayerNorm(dim, eps=eps)
 
-    def forward(self, x_btd: Tensor, context: Any, *, heads: int, neurons: int) -> Tensor:
+    def forward(
+        self, x_btd: Tensor, context: Any, *, heads: int, neurons: int, dropout: Dropout = NO_DROPOUT
+    ) -> Tensor:
         """Return [batch, tokens, dim]; ``context`` is what the attention takes, such as its mask."""
-        x_btd = self.attention_norm(x_btd + self.attention(x_btd, context, heads))
-        return self.feed_forward_norm(x_btd + self.feed_forward(x_btd, neurons))
+        added = self.attention(x_btd, context, heads, dropout=dropout.attention)
+        x_btd = self.attention_norm(x_btd + drop_block(added, dropout.attention_output, x_btd))
+        added = self.feed_forward(x_btd, neurons, dropout=dropout.neurons)
+        return self.feed_forward_norm(x_btd + drop_block(added, dropout.feed_forward_output, x_btd))
 
     def attention_input(self, x_btd: Tensor) -> Tensor:
         """What the attention sees of the hidden states that the layer takes in."""
@@ -79,6 +95,7 @@ class PostNormLayer(nn.Module):
 class PostNormFamily(EncoderFamily, ABC):
     """A family of such encoders. What follows are the ways in which they differ."""
 
+    dropout_fields = BERT_DROPOUT
     positions_after_padding: ClassVar[bool] = False
     """Whether positions count from the padding word on, see SummedEmbeddings."""
 

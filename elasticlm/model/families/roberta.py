@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elasticlm.model.families.base import HeadLayers
 from elasticlm.model.families.bert import SUPPORTED, WEIGHT_NAMES
-from elasticlm.model.families.post_norm import PostNormFamily
+from elasticlm.model.families.post_norm import BERT_DROPOUT, HIDDEN, PostNormFamily
 
 
 class Roberta(PostNormFamily):
@@ -20,6 +20,7 @@ class Roberta(PostNormFamily):
     prefix = "Roberta"
     load_options = {"add_pooling_layer": False}
     supported = SUPPORTED
+    dropout_fields = BERT_DROPOUT | {"summary": ("classifier_dropout", *HIDDEN)}
     weight_names = WEIGHT_NAMES
     uses_token_types = False
     positions_after_padding = True
