@@ -77,6 +77,20 @@ def write_hub_glue(folder: Path) -> Path:
     return folder
 
 
+def write_hub_mnli(folder: Path) -> Path:
+    """Write pairs with the columns of the hub's MNLI; splits train, validation_matched and validation_mismatched."""
+    folder.mkdir()
+    splits = {"train": 0, "validation_matched": 1, "validation_mismatched": 2}
+    files = ", ".join(f"{{split: {split}, path: {split}.jsonl}}" for split in splits)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: [{files}]\n---\n")
+    for split, shift in splits.items():
+        texts = [text for _, _, text in PASSAGES]
+        pairs = zip(texts, texts[shift:] + texts[:shift], strict=True)
+        rows = ({"premise": a, "hypothesis": b, "label": i % 3, "idx": i} for i, (a, b) in enumerate(pairs))
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    return folder
+
+
 def write_jsonl(path: Path, rows) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -11,8 +11,9 @@ A stage is one command with its options. ``{key}`` in an option, or in a setting
       - prune: {teacher: "{teacher}", data: "{data}", output: "{output}/pruned"}
       - profile: {model: "{output}/pruned"}
 
-``base: NAME`` in place of stages takes those of another recipe, with other settings. A model or index outside the
-recipe's output that is there already is taken as it is: so can recipes share a start.
+``base: NAME`` in place of stages takes those of another recipe, with other settings, and ``then`` lists stages to run
+after them. A model or index outside the recipe's output that is there already is taken as it is: so can recipes share a
+start.
 """
 
 import importlib
@@ -34,7 +35,8 @@ from elasticlm.hints import near_match
 
 COMMANDS = ("prune", "distil", "finetune", "index", "evaluate", "compare", "profile", "export")  # that a stage may run
 RECIPES = Path(__file__).with_name("recipes")
-FIELDS = ("base", "description", "minutes", "settings", "exclude", "stages")
+FIELDS = ("base", "description", "minutes", "settings", "exclude", "stages", "then")
+OF_BASED = ("base", "description", "minutes", "settings", "then")
 STATE_FILE = "recipe.json"
 RESUMABLE = TRAINING = ("distil", "finetune")
 READING = ("prune", *TRAINING)
@@ -88,6 +90,8 @@ class Recipe:
                 raise InputError(f"{file}: unknown field {key!r}{near_match(key, FIELDS)}")
         if base := content.get("base"):
             return cls._based(file, base, content)
+        if "then" in content:
+            raise InputError(f"{file}: then: adds stages to those of base, and there is no base here; use stages")
         settings, stages = content.get("settings") or {}, content.get("stages") or []
         exclude = content.get("exclude") or []
         if not (isinstance(settings, dict) and isinstance(exclude, list) and isinstance(stages, list) and stages):
@@ -102,14 +106,20 @@ class Recipe:
 
     @classmethod
     def _based(cls, file: Path, base: str, content: Mapping[str, Any]) -> "Recipe":
-        """Another recipe with other settings."""
-        if not set(content) <= {"base", "description", "minutes", "settings"}:
-            raise InputError(f"{file}: beside base there are settings only; the stages are those of {base}")
-        recipe, settings = cls.read(base), content.get("settings") or {}
+        """Another recipe with other settings, and perhaps with further stages."""
+        if not set(content) <= set(OF_BASED):
+            raise InputError(f"{file}: a recipe with base has settings only, and further stages in then; its first "
+                             f"stages are those of {base}")  # fmt: skip
+        recipe, settings, then = cls.read(base), content.get("settings") or {}, content.get("then") or []
+        if not isinstance(then, list):
+            raise InputError(f"{file}: then: expected a list of stages")
         for key in settings:
             if key not in recipe.settings:
                 raise InputError(f"{file}: {base} has no setting {key!r}{near_match(key, recipe.settings)}")
-        return replace(recipe, name=file.stem, settings={**recipe.settings, **settings})
+        first = len(recipe.stages) + 1
+        further = tuple(_stage(file, number, stage, recipe.settings) for number, stage in enumerate(then, first))
+        return replace(recipe, name=file.stem, settings={**recipe.settings, **settings},
+                       stages=(*recipe.stages, *further))  # fmt: skip
 
     def with_settings(self, assignments: Iterable[str]) -> "Recipe":
         """The recipe with some settings changed, given as ``key=value``. Raises InputError on a key that it lacks."""

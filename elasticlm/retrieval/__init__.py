@@ -6,6 +6,7 @@ corpus.py         Corpus and RetrievalData, the types that the loaders return
 beir.py           beir:DIR
 text_file.py      text:FILE, and data made from any list of paragraphs
 hub_dataset.py    hf:NAME[/CONFIG]
+split_names.py    which split dev and validation are, in sets that name them differently
 docstrings.py     pydoc, the built-in default
 passage_index.py  PassageIndex over FAISS; needs only faiss and numpy, so that a server can import it
 passage_ids.py    PassageIds, the ids of an index's passages
@@ -13,5 +14,5 @@ index_folder.py   the files of an index folder and of its shards
 faiss_files.py    FAISS indexes made, written and read
 faiss_shards.py   FaissShards, several FAISS indexes searched as one
 passage_texts.py  PassageTexts, the texts of an index's passages in memory-mapped files
-measures.py       RR@10, nDCG@10, R@k and AP by ir_measures; retention by the paired bootstrap
+measures.py       RR@k, nDCG@10, R@k and AP by ir_measures; retention and differences, paired over queries
 """

@@ -1,6 +1,6 @@
 """``glue:DIR``: SPLIT.jsonl with sentence1, sentence2 (or null) and label; labelled, or as plain sentences.
 
-A split that is used without labels needs none.
+A split that is used without labels needs none. MNLI's dev splits are dev_matched.jsonl and dev_mismatched.jsonl.
 """
 
 import json
@@ -13,6 +13,7 @@ from elasticlm.errors import InputError
 from elasticlm.retrieval.corpus import Corpus
 from elasticlm.retrieval.labelled import Labelled, Row, Sentences, labelled, sentence_pairs
 from elasticlm.retrieval.lines import numbered_lines, split_files
+from elasticlm.retrieval.split_names import say_which, split_among
 
 
 class GlueFolder:
@@ -57,10 +58,12 @@ class GlueFolder:
 
     def _file(self, split: str) -> Path:
         files = split_files(self.folder, ".jsonl")
-        if split not in files:
+        found = split_among(split, files)
+        if found is None:
             file, there = self.folder / f"{split}.jsonl", ", ".join(files) or "none"
             raise InputError(f"{self.spec}: no split {split!r}, since there is no file {file} (splits there: {there})")
-        return files[split]
+        say_which(self.spec, split, found)
+        return files[found]
 
 
 def _rows(file: Path) -> Iterator[tuple[str, Row]]:

@@ -24,6 +24,7 @@ from elasticlm.errors import InputError
 from elasticlm.retrieval.columns import ArrowColumn, first_repeat
 from elasticlm.retrieval.corpus import Corpus, Gaps, Qrels, RetrievalData, cache_folder, shuffled
 from elasticlm.retrieval.labelled import Labelled, Row, Sentences, labelled, sentence_pairs
+from elasticlm.retrieval.split_names import say_which, split_among
 from elasticlm.retrieval.text_file import MIN_QUERY_WORDS, Paragraphs
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ LARGE_BYTES = 1 << 30  # a text set above this is streamed, and only its first r
 STREAMED_ROWS = 200_000
 STRINGS = ("string", "large_string")
 TEVATRON_COLUMNS = {"query_id", "query", "positive_passages", "negative_passages"}
-SPLIT_NAMES = {"dev": ["dev", "validation", "validation_matched"], "validation": ["validation", "dev"]}
 SENTENCES = (("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"),
              ("question", "sentence"), ("sentence", None), ("text", None))  # fmt: skip
 
@@ -218,9 +218,10 @@ class HubDataset:
         with _loading(self.spec):
             splits = datasets.get_dataset_split_names(path, config)
             wanted = split or splits[0]
-            found = next((name for name in SPLIT_NAMES.get(wanted, [wanted]) if name in splits), None)
+            found = split_among(wanted, splits)
             if found is None:
                 raise InputError(f"{self.spec}: no split {split!r} (there: {', '.join(splits)})")
+            say_which(self.spec, wanted, found)
             details = datasets.load_dataset_builder(path, config, cache_dir=cache).info
             size = details.dataset_size or details.download_size or 0
             judged = self._is_beir or set(details.features or ()) >= TEVATRON_COLUMNS

@@ -3,6 +3,7 @@
 import pytest
 
 from elasticlm.trainer.recipe import Recipe
+from elasticlm.trainer.recipe import names as recipe_names
 
 DISTILLATION = {"batch-size": 1024, "lr": 3e-4, "warmup": 0.01, "weight-decay": 0.01, "clip": 5}
 GLUE = {"lr": 2e-5, "warmup": 0.1, "weight-decay": 0.01, "clip": 5, "batch-size": 32}  # of a grid
@@ -13,6 +14,7 @@ RERANKER = {"batch-size": 4, "lr": 1e-5, "warmup": 0.1, "weight-decay": 0.01, "c
 TABLE_3 = {
     "paper_elasticlm": ("distil", DISTILLATION, 5, 35e6),
     "paper_glue": ("finetune", GLUE, 10, 67_349),
+    "paper_glue_mnli": ("finetune", GLUE, 10, 392_702),
     "paper_retrieve_nq": ("finetune", RETRIEVER, 40, 58_880),
     "paper_retrieve_triviaqa": ("finetune", RETRIEVER, 40, 60_413),
     "paper_retrieve_msmarco": ("finetune", MS_MARCO, 3, 502_939),
@@ -46,7 +48,24 @@ def test_settings_are_those_of_the_paper(name):
         assert options["levels-per-step"] == "all"
 
 
-@pytest.mark.parametrize("name", [name for name in TABLE_3 if name != "paper_glue"])
+@pytest.mark.parametrize("name", recipe_names())
+def test_only_the_papers_recipes_drop_values_in_training(name):
+    """The rates are those of the teacher's configuration, BERT's 0.1; results of the other recipes are without."""
+    recipe = Recipe.read(name)
+    stages = options_of(recipe, "distil") + options_of(recipe, "finetune")
+    expected = "teacher" if name.startswith("paper_") else None
+    assert {options.get("dropout") for options in stages} <= {expected}
+    assert stages or not name.startswith("paper_")
+
+
+def test_both_dev_splits_of_mnli_are_measured():
+    stages = options_of(Recipe.read("paper_glue_mnli"), "evaluate")
+    found = {(options["split"], options["output"]) for options in stages}
+    assert found == {("validation_matched", "{output}/dev.json"),
+                     ("validation_mismatched", "{output}/dev_mismatched.json")}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE_3 if not name.startswith("paper_glue")])
 def test_structures_come_from_masked_words_at_the_papers_levels(name):
     first = options_of(Recipe.read(name), "prune")[0]
     assert (first["score-loss"], first["levels"]) == ("mlm", "50,40,30,20,15,10,5")

@@ -5,12 +5,15 @@ import json
 import pytest
 import yaml
 from random_texts import make_texts
-from sets import PASSAGES, write_hub_beir, write_hub_glue, write_hub_tevatron, write_jsonl
+from sets import PASSAGES, write_hub_beir, write_hub_glue, write_hub_mnli, write_hub_tevatron, write_jsonl
 
 from elasticlm.errors import InputError
+from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import parse_levels
+from elasticlm.model.teacher import load_model
 from elasticlm.retrieval.data_specs import open_source
-from elasticlm.trainer import distil, finetune, prune, recipe
+from elasticlm.trainer import distil, evaluate, finetune, prune, recipe
+from elasticlm.trainer.evaluation.base import Evaluation
 from elasticlm.trainer.recipe import RECIPES, Recipe
 
 
@@ -163,6 +166,25 @@ def test_a_recipe_based_on_another_changes_settings_only(recipe_file, tmp_path):
         Recipe.read(str(other))
 
 
+def test_a_recipe_based_on_another_may_add_stages_behind_those_of_the_base(recipe_file, tmp_path):
+    other = tmp_path / "other.yaml"
+
+    def read(then):
+        other.write_text(yaml.safe_dump({"base": str(recipe_file), "then": then}))
+        return Recipe.read(str(other))
+
+    base, added = Recipe.read(str(recipe_file)), {"profile": {"model": "{output}/aligned", "rows": 8}}
+    found = read([added])
+    assert found.stages[:-1] == base.stages
+    assert (found.stages[-1].command, found.stages[-1].options) == ("profile", added["profile"])
+    with pytest.raises(InputError, match="stage 4: no setting 'modle'"):
+        read([{"profile": {"model": "{modle}"}}])
+    with pytest.raises(InputError, match="then: expected a list of stages"):
+        read(added)
+    with pytest.raises(InputError, match="there is no base here"):
+        Recipe.read(rewritten(recipe_file, lambda content: content.update(then=[added])))
+
+
 @pytest.mark.parametrize("name", recipe.names())
 def test_the_projects_recipes_are_whole(name, tmp_path):
     """Every stage parses, and its data is a spec."""
@@ -205,10 +227,11 @@ def test_the_papers_recipes_run_on_stand_ins_of_the_same_form(name, tiny_bert, t
         small |= {"passage_tokens": 16, "distil_chunk_size": 4, "depth": 5}
     if name.endswith("triviaqa"):
         small |= {"test": tevatron, "test_split": "dev"}
-    if name == "paper_glue":
+    if name.startswith("paper_glue"):
         prune.main(["--teacher", str(tiny_bert), "--data", f"hf:{wikipedia}", "--score-loss", "mlm",
                     "--levels", "50,10", "--output", str(tmp_path / "distilled")])  # fmt: skip
-        small |= {"data": f"hf:{write_hub_glue(tmp_path / 'glue')}", "distilled": tmp_path / "distilled"}
+        data = (write_hub_mnli if name.endswith("mnli") else write_hub_glue)(tmp_path / "glue")
+        small |= {"data": f"hf:{data}", "distilled": tmp_path / "distilled"}
     known = Recipe.read(name).settings
     assignments = [f"{key}={value}" for key, value in small.items() if key in known]
     load = recipe.load  # all but the timing
@@ -217,5 +240,28 @@ def test_the_papers_recipes_run_on_stand_ins_of_the_same_form(name, tiny_bert, t
     stages = [stage["stage"] for stage in json.loads(capsys.readouterr().out.splitlines()[-1])["stages"]]
     assert stages == [stage.command for stage in Recipe.read(name).stages]
     for quality in (tmp_path / "out").glob("*/quality.json"):
-        rows = next(iter(json.loads(quality.read_text()).values()))["metrics"]
-        assert {"teacher", "50", "10"} <= set(rows)
+        found = json.loads(quality.read_text())
+        assert all({"teacher", "50", "10"} <= set(measured["metrics"]) for measured in found.values())
+        assert len(found) == (2 if name.endswith("mnli") else 1)
+
+
+def test_mnli_is_measured_on_both_of_its_dev_splits(tiny_bert, tiny_artifact, tmp_path):
+    """The evaluate stages of paper_glue_mnli on a local hub folder, with a classifier that nothing has trained."""
+    data, output = f"hf:{write_hub_mnli(tmp_path / 'mnli')}", tmp_path / "out"
+    labels = ("entailment", "neutral", "contradiction")
+    models = {"classifier": ElasticModel.from_pretrained(tiny_artifact), "teacher": load_model(str(tiny_bert))}
+    for folder, source in models.items():
+        source.with_head("classify", labels).save_pretrained(output / folder)
+    _, commands = Recipe.read("paper_glue_mnli").with_settings([f"data={data}"]).commands(output)
+    for command, options in commands:
+        if command == "evaluate":
+            evaluate.main(options)
+    found = [Evaluation.read(output / name) for name in ("dev.json", "dev_mismatched.json")]
+    assert [evaluation.split for evaluation in found] == ["validation_matched", "validation_mismatched"]
+    assert found[0].split_sha256 != found[1].split_sha256
+    assert len(json.loads((output / "classifier/quality.json").read_text())) == 2
+    for evaluation in found:
+        assert list(evaluation.metrics) == ["teacher", "100", "50", "10", "majority"]
+        assert evaluation.targets is not None
+        for row, predictions in evaluation.predictions.items():
+            assert evaluation.metrics[row]["accuracy"] == pytest.approx((predictions == evaluation.targets).mean())
