@@ -7,13 +7,14 @@ that are not in the corpus, is counted in one line (see elasticlm.retrieval.corp
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from elasticlm.errors import InputError
-from elasticlm.retrieval.columns import ArrowColumn, first_repeat
-from elasticlm.retrieval.corpus import Corpus, Gaps, Qrels, RetrievalData, cache_folder, shuffled
-from elasticlm.retrieval.lines import numbered_lines, plain_or_gz, split_files
+from elasticlm.retrieval.columns import ArrowColumn
+from elasticlm.retrieval.corpus import Corpus, Gaps, Qrels, RetrievalData, shuffled
+from elasticlm.retrieval.lines import numbered_lines, split_files
+from elasticlm.retrieval.parsed_files import check_unique, parsed_columns
 
 HEADERS = ("query-id", "query_id", "qid")
 
@@ -78,36 +79,10 @@ class BeirFolder:
 def read_jsonl(path: Path) -> dict[str, ArrowColumn]:
     """Columns ``_id``, ``title``, ``text`` of corpus.jsonl or queries.jsonl, or of .gz, checked; others are ignored.
 
-    Goes through ``datasets`` with our own line reader, since its JSON loader names no line in its errors and guesses
-    types from the first block. The parsed columns are kept as Arrow files until the file changes, and stay there: they
-    need not fit in memory.
+    The parsed columns stay in files, see elasticlm.retrieval.parsed_files.
     """
-    import datasets  # a second to import, which only readers of data should pay
-
-    path = plain_or_gz(path)
-    if not path.is_file():
-        raise InputError(f"no such file {path}")
-    stat = path.stat()
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        rows = datasets.Dataset.from_generator(
-            jsonl_rows,
-            features=datasets.Features({name: datasets.Value("string") for name in ("_id", "title", "text")}),
-            cache_dir=str(cache_folder() / "datasets"),
-            gen_kwargs={"path": str(path.resolve()), "shown_as": str(path), "stamp": (stat.st_size, stat.st_mtime_ns)},
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        raise
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-    columns = {name: ArrowColumn(rows.data.column(name)) for name in rows.column_names}
-    if repeat := first_repeat(columns["_id"]):
-        place, first = (next(islice(numbered_lines(path), row, None)) for row in repeat)  # a row is a line
-        raise InputError(f'{place[0]}: duplicate "_id" {columns["_id"][repeat[0]]!r}, first in line {first[1]}')
+    columns = parsed_columns(path, jsonl_rows, ("_id", "title", "text"))
+    check_unique(columns["_id"], path, name='"_id"')  # a row is a line
     return columns
 
 

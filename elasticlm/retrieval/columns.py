@@ -5,7 +5,9 @@ A column is a sequence of strings, equal to a list of the same strings. Iteratin
 
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Container, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BLOCK = 1024  # texts that are strings at the same time while a column is iterated over
+SPARSE = 4  # rows per kept row from which on kept rows are read one by one
 
 
 class Column(Sequence[str]):
@@ -121,11 +124,37 @@ class KeptColumn(Column):
         if not len(rows):
             return []
         first = int(rows[0])
+        if int(rows[-1]) - first >= SPARSE * len(rows):
+            return [self._column[row] for row in rows.tolist()]
         stretch = self._column[first : int(rows[-1]) + 1]
         return [stretch[row] for row in (rows - first).tolist()]
 
     def one(self, row: int) -> str:
         return self._column[int(self._rows[row])]
+
+
+class JoinedColumn(Column):
+    """The texts of several columns, one column after another."""
+
+    def __init__(self, columns: Sequence[Sequence[str]]) -> None:
+        self._columns = columns
+        self._starts = [0, *accumulate(map(len, columns))]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def part(self, start: int, stop: int) -> list[str]:
+        places = zip(self._columns, self._starts, strict=False)
+        return [text for column, first in places for text in column[max(0, start - first) : max(0, stop - first)]]
+
+    def one(self, row: int) -> str:
+        place = bisect_right(self._starts, row) - 1
+        return self._columns[place][row - self._starts[place]]
+
+
+def rows_of(ids: Sequence[str], wanted: Container[str]) -> dict[str, int]:
+    """Return the row of each wanted id that is among the ids. Reads the ids once and keeps nothing of the others."""
+    return {pid: row for row, pid in enumerate(ids) if pid in wanted}
 
 
 def first_repeat(texts: Sequence[str]) -> tuple[int, int] | None:

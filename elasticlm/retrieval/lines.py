@@ -1,8 +1,9 @@
 """Lines of text files with the place of each, for messages. Files that end with .gz are decompressed."""
 
+import csv
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from elasticlm.errors import InputError
@@ -30,6 +31,25 @@ def numbered_lines(path: Path, shown_as: str | None = None) -> Iterator[tuple[st
                     yield f"{name}, line {number}", number, line.rstrip("\r\n")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{name}, after line {number}: not a gzip file, or cut off ({error})") from None
+
+
+def tab_separated(
+    path: Path, columns: Sequence[str], *, shown_as: str | None = None, quoted: bool = False
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield (place, values) of every line that is not blank. Raises InputError for a line with other columns.
+
+    Args:
+        columns: names of the columns, for messages.
+        quoted: whether a value may be in double quotes, as Python's csv module writes it.
+    """
+    for place, _, line in numbered_lines(path, shown_as):
+        try:
+            values = next(csv.reader([line], delimiter="\t")) if quoted else line.split("\t")
+        except csv.Error as error:
+            raise InputError(f"{place}: {error}") from None
+        if len(values) != len(columns):
+            raise InputError(f"{place}: has {len(values)} columns; expected {', '.join(columns)}, separated by tabs")
+        yield place, values
 
 
 def plain_or_gz(path: Path) -> Path:

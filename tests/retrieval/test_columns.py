@@ -8,7 +8,15 @@ import pytest
 from sets import PASSAGES
 
 from elasticlm.retrieval import columns, passage_ids
-from elasticlm.retrieval.columns import ArrowColumn, Column, KeptColumn, PassageColumn, first_repeat
+from elasticlm.retrieval.columns import (
+    ArrowColumn,
+    Column,
+    JoinedColumn,
+    KeptColumn,
+    PassageColumn,
+    first_repeat,
+    rows_of,
+)
 from elasticlm.retrieval.corpus import Corpus
 from elasticlm.retrieval.data_specs import load_corpus, load_retrieval
 from elasticlm.retrieval.passage_ids import PassageIds
@@ -26,6 +34,10 @@ COLUMNS = {
     "passages": PassageColumn(in_arrow([text[:2] for text in TEXTS]), in_arrow([text[3:] for text in TEXTS])),
     "kept": KeptColumn(in_arrow([*"ab", *TEXTS[:9], *"cd", *TEXTS[9:], "e"]), np.r_[2:11, 13:27]),
     "kept of a list": KeptColumn([*TEXTS, "e"], np.arange(23)),
+    "kept, far apart": KeptColumn(
+        in_arrow([part for text in TEXTS for part in (text, *"abcdefgh")]), np.arange(23) * 9
+    ),
+    "joined": JoinedColumn([in_arrow(TEXTS[:6]), [], TEXTS[6:7], in_arrow(TEXTS[7:])]),
 }
 
 
@@ -87,3 +99,7 @@ def test_ids_are_found_by_row_and_rows_by_id(same_hash, monkeypatch):
     assert "p" not in ids
     assert 1 not in ids
     assert PassageIds([]).rows(["p1"]).tolist() == [-1]
+
+
+def test_rows_of_wanted_ids_are_found():
+    assert rows_of(["a", "b", "c", "d"], {"c", "a", "x"}) == {"a": 0, "c": 2}
