@@ -1,5 +1,7 @@
-"""A tiny retrieval set in BEIR's folder form and in those of the hub, made of the tiny BERT's words."""
+"""A tiny retrieval set in the forms of BEIR, the hub, DPR and MS MARCO, made of the tiny BERT's words."""
 
+import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -88,6 +90,52 @@ def write_hub_mnli(folder: Path) -> Path:
         pairs = zip(texts, texts[shift:] + texts[:shift], strict=True)
         rows = ({"premise": a, "hypothesis": b, "label": i % 3, "idx": i} for i, (a, b) in enumerate(pairs))
         write_jsonl(folder / f"{split}.jsonl", rows)
+    return folder
+
+
+def write_dpr(folder: Path) -> Path:
+    """Write the set in DPR's files: all passages, a train.json of two questions, three test questions with answers."""
+    folder.mkdir()
+    rows = [("id", "text", "title"), *((pid, text, title) for pid, title, text in PASSAGES)]
+    with open(folder / "psgs_w100.tsv", "w", newline="") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC).writerows(rows)
+    passages = {pid: {"passage_id": pid, "title": title, "text": text} for pid, title, text in PASSAGES}
+    train = [
+        {"question": "what is in the soil", "answers": ["seed"], "positive_ctxs": [passages["p10"]],
+         "negative_ctxs": [passages["p9"]], "hard_negative_ctxs": [passages["p8"], passages["p7"]]},
+        {"question": "where is snow", "answers": ["the mountain"], "positive_ctxs": [passages["p3"]],
+         "hard_negative_ctxs": [passages["p1"]]},
+    ]  # fmt: skip
+    (folder / "biencoder-nq-train.json").write_text(json.dumps(train, indent=4))
+    (folder / "nq-test.qas.csv").write_text(
+        "what pulls the water\t['the Moon', 'moon']\n"
+        'who lives in the forest\t"[""wolf""]"\n'
+        "where is silver\t['nowhere at all']\n"
+    )
+    return folder
+
+
+def write_msmarco_docs(folder: Path) -> Path:
+    """Write the set in the official files of MS MARCO's document ranking; runs hold all documents of every query.
+
+    A training query is the beginning or the end of its document, and ``dev`` is the test split.
+    """
+    folder.mkdir()
+    with gzip.open(folder / "msmarco-docs.tsv.gz", "wt") as file:
+        file.writelines(f"{pid}\thttps://example.org/{pid}\t{title}\t{text}\n" for pid, title, text in PASSAGES)
+    parts = [(pid, part) for pid, _, text in PASSAGES for part in (text.split()[:4], text.split()[-4:])]
+    train = {f"t{i}": " ".join(words) for i, (_, words) in enumerate(parts)}
+    for split, queries, rows in (
+        ("train", train, [(f"t{i}", pid, 1) for i, (pid, _) in enumerate(parts)]),
+        ("dev", QUERIES, QRELS["test"]),
+    ):
+        start = f"msmarco-doc{split}"
+        (folder / f"{start}-queries.tsv").write_text("".join(f"{qid}\t{text}\n" for qid, text in queries.items()))
+        (folder / f"{start}-qrels.tsv").write_text("".join(f"{qid} 0 {pid} {grade}\n" for qid, pid, grade in rows))
+        with gzip.open(folder / f"{start}-top100.gz", "wt") as file:
+            file.writelines(f"{qid} Q0 {pid} {rank} {-rank} IndriQueryLikelihood\n"
+                            for qid in dict.fromkeys(qid for qid, _, _ in rows)
+                            for rank, (pid, _, _) in enumerate(PASSAGES, 1))  # fmt: skip
     return folder
 
 

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         "Encode a corpus into a passage index. An interrupted run continues when it is started again.",
     )
     parser.add_argument("--model", required=True, help="artifact folder, or a teacher's folder or hub name")
-    parser.add_argument("--data", required=True, help="beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")
+    parser.add_argument("--data", required=True, help="beir:DIR, dpr:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc")
     parser.add_argument("--output", required=True, help="index folder to write")
     parser.add_argument("--teacher", help="where the artifact's teacher is, if not under the name in the artifact")
     add_teacher_options(parser, "--model")

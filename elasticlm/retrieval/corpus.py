@@ -3,9 +3,11 @@
 import hashlib
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -95,6 +97,9 @@ class RetrievalData:
             in the corpus.
         candidates: the labelled passages that a reranker orders for each query, if the source has any.
         keep_self_hits: whether a query may find itself, see ``without_self``.
+        answers: the answers of each question, for sets whose passages count as relevant if they contain one of them
+            (elasticlm.retrieval.answers); such a set need not have judgements. None: judgements alone.
+        corpus_spec: the data spec of the passages, where they are those of another set.
     """
 
     spec: str
@@ -107,14 +112,33 @@ class RetrievalData:
     qrels: Qrels
     candidates: Qrels | None = None
     keep_self_hits: bool = False
+    answers: Mapping[str, Sequence[str]] | None = None
+    corpus_spec: str | None = None
 
     def __post_init__(self) -> None:
+        if self.answers is not None:
+            return
         relevant = [pid for grades in self.qrels.values() for pid, grade in grades.items() if grade > 0]
         if not relevant:
             raise InputError(f"{self.spec}: split {self.split} judges no passage as relevant (score above 0)")
         if set(relevant).isdisjoint(self.passage_ids):
             raise InputError(f"{self.spec}: none of the passages that split {self.split} judges as relevant, such as "
                              f"{relevant[0]!r}, is in the corpus")  # fmt: skip
+
+    @cached_property
+    def judged(self) -> Qrels:
+        """The judgements of the queries that have a relevant passage."""
+        return {qid: grades for qid, grades in self.qrels.items() if any(grade > 0 for grade in grades.values())}
+
+    def text(self, row: int) -> str:
+        """The text of a passage without its title."""
+        return self.passages[row].removeprefix(self.titles[row].lstrip())
+
+    def over(self, spec: str, corpus: Corpus) -> "RetrievalData":
+        """The same queries and judgements over the passages of another set."""
+        texts = dict(zip(self.query_ids, self.queries, strict=True))
+        data = RetrievalData.of(self.spec, self.split, corpus, texts, self.qrels, self.candidates, self.answers)
+        return replace(data, keep_self_hits=self.keep_self_hits, corpus_spec=spec)
 
     @cached_property
     def has_self_hits(self) -> bool:
@@ -134,6 +158,7 @@ class RetrievalData:
         texts: Mapping[str, str],
         qrels: Qrels,
         candidates: Qrels | None = None,
+        answers: Mapping[str, Sequence[str]] | None = None,
     ) -> "RetrievalData":
         """A split from its judgements, in their order: the corpus, and the ``texts`` of the judged queries.
 
@@ -141,8 +166,8 @@ class RetrievalData:
         """
         gaps, findable = Gaps(spec), corpus.findable
         qrels = gaps.without_queries(qrels, texts)
-        judged = {pid for grades in qrels.values() for pid in grades}
-        gaps.count("judged passages are not in the corpus", len(judged.difference(corpus.ids)))
+        if judged := {pid for grades in qrels.values() for pid in grades}:
+            gaps.count("judged passages are not in the corpus", len(judged.difference(corpus.ids)))
         gaps.count("passages are empty", len(corpus.ids) - len(findable.ids))
         if candidates is not None:
             found = {pid for grades in candidates.values() for pid in grades}.intersection(findable.ids)
@@ -159,18 +184,23 @@ class RetrievalData:
             queries=[texts[qid] for qid in qrels],
             qrels=qrels,
             candidates=candidates,
+            answers=None if answers is None else {qid: answers[qid] for qid in qrels},
         )
 
     @property
     def split_sha256(self) -> str:
-        return split_sha256(self.query_ids, self.qrels)
+        return split_sha256(self.query_ids, self.qrels, self.answers or {})
 
 
-def split_sha256(query_ids: Sequence[str], qrels: Mapping[str, Mapping[str, int]]) -> str:
-    """SHA-256 over a split's queries and judgements, whatever order they came in."""
-    return _sha256(
-        f"{qid}\t{pid}\t{grade}" for qid in sorted(query_ids) for pid, grade in sorted(qrels.get(qid, {}).items())
-    )
+def split_sha256(
+    query_ids: Sequence[str],
+    qrels: Mapping[str, Mapping[str, int]],
+    answers: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> str:
+    """SHA-256 over a split's queries and judgements, and answers if there are any, whatever order they came in."""
+    order = sorted(query_ids)
+    judgements = (f"{qid}\t{pid}\t{grade}" for qid in order for pid, grade in sorted(qrels.get(qid, {}).items()))
+    return _sha256(chain(judgements, (f"{qid}\t{answer}" for qid in order for answer in answers.get(qid, ()))))
 
 
 def shuffled(texts: Sequence[str], seed: int | None) -> Iterable[str]:

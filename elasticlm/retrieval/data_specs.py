@@ -1,4 +1,4 @@
-"""Load data by its spec: ``beir:DIR``, ``glue:DIR``, ``text:FILE``, ``hf:NAME[/CONFIG]``, ``pydoc[:PASSAGES]``.
+"""Load data by its spec: ``beir:DIR``, ``hf:NAME[/CONFIG]``, ``text:FILE``, ``pydoc[:PASSAGES]`` and others.
 
 Each kind of spec has its own module; this module parses the spec and calls it.
 """
@@ -23,10 +23,12 @@ __all__ = [
     "load_retrieval",
     "load_sentences",
     "load_texts",
+    "load_training",
     "split_sha256",
 ]
 
-SPECS = "beir:DIR, glue:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc"
+FOLDERS = ("beir", "dpr", "glue", "msmarco-docs")
+SPECS = f"{', '.join(f'{kind}:DIR' for kind in FOLDERS)}, text:FILE, hf:NAME[/CONFIG] or pydoc"
 
 
 class Source(Protocol):
@@ -50,9 +52,9 @@ def check_spec(spec: str) -> None:
     kind, _, rest = spec.partition(":")
     if kind == "pydoc":
         return
-    if not rest or kind not in ("beir", "glue", "text", "hf"):
+    if not rest or kind not in (*FOLDERS, "text", "hf"):
         raise InputError(f"data {spec!r}: expected {SPECS}")
-    if kind in ("beir", "glue") and not Path(rest).is_dir():
+    if kind in FOLDERS and not Path(rest).is_dir():
         raise InputError(f"{spec}: no such folder {rest}")
     if kind == "text" and not Path(rest).is_file():
         raise InputError(f"{spec}: no such file {rest}")
@@ -70,6 +72,14 @@ def open_source(spec: str) -> Source:
         from elasticlm.retrieval.beir import BeirFolder
 
         return BeirFolder(rest)
+    if kind == "dpr":
+        from elasticlm.retrieval.dpr import DprFolder
+
+        return DprFolder(rest)
+    if kind == "msmarco-docs":
+        from elasticlm.retrieval.msmarco_docs import MsMarcoDocs
+
+        return MsMarcoDocs(rest)
     if kind == "glue":
         from elasticlm.retrieval.glue import GlueFolder
 
@@ -83,12 +93,32 @@ def open_source(spec: str) -> Source:
     return HubDataset(rest)
 
 
-def load_retrieval(spec: str, split: str | None = None) -> RetrievalData:
-    """Load the corpus and one split's judged queries (default: test).
+def load_retrieval(spec: str, split: str | None = None, *, corpus: str | None = None) -> RetrievalData:
+    """Load the corpus and one split's judged queries (default: test), or questions with answers.
 
     ``text:`` and plain texts from the hub give the two halves of each paragraph as a pair.
+
+    Args:
+        corpus: the data spec of the passages, where they are not in the set itself.
+
+    Raises InputError where there are no passages.
     """
-    return open_source(spec).retrieval(split or "test")
+    data = open_source(spec).retrieval(split or "test")
+    if corpus:
+        data = data.over(corpus, load_corpus(corpus))
+    if not len(data.passage_ids):
+        raise InputError(f"{spec}: split {data.split} has no passages to search; name their data spec with --corpus")
+    return data
+
+
+def load_training(spec: str, split: str) -> RetrievalData:
+    """Load one split's judged queries and passages for training with judgements.
+
+    As load_retrieval(), but for sets whose passages are far more than a training needs: ``dpr:`` gives those that its
+    training file names.
+    """
+    source = open_source(spec)
+    return source.training(split) if hasattr(source, "training") else source.retrieval(split)
 
 
 def load_corpus(spec: str) -> Corpus:

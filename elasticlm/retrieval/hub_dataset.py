@@ -5,15 +5,17 @@ NAME is OWNER/NAME on the hub or a folder (``hf:./folder``). Three layouts are u
 - BEIR's: configurations ``corpus`` and ``queries`` (``_id``, ``title``, ``text``), judgements (``query-id``,
   ``corpus-id``, ``score``) in the configuration ``qrels`` or ``default``, else in the data set NAME-qrels;
 - Tevatron's: one row per query, with ``query_id``, ``query``, ``positive_passages`` and ``negative_passages`` (lists of
-  ``docid``, ``title``, ``text``); the corpus is all the passages that the split names;
+  ``docid``, ``title``, ``text``), and perhaps ``answers``; the corpus is all the passages that the split names;
+- Tevatron's corpora: one row per passage, with ``docid``, ``title`` and ``text``;
 - a column of text, a paragraph a row: sentences are queries and halves are pairs, as for ``text:FILE``.
 
 Labelled sentences are read from a column ``label`` and the sentence columns of GLUE's sets.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
 
 LARGE_BYTES = 1 << 30  # a text set above this is streamed, and only its first rows are taken
 STREAMED_ROWS = 200_000
+CONVERTED = "refs/convert/parquet"  # the hub's conversion of a set, a revision
 STRINGS = ("string", "large_string")
 TEVATRON_COLUMNS = {"query_id", "query", "positive_passages", "negative_passages"}
+CORPUS_COLUMNS = {"docid", "title", "text"}
 SENTENCES = (("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"),
              ("question", "sentence"), ("sentence", None), ("text", None))  # fmt: skip
 
@@ -52,6 +56,8 @@ class HubDataset:
             columns = self._table("corpus")
             return Corpus(columns["_id"], columns["title"], columns["text"])
         rows = self._open(self.path, self.config, None)
+        if _is_corpus(rows):
+            return self._passages(rows)
         return self._judged(rows, None)[0] if _is_tevatron(rows) else self._paragraphs(None).corpus()
 
     def queries(self, split: str) -> tuple[list[str], list[str]]:
@@ -69,7 +75,8 @@ class HubDataset:
         if not self._is_beir:
             rows = self._open(self.path, self.config, split)
             if _is_tevatron(rows):
-                return RetrievalData.of(self.spec, split, *self._judged(rows, split))
+                data = RetrievalData.of(self.spec, split, *self._judged(rows, split), answers=self._answers(rows))
+                return replace(data, keep_self_hits=True)  # queries and passages are numbered
             paragraphs = self._paragraphs(split)
             return paragraphs.pairs(split, paragraphs)
         return RetrievalData.of(self.spec, split, self.corpus(), self._query_texts(), self._qrels(split))
@@ -81,6 +88,8 @@ class HubDataset:
         rows = self._open(self.path, self.config, split, whole=True)
         if _is_tevatron(rows):
             return shuffled(self._judged(rows, split)[0].findable.passages, seed)
+        if _is_corpus(rows):
+            return shuffled(self._passages(rows).findable.passages, seed)
         if seed is not None:
             rows = rows.shuffle(seed=seed)  # an order of rows, or of a buffer of a stream; texts stay where they are
         return self._lines(rows, self._text_column(rows))
@@ -122,7 +131,7 @@ class HubDataset:
         import datasets
 
         with _loading(self.spec):
-            splits = datasets.get_dataset_split_names(self.path, self.config)
+            splits = _ask(datasets.get_dataset_split_names, self.path, self.config)
         tevatron = _is_tevatron(self._open(self.path, self.config, splits[0]))
         queries = (self.queries(split)[1] for split in splits if tevatron)
         return chain.from_iterable(chain((self.texts(split) for split in splits), queries))
@@ -132,7 +141,7 @@ class HubDataset:
         import datasets
 
         with _loading(self.spec):
-            return datasets.get_dataset_config_names(self.path)
+            return _ask(datasets.get_dataset_config_names, self.path)
 
     @property
     def _is_beir(self) -> bool:
@@ -181,6 +190,20 @@ class HubDataset:
         titles, texts = zip(*passages.values(), strict=True) if passages else ((), ())
         return Corpus(list(passages), list(titles), list(texts)), queries, qrels
 
+    def _answers(self, rows: "datasets.Dataset") -> dict[str, list[str]] | None:
+        """The answers of Tevatron's rows, by query; None where there is no such column."""
+        if "answers" not in rows.column_names:
+            return None
+        pairs = rows.select_columns(["query_id", "answers"])
+        return {str(row["query_id"]): list(row["answers"] or ()) for row in pairs}
+
+    def _passages(self, rows: "datasets.Dataset") -> Corpus:
+        """The passages of Tevatron's corpora, whose ids must differ."""
+        ids, titles, texts = (_column(rows, self.spec, name) for name in ("docid", "title", "text"))
+        if repeat := first_repeat(ids):
+            raise InputError(f"{self.spec}, row {repeat[0]}: duplicate docid {ids[repeat[0]]!r}")
+        return Corpus(ids, titles, texts)
+
     def _paragraphs(self, split: str | None) -> Paragraphs:
         rows = self._open(self.path, self.config, split)
         column = self._text_column(rows)
@@ -216,18 +239,18 @@ class HubDataset:
 
         cache = str(_cache_of(path))
         with _loading(self.spec):
-            splits = datasets.get_dataset_split_names(path, config)
+            splits = _ask(datasets.get_dataset_split_names, path, config)
             wanted = split or splits[0]
             found = split_among(wanted, splits)
             if found is None:
                 raise InputError(f"{self.spec}: no split {split!r} (there: {', '.join(splits)})")
             say_which(self.spec, wanted, found)
-            details = datasets.load_dataset_builder(path, config, cache_dir=cache).info
+            details = _ask(datasets.load_dataset_builder, path, config, cache_dir=cache).info
             size = details.dataset_size or details.download_size or 0
-            judged = self._is_beir or set(details.features or ()) >= TEVATRON_COLUMNS
-            if size <= LARGE_BYTES or judged:  # a corpus must be whole
-                return datasets.load_dataset(path, config, split=found, cache_dir=cache)
-            stream = datasets.load_dataset(path, config, split=found, cache_dir=cache, streaming=True)
+            columns = set(details.features or ())
+            if size <= LARGE_BYTES or self._is_beir or columns >= TEVATRON_COLUMNS or columns >= CORPUS_COLUMNS:
+                return _ask(datasets.load_dataset, path, config, split=found, cache_dir=cache)  # a corpus must be whole
+            stream = _ask(datasets.load_dataset, path, config, split=found, cache_dir=cache, streaming=True)
             if whole:
                 say(f"{self.spec}: {size / 2**30:.1f} GiB, streaming")
                 return stream
@@ -237,6 +260,10 @@ class HubDataset:
 
 def _is_tevatron(rows: "datasets.Dataset | datasets.IterableDataset") -> bool:
     return set(rows.column_names or ()) >= TEVATRON_COLUMNS
+
+
+def _is_corpus(rows: "datasets.Dataset | datasets.IterableDataset") -> bool:
+    return set(rows.column_names or ()) >= CORPUS_COLUMNS
 
 
 def _sentence_columns(rows: "datasets.Dataset | datasets.IterableDataset") -> tuple[str, str | None] | None:
@@ -276,6 +303,19 @@ def _column(rows: Any, where: str, *names: str) -> Sequence[str]:
                 return ArrowColumn(column)
             return ["" if value is None else str(value) for value in rows[name]]
     raise InputError(f"{where}: no column {' or '.join(names)} (there: {', '.join(rows.column_names)})")
+
+
+def _ask(function: Callable[..., Any], path: str, *args: Any, **options: Any) -> Any:
+    """Call a function of ``datasets`` for a set.
+
+    Of a set that is a script, which ``datasets`` no longer runs (Tevatron's are), the hub has a conversion to Parquet.
+    """
+    try:
+        return function(path, *args, **options)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        return function(path, *args, revision=CONVERTED, **options)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import ir_measures
 import numpy as np
 
 from elasticlm.errors import InputError
+from elasticlm.retrieval.lines import numbered_lines
 
 Run = Mapping[str, Mapping[str, float]]
 
@@ -136,17 +137,21 @@ def write_trec_run(path: Path, run: Run, tag: str) -> None:
 
 
 def read_trec_run(path: Path) -> dict[str, dict[str, float]]:
-    """Read a run in TREC form: ``run[query_id][passage_id]`` is the score. Raises InputError with file and line."""
+    """Read a run in TREC form, which may be compressed (.gz): ``run[query_id][passage_id]`` is the score.
+
+    Equal passage ids are one string, since runs over training queries have tens of millions of lines. Raises InputError
+    with file and line.
+    """
     if not path.is_file():
         raise InputError(f"no such file {path}")
     run: dict[str, dict[str, float]] = {}
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                qid, _, pid, _, score, _ = line.split()
-                run.setdefault(qid, {})[pid] = float(score)
-            except ValueError:
-                raise InputError(f"{path}, line {number}: expected: query Q0 passage rank score tag") from None
+    ids: dict[str, str] = {}
+    for place, _, line in numbered_lines(path):
+        try:
+            qid, _, pid, _, score, _ = line.split()
+            run.setdefault(qid, {})[ids.setdefault(pid, pid)] = float(score)
+        except ValueError:
+            raise InputError(f"{place}: expected: query Q0 passage rank score tag") from None
     return run
 
 

@@ -1,6 +1,6 @@
 import pandas as pd
 import pytest
-from sets import CARD, PASSAGES, QRELS, write_hub_beir, write_hub_tevatron, write_tsv
+from sets import CARD, PASSAGES, QRELS, write_hub_beir, write_hub_tevatron, write_jsonl, write_tsv
 
 from elasticlm.errors import InputError
 from elasticlm.retrieval import hub_dataset as hub
@@ -125,3 +125,58 @@ def test_tevatrons_rows_are_queries_with_their_passages(tevatron_on_hub):
     assert load_queries(spec, "train") == (data.query_ids, data.queries)
     assert sorted(load_texts(spec, "train", seed=0)) == sorted(data.passages)
     assert list(load_everything(spec)) == 2 * list(data.passages) + 2 * data.queries  # both splits
+
+
+@pytest.fixture
+def tevatron_corpus(tmp_path):
+    """All passages in the form of Tevatron's corpora."""
+    folder = tmp_path / "tevatron-corpus"
+    folder.mkdir()
+    pd.DataFrame(PASSAGES, columns=["docid", "title", "text"]).to_parquet(folder / "train-00000.parquet")
+    return folder
+
+
+def test_tevatrons_corpora_are_passages_with_ids_and_titles(tevatron_corpus):
+    corpus = load_corpus(f"hf:{tevatron_corpus}")
+    assert list(corpus.ids) == [pid for pid, _, _ in PASSAGES]
+    assert corpus.passages[0] == "glacier the glacier melts slow in the warm sun"
+    assert sorted(load_texts(f"hf:{tevatron_corpus}", None, seed=0)) == sorted(corpus.passages)
+    pd.DataFrame([("p1", "", "a"), ("p1", "", "b")], columns=["docid", "title", "text"]).to_parquet(
+        tevatron_corpus / "train-00000.parquet"
+    )
+    with pytest.raises(InputError, match="row 1: duplicate docid 'p1'"):
+        load_corpus(f"hf:{tevatron_corpus}")
+
+
+def test_tevatrons_answers_are_read_over_another_sets_passages(tmp_path, tevatron_corpus):
+    folder = tmp_path / "questions"
+    folder.mkdir()
+    rows = [{"query_id": str(i), "query": query, "answers": answers, "positive_passages": [], "negative_passages": []}
+            for i, (query, answers) in enumerate([("what pulls the water", ["moon"]), ("who", ["nobody", "no one"])])
+            ]  # fmt: skip
+    write_jsonl(folder / "test.jsonl", rows)
+    with pytest.raises(InputError, match="no passages to search; name their data spec with --corpus"):
+        load_retrieval(f"hf:{folder}", "test")
+    data = load_retrieval(f"hf:{folder}", "test", corpus=f"hf:{tevatron_corpus}")
+    assert data.answers == {"0": ["moon"], "1": ["nobody", "no one"]}
+    assert (len(data.passage_ids), data.keep_self_hits, data.judged) == (10, True, {})
+
+
+def test_a_set_that_is_a_script_is_read_from_the_hubs_conversion(tevatron_corpus, monkeypatch):
+    """As datasets refuses the set itself; what it loads of the conversion is in the folder."""
+    import datasets
+
+    asked = []
+    for name in ("get_dataset_config_names", "get_dataset_split_names", "load_dataset_builder", "load_dataset"):
+        real = getattr(datasets, name)
+
+        def refusing(path, *args, revision=None, real=real, name=name, **options):
+            if revision is None:
+                raise RuntimeError("Dataset scripts are no longer supported, but found wikipedia-nq-corpus.py")
+            asked.append((name, revision))
+            return real(path, *args, **options)
+
+        monkeypatch.setattr(datasets, name, refusing)
+    assert len(load_corpus(f"hf:{tevatron_corpus}").ids) == 10
+    assert {revision for _, revision in asked} == {"refs/convert/parquet"}
+    assert len({name for name, _ in asked}) == 4
