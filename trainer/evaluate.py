@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     for option in ("model", "teacher", "retriever"):
         if getattr(args, option):
             check_model(f"--{option}", getattr(args, option))
-    check_data([args.data])
+    check_data([args.data, *filter(None, [args.corpus])])
     check_files(args)
     with claim(*outputs, overwrite=args.overwrite):
         from elasticlm.trainer.evaluation.measuring import evaluate
@@ -34,8 +34,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Return the options. Raises InputError if they cannot be combined."""
     parser = command.parser("elasticlm evaluate", "Measure every level on a split, compared with the teacher.")
     parser.add_argument("--model", required=True, help="artifact folder, or a teacher's folder or hub name")
-    parser.add_argument("--data", required=True, help="beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; for a "
-                        "classifier: glue:DIR or hf:NAME[/CONFIG]")  # fmt: skip
+    parser.add_argument("--data", required=True, help="beir:DIR, dpr:DIR, msmarco-docs:DIR, text:FILE, "
+                        "hf:NAME[/CONFIG] or pydoc; for a classifier: glue:DIR or hf:NAME[/CONFIG]")  # fmt: skip
+    parser.add_argument("--corpus", metavar="SPEC", help="passages to search, if they are those of another data set, "
+                        "such as hf:Tevatron/wikipedia-nq-corpus (default: those of --data)")  # fmt: skip
     parser.add_argument("--split", default="test", help="split to measure")
     parser.add_argument("--levels", help="levels to measure, such as 50,10 (default: all levels)")
     parser.add_argument("--teacher", help="model for measuring retention (default: the teacher named in the artifact)")
@@ -43,8 +45,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--index", help="index folder or FAISS file (default: encode the passages)")
     parser.add_argument("--ids", help="passage ids of a FAISS file, one per line in row order")
     parser.add_argument("--output", required=True, help="JSON file to write")
-    parser.add_argument("--run", metavar="FILE", help="reranker: run of a retriever in TREC format to rerank (default: "
-                        "the judged candidates of the data if it has any, else the top of BM25)")  # fmt: skip
+    parser.add_argument("--run", metavar="FILE", help="reranker: run of a retriever in TREC format, perhaps .gz, to "
+                        "rerank (default: the judged candidates of the data if it has any, else the top of BM25)"
+                        )  # fmt: skip
     parser.add_argument(
         "--depth",
         type=positive_int,

@@ -63,12 +63,17 @@ def evaluate(args: argparse.Namespace) -> None:
         return {"output": args.output} | more | {key: fields[key] for key in keys}
 
     if task == "classify":
+        if args.corpus:
+            raise InputError(f"--corpus is for retrievers and rerankers; the task of {args.model} is {task!r}")
         result = classification.evaluate(model, args.teacher, args.data, args.split, levels, seed=args.seed)
         summary = finish(result)
         command.print_table(classification.table(result))
         command.print_result(summary)
         return
-    data = replace(load_retrieval(args.data, args.split), keep_self_hits=args.keep_self_hits)
+    data = load_retrieval(args.data, args.split, corpus=args.corpus)
+    data = replace(data, keep_self_hits=args.keep_self_hits or data.keep_self_hits)
+    if task == "score" and not data.judged:
+        raise InputError(f"{args.data}: split {args.split} has answers and no judgements, which rerankers need")
     if args.matrix:
         result, pairs = evaluate_pipeline(args, model, data, levels)
         pairs_file = Path(args.output).with_name(PAIRS_FILE)
@@ -92,6 +97,7 @@ def evaluate(args: argparse.Namespace) -> None:
     command.say(f"{args.data}, {args.split}: {len(data.query_ids):,} queries, {len(data.passage_ids):,} passages")
     rows, encoder = retrieving.measure(model, teacher, data, levels, index=index, batch_size=args.batch_size)
     passages = {"encoder": model.config.passages.encoder, "fingerprint": encoder.fingerprint(), "index": args.index}
+    passages |= {"corpus": args.corpus} if args.corpus else {}
     result = retrieving.evaluation_of(rows, data, seed=args.seed, model=args.model, passages=passages)
     _write_runs(args, {name: row.run for name, row in rows.items()})
     summary = finish(result, shown=("seconds",))

@@ -18,7 +18,8 @@ from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
 from elasticlm.model.teacher import passage_encoder, teacher_of
 from elasticlm.retrieval import measures as metrics
-from elasticlm.retrieval.corpus import cache_folder
+from elasticlm.retrieval.answers import SUCCESS_MEASURES, AnswerMatcher
+from elasticlm.retrieval.corpus import Qrels, cache_folder
 from elasticlm.retrieval.data_specs import RetrievalData, load_corpus
 from elasticlm.retrieval.passage_index import PassageIndex
 from elasticlm.trainer.evaluation.base import TEACHER, Evaluation, interval_cell
@@ -26,7 +27,8 @@ from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.stored_vectors import stored_vectors
 from elasticlm.trainer.training_texts import UntokenizedPassages
 
-SHOWN = ("RR@10", "nDCG@10", "R@100", *metrics.CANDIDATE_MEASURES)
+SHOWN = ("RR@10", "nDCG@10", "R@100", *SUCCESS_MEASURES, *metrics.CANDIDATE_MEASURES)
+RETAINED = ("RR@10", "Success@20")  # the first of them that was measured is shown
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,11 @@ def measure(
 ) -> tuple[dict[str, Row], ElasticModel]:
     """Measure the teacher with its own passages, and each level with the passages of its artifact.
 
+    Of a set with answers, Success@k is measured, and the other measures if queries are judged too.
+
     Returns the rows by name (teacher first, then "100", "50", ...) and the encoder of the artifact's passages.
     """
+    matcher = None if data.answers is None else AnswerMatcher(data)
     teachers_encoder = passage_encoder(teacher)
     encoder = teachers_encoder if _shares_passages(model, teachers_encoder) else passage_encoder(model)
     shared = encoder.fingerprint() == teachers_encoder.fingerprint()
@@ -58,10 +63,10 @@ def measure(
     else:
         index = encode_passages(encoder, data)
     teachers_index = index if shared else encode_passages(teachers_encoder, data)
-    rows = {TEACHER: _row(teacher, teacher.structures.largest, data, teachers_index, batch_size)}
+    rows = {TEACHER: _row(teacher, teacher.structures.largest, data, teachers_index, batch_size, matcher)}
     for level in levels:
         measured = model.at(level) is teacher and model.backend.name == teacher.backend.name
-        rows[level_name(level)] = rows[TEACHER] if measured else _row(model, level, data, index, batch_size)
+        rows[level_name(level)] = rows[TEACHER] if measured else _row(model, level, data, index, batch_size, matcher)
     return rows, encoder
 
 
@@ -75,12 +80,13 @@ def evaluation_of(rows: Mapping[str, Row], data: RetrievalData, *, seed: int = 0
 
 
 def table(result: Evaluation) -> list[dict[str, str]]:
-    """One row per level for people; retention of RR@10 with its 95% interval."""
+    """One row per level for people; retention of RR@10, or of Success@20, with its 95% interval."""
     rows = []
     for name, values in result.metrics.items():
-        interval = interval_cell(name, result.retention.get(name, {}).get("RR@10"))
+        retained = next(measure for measure in RETAINED if measure in values)
+        interval = interval_cell(name, result.retention.get(name, {}).get(retained))
         cells = {measure: f"{values[measure]:.4f}" for measure in SHOWN if measure in values}
-        rows.append({"level": name} | cells | {"retention of RR@10": interval})
+        rows.append({"level": name} | cells | {f"retention of {retained}": interval})
     return rows
 
 
@@ -113,14 +119,15 @@ def encode_passages(encoder: ElasticModel, data: RetrievalData) -> PassageIndex:
 
 def check_index(index: PassageIndex, model: ElasticModel, encoder: ElasticModel, data: RetrievalData) -> None:
     """Raise InputError unless the index goes with the model and holds the set's passages."""
-    index.check_against(model, lambda: encoder, lambda: [load_corpus(data.spec)])
+    spec = data.corpus_spec or data.spec
+    index.check_against(model, lambda: encoder, lambda: [load_corpus(spec)])
     if missing := index.missing(data.passage_ids):
         raise InputError(
-            f"{index.name}: {len(missing):,} of the {len(data.passage_ids):,} passages of {data.spec} are not in it, "
+            f"{index.name}: {len(missing):,} of the {len(data.passage_ids):,} passages of {spec} are not in it, "
             f"such as {missing[0]!r}"
         )
     if len(index) > len(data.passage_ids):
-        command.say(f"{index.name}: {len(index) - len(data.passage_ids):,} more passages than {data.spec} compete here")
+        command.say(f"{index.name}: {len(index) - len(data.passage_ids):,} more passages than {spec} compete here")
 
 
 def first_stage(
@@ -131,13 +138,36 @@ def first_stage(
     return {qid: dict(islice(data.without_self(qid, hits).items(), depth)) for qid, hits in run.items()}
 
 
-def _row(model: ElasticModel, level: Level, data: RetrievalData, index: PassageIndex, batch_size: int) -> Row:
+def _row(
+    model: ElasticModel,
+    level: Level,
+    data: RetrievalData,
+    index: PassageIndex,
+    batch_size: int,
+    matcher: AnswerMatcher | None,
+) -> Row:
     queries = model.embed(data.queries, level=level, batch_size=batch_size, show_progress=True).numpy()
     run = first_stage(data, data.query_ids, queries, index, metrics.DEPTH)
-    values = metrics.per_query(data.qrels, run)
+    values: dict[str, np.ndarray] = {}
+    if matcher is None:
+        values |= metrics.per_query(data.qrels, run)
+    elif data.judged:
+        values |= _of_some(data, data.judged, run, metrics.RETRIEVAL_MEASURES)
+    if matcher is not None:
+        values |= matcher.success(run)
     if data.candidates:
         values |= _rerank(queries, data, index)
     return Row(run, values)
+
+
+def _of_some(data: RetrievalData, qrels: Qrels, run: metrics.Run, measures: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return each measure's values [queries of the set]; NaN for queries that are not in ``qrels``."""
+    place = {qid: i for i, qid in enumerate(data.query_ids)}
+    values = {measure: np.full(len(data.query_ids), np.nan) for measure in measures}
+    if qrels:
+        for measure, found in metrics.per_query(qrels, run, measures).items():
+            values[measure][[place[qid] for qid in qrels]] = found
+    return values
 
 
 def _rerank(queries: np.ndarray, data: RetrievalData, index: PassageIndex) -> dict[str, np.ndarray]:
@@ -150,11 +180,7 @@ def _rerank(queries: np.ndarray, data: RetrievalData, index: PassageIndex) -> di
         )
         for qid, grades in candidates.items()
     }
-    values = {measure: np.full(len(data.query_ids), np.nan) for measure in metrics.CANDIDATE_MEASURES}
-    if candidates:
-        for measure, found in metrics.per_query(candidates, run, metrics.CANDIDATE_MEASURES).items():
-            values[measure][[place[qid] for qid in candidates]] = found
-    return values
+    return _of_some(data, candidates, run, metrics.CANDIDATE_MEASURES)
 
 
 def _shares_passages(model: ElasticModel, teachers_encoder: ElasticModel) -> bool:
