@@ -22,8 +22,8 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, TaskConfig]:
     parser.add_argument("--task", required=True, metavar="|".join(TASKS), help=tasks)
     parser.add_argument("--model", required=True, metavar="DIR", help="elastic model to start from (see prune), or a "
                         "teacher to be fine-tuned whole")  # fmt: skip
-    add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; align: also glue:DIR, for its sentences; "
-                     "classify: glue:DIR or hf:NAME[/CONFIG]")  # fmt: skip
+    add_data_options(parser, "beir:DIR, dpr:DIR, msmarco-docs:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; align: also "
+                     "glue:DIR, for its sentences; classify: glue:DIR or hf:NAME[/CONFIG]")  # fmt: skip
     add_task_options(parser)
     add_options(parser, {task: config.loop for task, config in TASKS.items()})
     args = parser.parse_args(argv)

@@ -148,7 +148,8 @@ def rerank(config: RerankConfig, run: Training) -> Rerank:
                 passage=config.passage_tokens or passage_tokens(model))  # fmt: skip
     teacher = fine_tuned_teacher(config.teacher, model, run.processes)
     drawn = config.negatives + (not labels)
-    pairs, negatives = with_negatives(run.pairs(labels=labels), drawn, run=config.run, judged=True)
+    pairs, negatives = with_negatives(run.pairs(labels=labels), drawn, run=config.run, depth=config.negatives_depth,
+                                      judged=True)  # fmt: skip
     queries, passages = texts_to_join(model, pairs)
     say(f"rerank: {len(queries):,} queries, {len(passages):,} passages among their positives and negatives"
         if labels else f"rerank without labels: {len(queries):,} queries, {len(passages):,} passages")  # fmt: skip

@@ -107,7 +107,7 @@ class RerankConfig(TaskConfig):
 
     summary = "score a query with each of its passages, against passages that a first stage ranks high"
     loop = LoopOptions(batch_size=16, chunk_size=16, lr=3e-4)
-    least: ClassVar[Mapping[str, int]] = {"query_tokens": 3, "passage_tokens": 3, "negatives": 1}
+    least: ClassVar[Mapping[str, int]] = {"query_tokens": 3, "passage_tokens": 3, "negatives": 1, "negatives_depth": 1}
 
     query_tokens: int | None = None
     """length limit of queries, in training and from then on, in tokens (default: half the limit of a pair)"""
@@ -123,8 +123,15 @@ class RerankConfig(TaskConfig):
     negatives: int = 7
     """hard negatives per query and step"""
     run: str | None = None
-    """run of a retriever over the training queries in TREC format; its best passages are the negatives (default: judged
-    candidates that are not relevant, then the best passages of BM25)"""
+    """run of a retriever over the training queries in TREC format, perhaps .gz; negatives are drawn from its best
+    passages, anew in each step (default: judged candidates that are not relevant, then the best passages of BM25)"""
+    negatives_depth: int | None = None
+    """number of best passages of the first stage that negatives are drawn from (default: 100 of --run, 30 of BM25)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.negatives_depth is not None and self.negatives_depth < self.negatives:
+            raise InputError(f"--negatives-depth {self.negatives_depth}: --negatives needs {self.negatives} or more")
 
 
 @dataclass(frozen=True, kw_only=True)

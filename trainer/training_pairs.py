@@ -9,8 +9,9 @@ from torch import Tensor
 
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.retrieval.columns import JoinedColumn, KeptColumn
 from elasticlm.retrieval.corpus import Qrels
-from elasticlm.retrieval.data_specs import load_corpus, load_labelled, load_queries, load_retrieval, load_sentences
+from elasticlm.retrieval.data_specs import load_corpus, load_labelled, load_queries, load_sentences, load_training
 from elasticlm.retrieval.labelled import Labelled, Sentences
 from elasticlm.trainer.mixture import Exclusion
 from elasticlm.trainer.training_texts import TokenizedTexts
@@ -20,14 +21,15 @@ from elasticlm.trainer.training_texts import TokenizedTexts
 class TrainingPairs:
     """Queries of a split, and rows of ``passages`` relevant to each, the best grade first; none without labels.
 
-    ``refused`` are those among a query's judged candidates that are not relevant; none where the set has no candidates.
-    ``own`` is the row of the query itself, which must not be a negative; None if it is not among the passages.
+    Passages stay where they are until they are read (see elasticlm.retrieval.columns). ``refused`` are those among a
+    query's judged candidates that are not relevant; none where the set has no candidates. ``own`` is the row of the
+    query itself, which must not be a negative; None if it is not among the passages.
     """
 
     query_ids: list[str]
     queries: list[str]
     passage_ids: list[str]
-    passages: list[str]
+    passages: Sequence[str]
     positives: list[list[int]]
     refused: list[list[int]]
     own: list[int | None]
@@ -52,7 +54,7 @@ class TrainingPairs:
         return replace(
             self,
             passage_ids=[self.passage_ids[i] for i in rows],
-            passages=[self.passages[i] for i in rows],
+            passages=KeptColumn(self.passages, rows),
             positives=[np.searchsorted(rows, found).tolist() for found in self.positives],
             refused=[np.searchsorted(rows, found).tolist() for found in self.refused],
             own=[place.get(row) for row in self.own],
@@ -75,6 +77,7 @@ class Unjudged:
     queries: list[str]
     qrels: Qrels = field(default_factory=dict)
     candidates: Qrels | None = None
+    keep_self_hits: bool = False
 
     @classmethod
     def of(cls, spec: str, split: str) -> "Unjudged":
@@ -94,16 +97,19 @@ def load_pairs(specs: Sequence[str], split: str, exclusion: Exclusion, *, labels
     query_ids: list[str] = []
     queries: list[str] = []
     passage_ids: list[str] = []
-    passages: list[str] = []
+    passages: list[Sequence[str]] = []
     positives: list[list[int]] = []
     refused: list[list[int]] = []
     own: list[int | None] = []
     for spec in specs:
-        data = load_retrieval(spec, split) if labels else Unjudged.of(spec, split)
-        kept = [(pid, text) for pid, text in zip(data.passage_ids, data.passages, strict=True) if exclusion.keeps(text)]
-        row = {pid: len(passages) + i for i, (pid, _) in enumerate(kept)}
-        passage_ids += [pid for pid, _ in kept]
-        passages += [text for _, text in kept]
+        data = load_training(spec, split) if labels else Unjudged.of(spec, split)
+        kept, texts = list(data.passage_ids), data.passages
+        if exclusion.specs:
+            rows = np.array([i for i, text in enumerate(texts) if exclusion.keeps(text)], dtype=np.int64)
+            kept, texts = [kept[i] for i in rows], KeptColumn(texts, rows)
+        row = {pid: len(passage_ids) + i for i, pid in enumerate(kept)}
+        passage_ids += kept
+        passages.append(texts)
         for qid, query in zip(data.query_ids, data.queries, strict=True):
             judged = data.qrels.get(qid, {})
             grades = [(grade, row[pid]) for pid, grade in judged.items() if grade > 0 and pid in row]
@@ -113,10 +119,10 @@ def load_pairs(specs: Sequence[str], split: str, exclusion: Exclusion, *, labels
                 positives.append([i for _, i in sorted(grades, key=lambda pair: -pair[0])])
                 candidates = (data.candidates or {}).get(qid, {})
                 refused.append([row[pid] for pid, grade in candidates.items() if grade <= 0 and pid in row])
-                own.append(row.get(qid))
+                own.append(None if data.keep_self_hits else row.get(qid))
     if not queries:
         raise InputError(f"{', '.join(specs)}: no query is left that shares nothing with an excluded set")
-    return TrainingPairs(query_ids, queries, passage_ids, passages, positives, refused, own)
+    return TrainingPairs(query_ids, queries, passage_ids, JoinedColumn(passages), positives, refused, own)
 
 
 def texts_to_join(

@@ -3,9 +3,9 @@
 import json
 import tempfile
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -45,19 +45,16 @@ class TokenizedTexts:
         max_tokens: int | None = None,
     ) -> "TokenizedTexts":
         """Tokenise ``texts`` as the model does for queries or passages, cut to ``max_tokens`` where given."""
-        waiting, lengths = iter(texts), array("q")
-        dtype = np.min_scalar_type(model.config.vocab_size)
-        with tempfile.TemporaryFile() as file:
+
+        def rows() -> Iterator[np.ndarray]:
+            waiting = iter(texts)
             while some := list(islice(waiting, TOKENIZE_AT_ONCE)):
                 inputs = model.tokenize(some, kind)
                 counts = inputs["attention_mask"].sum(1).tolist()
                 for ids, length in zip(inputs["input_ids"].numpy(), counts, strict=True):
-                    row = _cut(ids[:length], max_tokens)
-                    file.write(row.astype(dtype).tobytes())
-                    lengths.append(len(row))
-            file.flush()
-            token_ids = np.memmap(file, dtype, mode="r") if lengths else np.empty(0, dtype)
-        return cls(token_ids, np.cumsum(lengths, dtype=np.int64), model.tokenizer.pad_token_id)
+                    yield _cut(ids[:length], max_tokens)
+
+        return cls(*_written(model, rows()), model.tokenizer.pad_token_id)
 
     @classmethod
     def to_join(cls, model: ElasticModel, texts: Iterable[str], max_tokens: int) -> "TokenizedTexts":
@@ -66,30 +63,34 @@ class TokenizedTexts:
         Args:
             max_tokens: length limit of a text, the special tokens of a single text included.
         """
-        waiting, ids = iter(texts), list[list[int]]()
-        while some := list(islice(waiting, TOKENIZE_AT_ONCE)):
-            ids += tokenize_alone(model.tokenizer, some, max_tokens, model.config.max_tokens.pair)[0]
-        token_ids = np.fromiter(chain.from_iterable(ids), np.min_scalar_type(model.config.vocab_size))
-        return cls(token_ids, np.cumsum([len(row) for row in ids], dtype=np.int64), model.tokenizer.pad_token_id)
+
+        def rows() -> Iterator[np.ndarray]:
+            waiting = iter(texts)
+            while some := list(islice(waiting, TOKENIZE_AT_ONCE)):
+                alone = tokenize_alone(model.tokenizer, some, max_tokens, model.config.max_tokens.pair)[0]
+                yield from map(np.array, alone)
+
+        return cls(*_written(model, rows()), model.tokenizer.pad_token_id)
 
     @classmethod
     def of_pairs(cls, model: ElasticModel, pairs: Iterable[tuple[str, str | None]]) -> "TokenizedTexts":
         """Tokenise pairs of texts (all of them, or none, with a second text) as the model does: without prompts."""
-        ids: list[np.ndarray] = []
         firsts = array("q") if model.uses_token_types else None
-        waiting = iter(pairs)
-        while some := list(islice(waiting, TOKENIZE_AT_ONCE)):
-            seconds = [second for _, second in some if second is not None]
-            inputs = model.tokenize_pairs([first for first, _ in some], seconds or None)
-            counts = inputs["attention_mask"].sum(1).tolist()
-            rows = zip(inputs["input_ids"].numpy(), counts, strict=True)
-            ids += [row[:count] for row, count in rows]
-            if firsts is not None:
-                # The tokenizer's own types, so that training sees what is served, whatever types its pairs have.
-                firsts.extend((inputs["attention_mask"] * (inputs["token_type_ids"] == 0)).sum(1).tolist())
-        token_ids = np.concatenate(ids).astype(np.min_scalar_type(model.config.vocab_size)) if ids else np.empty(0)
-        ends = np.cumsum([len(row) for row in ids], dtype=np.int64)
-        return cls(token_ids, ends, model.tokenizer.pad_token_id, None if firsts is None else np.array(firsts))
+
+        def rows() -> Iterator[np.ndarray]:
+            waiting = iter(pairs)
+            while some := list(islice(waiting, TOKENIZE_AT_ONCE)):
+                seconds = [second for _, second in some if second is not None]
+                inputs = model.tokenize_pairs([first for first, _ in some], seconds or None)
+                if firsts is not None:
+                    # The tokenizer's own types, so that training sees what is served, whatever types its pairs have.
+                    firsts.extend((inputs["attention_mask"] * (inputs["token_type_ids"] == 0)).sum(1).tolist())
+                counts = inputs["attention_mask"].sum(1).tolist()
+                for ids, count in zip(inputs["input_ids"].numpy(), counts, strict=True):
+                    yield ids[:count]
+
+        written = _written(model, rows())
+        return cls(*written, model.tokenizer.pad_token_id, None if firsts is None else np.array(firsts))
 
     def part(self, start: int, stop: int) -> "TokenizedTexts":
         """The texts from ``start`` to before ``stop``, on the same file."""
@@ -187,6 +188,18 @@ class BatchOrder:
             for part in np.split(rows, range(pool, len(rows), pool))
         ])  # fmt: skip
         return random.permutation(ordered.reshape(-1, self.batch_size))
+
+
+def _written(model: ElasticModel, rows: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Write the token ids of each text to a file; return them, memory-mapped, and where each text ends."""
+    lengths, dtype = array("q"), np.min_scalar_type(model.config.vocab_size)
+    with tempfile.TemporaryFile() as file:
+        for row in rows:
+            file.write(row.astype(dtype).tobytes())
+            lengths.append(len(row))
+        file.flush()
+        token_ids = np.memmap(file, dtype, mode="r") if sum(lengths) else np.empty(0, dtype)
+    return token_ids, np.cumsum(lengths, dtype=np.int64)
 
 
 def _cut(ids: np.ndarray, max_tokens: int | None) -> np.ndarray:

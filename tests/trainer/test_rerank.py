@@ -1,5 +1,6 @@
 """finetune --task rerank and its evaluation: pairs, losses, first stages, what is refused."""
 
+import gzip
 import json
 from dataclasses import replace
 
@@ -15,7 +16,8 @@ from elasticlm.retrieval.data_specs import load_retrieval
 from elasticlm.retrieval.measures import read_trec_run
 from elasticlm.trainer import evaluate, finetune, prune, pruning
 from elasticlm.trainer.evaluation.reranking import evaluate as rerank
-from elasticlm.trainer.negatives import bm25_negatives, judged_first, run_negatives
+from elasticlm.trainer.negatives import bm25_negatives, judged_first, run_negatives, with_negatives
+from elasticlm.trainer.objectives.base import NONE, draw_negatives
 from elasticlm.trainer.objectives.fine_tuning import match_losses
 from elasticlm.trainer.training_pairs import TrainingPairs
 from elasticlm.trainer.training_texts import TokenizedTexts, joined
@@ -149,12 +151,47 @@ def test_bm25_scores_of_chosen_passages_are_those_of_the_ranking():
         assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_negatives_of_a_run_are_its_best_that_are_not_relevant(tmp_path):
+def test_negatives_of_a_run_are_its_best_that_are_not_relevant():
     pairs = TrainingPairs(["q"], ["?"], ["a", "b", "c", "d"], [*"ABCD"], [[1]], [[]], [None])
     run = {"q": {"b": 9.0, "d": 8.0, "x": 7.0, "a": 6.0}}
-    assert run_negatives(pairs, run, 2, "some.run").tolist() == [[3, 0]]
-    with pytest.raises(InputError, match=r"some.run: query 'q' has 2 .* 3 are needed"):
-        run_negatives(pairs, run, 3, "some.run")
+    assert run_negatives(pairs, run, least=2, depth=4, where="some.run").tolist() == [[3, 0, NONE, NONE]]
+    assert run_negatives(pairs, run, least=1, depth=3, where="some.run").tolist() == [[3, NONE, NONE]]  # a is below
+    with pytest.raises(InputError, match=r"some.run: query 'q' has 2 .* among its best 9, and 3 are needed"):
+        run_negatives(pairs, run, least=3, depth=9, where="some.run")
+
+
+def test_a_steps_negatives_are_drawn_from_the_run_as_deep_as_it_is(tmp_path):
+    passages = [f"p{i}" for i in range(12)]
+    pairs = TrainingPairs(["q", "r"], ["?", "!"], passages, passages, [[0], [11]], [[], []], [None, None])
+    ranks = {"q": range(9), "r": (11, 3, 2)}
+    (tmp_path / "some.run").write_text(
+        "".join(f"{qid} Q0 p{row} 1 {-row if qid == 'q' else -i} x\n"
+                for qid, rows in ranks.items() for i, row in enumerate(rows))
+    )  # fmt: skip
+    kept, candidates = with_negatives(pairs, 2, run=str(tmp_path / "some.run"), depth=7)
+    assert list(kept.passages) == ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p11"]
+    named = [[kept.passage_ids[row] for row in rows if row != NONE] for rows in candidates.tolist()]
+    assert named == [["p1", "p2", "p3", "p4", "p5", "p6"], ["p3", "p2"]]
+    drawn = [draw_negatives(candidates, 2, seed=0, step=step) for step in range(60)]
+    assert {row for rows in drawn for row in rows[0].tolist()} == {1, 2, 3, 4, 5, 6}
+    assert all(sorted(rows[1].tolist()) == [2, 3] for rows in drawn)
+    assert all(len(set(rows[0].tolist())) == 2 for rows in drawn)
+    assert draw_negatives(candidates, 2, seed=0, step=5).tolist() == drawn[5].tolist()
+
+
+def test_candidates_without_gaps_are_drawn_as_before():
+    candidates = np.arange(12).reshape(3, 4)
+    expected = np.random.default_rng([7, 2, 1]).permuted(candidates, axis=1)[:, :2]
+    assert draw_negatives(candidates, 2, seed=7, step=1).tolist() == expected.tolist()
+
+
+def test_a_compressed_run_and_its_depth_reach_the_training(command, tmp_path):
+    lines = [f"q{i} Q0 p{(i + shift) % 80} {shift} {-shift} x\n" for i in range(60) for shift in range(1, 11)]
+    with gzip.open(tmp_path / "some.run.gz", "wt") as file:
+        file.writelines(lines)
+    finetune.main([*command, "--max-steps", "2", "--run", str(tmp_path / "some.run.gz"), "--negatives-depth", "8"])
+    settings = written(tmp_path / "out/training.json")["settings"]
+    assert settings["negatives_depth"] == 8
 
 
 @pytest.mark.parametrize(
@@ -162,6 +199,7 @@ def test_negatives_of_a_run_are_its_best_that_are_not_relevant(tmp_path):
     [
         (["--negatives", "0"], "--negatives"),
         (["--negatives", "200"], "only 80 passages"),
+        (["--negatives-depth", "2"], "--negatives-depth 2: --negatives needs 3 or more"),
         (["--run", "nowhere.run"], "nowhere.run: no such file"),
     ],
 )
@@ -190,6 +228,6 @@ def test_a_query_is_no_negative_of_itself():
     )
     assert bm25_negatives(pairs, 1).tolist() == [[2]]
     run = {"a": {"a": 9.0, "b": 8.0, "d": 7.0}}
-    assert run_negatives(pairs, run, 1, "run").tolist() == [[3]]
+    assert run_negatives(pairs, run, least=1, depth=3, where="run").tolist() == [[3, NONE, NONE]]
     assert pairs.with_passages(np.array([1, 2, 3])).own == [None]
     assert pairs.with_passages(np.array([0, 1])).own == [0]

@@ -43,8 +43,8 @@ def evaluate(
     Returns:
         The evaluation, rows "50" (the retriever alone) and "50+10"; and the pairs, best first.
     """
-    passages = dict(zip(data.passage_ids, data.passages, strict=True))
-    if foreign := next((pid for pid in index.ids if pid not in passages), None):
+    row = {pid: i for i, pid in enumerate(data.passage_ids)}
+    if foreign := next((pid for pid in index.ids if pid not in row), None):
         raise InputError(f"{index.name}: {data.spec} does not have its passage {foreign!r}, to be reranked")
     kept = draw(data.query_ids, max_queries, seed)
     text = dict(zip(data.query_ids, data.queries, strict=True))
@@ -54,7 +54,9 @@ def evaluate(
         for level in retriever_levels
     }
     union = {qid: dict.fromkeys(pid for found in lists.values() for pid in found[qid]) for qid in kept}
-    texts = TokenizedTexts.of_pairs(reranker, [(text[qid], passages[pid]) for qid in kept for pid in union[qid]])
+    texts = TokenizedTexts.of_pairs(
+        reranker, ((text[qid], data.passages[row[pid]]) for qid in kept for pid in union[qid])
+    )
     say(f"{data.spec}, {data.split}: {len(kept):,} queries, {len(texts):,} pairs to rerank")
 
     runs: dict[tuple[Level, Level | None], metrics.Run] = {(level, None): found for level, found in lists.items()}

@@ -1,6 +1,6 @@
 """Measure how well every level reranks judged candidates or the top of a first stage, for ``elasticlm evaluate``."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -11,6 +11,7 @@ from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
 from elasticlm.retrieval import measures as metrics
 from elasticlm.retrieval.bm25 import bm25_scores, bm25_top
+from elasticlm.retrieval.columns import rows_of
 from elasticlm.retrieval.data_specs import RetrievalData
 from elasticlm.trainer.evaluation import fusion_weights as fusion
 from elasticlm.trainer.evaluation.base import TEACHER, Evaluation
@@ -57,11 +58,15 @@ def evaluate(
     kept = draw(kept, max_queries, seed)
     text = dict(zip(data.query_ids, data.queries, strict=True))
     lists = _lists(data, kept, text, run=run, candidates=judged if qrels is judged else None, depth=depth)
-    passages = dict(zip(data.passage_ids, data.passages, strict=True))
-    pairs = [(text[qid], passages[pid]) for qid in kept for pid in lists[qid]]
-    say(f"{data.spec}, {data.split}: {len(kept):,} queries, {len(pairs):,} pairs to rerank")
+    row = rows_of(data.passage_ids, {pid for own in lists.values() for pid in own})
+
+    def pairs() -> Iterator[tuple[str, str]]:  # read anew each time: the passages need not fit in memory
+        return ((text[qid], data.passages[row[pid]]) for qid in kept for pid in lists[qid])
+
+    count = sum(map(len, lists.values()))
+    say(f"{data.spec}, {data.split}: {len(kept):,} queries, {count:,} pairs to rerank")
     runs: dict[str, metrics.Run] = {FIRST_STAGE: lists}
-    texts = TokenizedTexts.of_pairs(model, pairs)
+    texts = TokenizedTexts.of_pairs(model, pairs())
     names = [level_name(level) for level in levels]
     runs |= {name: rerank(model, level, texts, lists) for name, level in zip(names, levels, strict=True)}
     judgements = {qid: qrels[qid] for qid in kept}
@@ -74,7 +79,7 @@ def evaluate(
     reranked = [name for name in runs if name != FIRST_STAGE]
     largest = model.structures.largest
     if teacher is not None:
-        runs[TEACHER] = rerank(teacher, teacher.structures.largest, TokenizedTexts.of_pairs(teacher, pairs), lists)
+        runs[TEACHER] = rerank(teacher, teacher.structures.largest, TokenizedTexts.of_pairs(teacher, pairs()), lists)
     elif largest in levels:
         runs[TEACHER] = runs[level_name(largest)]
     else:

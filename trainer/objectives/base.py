@@ -19,6 +19,7 @@ from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.training_texts import TokenizedTexts
 
 RANKS = 10  # of dev RR@10
+NONE = -1  # ends the rows of hard negatives of queries that have fewer than others
 
 
 class Objective(ABC):
@@ -81,12 +82,14 @@ def draw_negatives(negatives: np.ndarray, count: int, seed: int, step: int) -> n
     """Draw a step's hard negatives of each query, without replacement.
 
     Args:
-        negatives: IntArray [queries, candidates].
+        negatives: IntArray [queries, candidates]; a row may end with NONE, which is drawn only where a query has fewer
+            than ``count``.
 
     Returns:
         IntArray [queries, count], or all candidates in random order if there are fewer.
     """
-    return np.random.default_rng([seed, 2, step]).permuted(negatives, axis=1)[:, :count]
+    drawn = np.random.default_rng([seed, 2, step]).permuted(negatives, axis=1)
+    return np.take_along_axis(drawn, np.argsort(drawn == NONE, axis=1, kind="stable"), axis=1)[:, :count]
 
 
 def reciprocal_ranks(scores: Tensor, labels: Tensor) -> Tensor:

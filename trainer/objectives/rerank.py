@@ -31,8 +31,8 @@ class Rerank(FineTuning):
         queries, passages: training texts, tokenised by TokenizedTexts.to_join(); ``positives[i]`` are the rows of
             ``passages`` relevant to query i, the first of them the one to find. None: no labels, the teacher alone.
         negatives: IntArray [queries, candidates], rows of ``passages`` that are hard negatives of query i, or that a
-            first stage ranks high for it where there are no labels.
-        negatives_per_query: how many of them a step takes, drawn anew each step.
+            first stage ranks high for it where there are no labels; a row may end with NONE.
+        negatives_per_query: how many of them a step takes, drawn anew each step; every row has as many.
         teacher: a reranker whose scores over the list and hidden states are matched too; None: labels alone.
     """
 
