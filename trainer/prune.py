@@ -20,7 +20,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--teacher", required=True, help="encoder, reranker (a sequence classification model with one "
                         "label) or classifier (with several): a folder or a Hugging Face name")  # fmt: skip
     add_teacher_options(parser, "--teacher")
-    add_data_options(parser, "beir:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; for a classifier: glue:DIR")
+    add_data_options(parser, "beir:DIR, dpr:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; for a classifier: glue:DIR")
     parser.add_argument("--levels", help="percentages of the prunable parameters to keep; without 100, the whole teacher "
                         f"is not included (default: {LEVELS}; with --layers or --width 100)")  # fmt: skip
     parser.add_argument("--top", choices=("teacher", "shared"), help="level 100: the teacher itself, with weights of "
@@ -31,6 +31,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "their batch; default for encoders), mlm (masked tokens; the teacher needs a masked language "
                         "model head), task (the fine-tuning loss; default for rerankers and classifiers), or "
                         "random (random scores, as a baseline)")  # fmt: skip
+    parser.add_argument("--score-model", metavar="NAME", help="model of the teacher's sizes whose heads and neurons "
+                        "are scored in place of the teacher's, a folder or a Hugging Face name; levels then keep the "
+                        "teacher's units of the same places (default: the teacher)")  # fmt: skip
     parser.add_argument("--layers", type=positive_int, metavar="N", help="keep only so many of the teacher's layers, "
                         "evenly spaced and the last among them, as a baseline")  # fmt: skip
     parser.add_argument("--width", type=positive_int, metavar="DIM", help="start from an encoder of this hidden size with "
@@ -71,6 +74,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.top and (WHOLE not in levels or len(levels) == 1):
         raise InputError(f"--top {args.top}: --levels {args.levels} has no level 100 with smaller levels below it")
     check_model("--teacher", args.teacher)
+    if args.score_model:
+        if args.score_loss == "random" or levels == (WHOLE,):
+            raise InputError("--score-model: no model is scored with --score-loss random, or for level 100 alone")
+        check_model("--score-model", args.score_model)
     check_data([*args.data, *args.exclude])
     with claim(args.output, overwrite=args.overwrite):
         from elasticlm.trainer.pruning import prune

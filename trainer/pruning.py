@@ -52,7 +52,7 @@ def prune(args: argparse.Namespace, levels: tuple[Level, ...]) -> None:
     shaped = bool(args.layers or args.width)
     student = shaped_student(teacher, args.layers, args.width, args.seed) if shaped else teacher
     top = args.top == "teacher" or (args.top is None and WHOLE in levels and len(levels) > 1 and not shaped)
-    scores = _scores(args, student, levels)
+    scores = _scores(args, scored_model(args, student), levels)
     structures, head_order, neuron_order = ElasticStructure.from_scores(*scores, levels, top=top)
     model = student.cut(structures, head_order, neuron_order)
     if args.fresh_weights:
@@ -65,6 +65,24 @@ def prune(args: argparse.Namespace, levels: tuple[Level, ...]) -> None:
     seconds = time.monotonic() - start
     command.print_table(table(model))
     command.print_result({"output": str(args.output), "levels": list(structures.levels), "seconds": round(seconds, 1)})
+
+
+def scored_model(args: argparse.Namespace, teacher: ElasticModel) -> ElasticModel:
+    """Return the model whose units are scored, the teacher or the one of --score-model.
+
+    ElasticLM, section 4.4: ElasticDenser and ElasticRanker keep the structure that comes from BERT. Raises InputError
+    where the model has other sizes than the teacher.
+    """
+    if not args.score_model:
+        return teacher
+    scored = load_model(args.score_model)
+    ours, theirs = ((model.config.family, model.config.hidden_size, model.config.num_hidden_layers,
+                     model.config.num_attention_heads, model.config.intermediate_size)
+                    for model in (scored, teacher))  # fmt: skip
+    if ours != theirs or tuple(scored.levels) != (WHOLE,):
+        raise InputError(f"--score-model {args.score_model}: expected a whole model of the teacher's family and sizes "
+                         f"(family, hidden size, layers, heads, neurons: {theirs}), not {ours}")  # fmt: skip
+    return scored
 
 
 def table(model: ElasticModel) -> list[dict[str, object]]:
@@ -201,12 +219,13 @@ def _examples(
 
 def mlm_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
     """Scores by the mean negative log-likelihood of each text's masked tokens. Raises InputError without that head."""
+    name = args.score_model or args.teacher
     try:
-        lm_head = teacher.encoder.family.load_lm_head(resolve_model(args.teacher))
+        lm_head = teacher.encoder.family.load_lm_head(resolve_model(name))
     except InputError as error:
         if "no masked language model head" not in str(error):
             raise
-        raise InputError(f"{args.teacher} has no masked language model head, which --score-loss mlm needs: "
+        raise InputError(f"{name} has no masked language model head, which --score-loss mlm needs: "
                          "use --score-loss contrastive") from None  # fmt: skip
     drawn = mixture.texts(args.data, args.split, args.max_examples, args.seed, Exclusion(args.exclude))
     tokens = TokenizedTexts.of(teacher, drawn, "passage", args.max_tokens)

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from random_texts import make_texts
+from transformers import BertConfig, BertForMaskedLM
 
 from elasticlm.errors import InputError
 from elasticlm.model.configuration import Passages
@@ -117,6 +118,49 @@ def test_a_teacher_without_masked_language_model_head_is_refused(arguments, tiny
     with pytest.raises(InputError, match="masked language model head"):
         prune.main(["--teacher", str(folder), *arguments[2:], "--score-loss", "mlm"])
     assert not (tmp_path / "pruned").exists()
+
+
+@pytest.fixture
+def other_bert(tiny_bert, tmp_path_factory):
+    """The tiny BERT with other weights, and the same sizes."""
+    folder = tmp_path_factory.mktemp("other") / "bert"
+    shutil.copytree(tiny_bert, folder)
+    torch.manual_seed(9)
+    BertForMaskedLM(BertConfig.from_pretrained(tiny_bert)).save_pretrained(folder)
+    return folder
+
+
+def test_units_of_the_scored_model_are_kept_with_the_teachers_weights(arguments, tiny_bert, other_bert, tmp_path):
+    prune.main([*arguments, "--score-loss", "mlm", "--score-model", str(other_bert)])
+    prune.main(["--teacher", str(other_bert), *arguments[2:-1], str(tmp_path / "theirs"), "--score-loss", "mlm"])
+    prune.main([*arguments[:-1], str(tmp_path / "own"), "--score-loss", "mlm"])
+    kept, theirs, own = (ElasticModel.from_pretrained(tmp_path / name) for name in ("pruned", "theirs", "own"))
+    assert dict(kept.structures) == dict(theirs.structures) != dict(own.structures)
+    args = prune.parse_args(["--teacher", str(other_bert), *arguments[2:], "--score-loss", "mlm"])
+    scores = pruning.mlm_scores(args, load_model(str(other_bert)))
+    teacher = load_model(str(tiny_bert))
+    for layer in range(3):
+        best = np.argsort(-scores.neurons[layer])[: kept.structures[50].neurons[layer]]
+        found = kept.encoder.layers[layer].feed_forward.up.weight[: len(best)]
+        assert torch.equal(found, teacher.encoder.layers[layer].feed_forward.up.weight[best])
+    assert kept.config.passages == Passages("teacher", teacher.fingerprint())
+    assert kept.config.teacher.name == str(tiny_bert)
+
+
+def test_a_score_model_of_other_sizes_or_without_use_is_refused(arguments, tiny_bert, tiny_artifact, tmp_path_factory):
+    smaller = tmp_path_factory.mktemp("smaller") / "bert"
+    shutil.copytree(tiny_bert, smaller)
+    config = BertConfig.from_pretrained(tiny_bert, num_hidden_layers=2)
+    BertForMaskedLM(config).save_pretrained(smaller)
+    for wrong, message in [
+        (["--score-model", str(smaller)], "expected a whole model of the teacher's family and sizes"),
+        (["--score-model", str(tiny_artifact)], "expected a whole model"),
+        (["--score-model", str(tiny_bert), "--score-loss", "random"], "no model is scored"),
+        (["--score-model", str(tiny_bert), "--levels", "100"], "no model is scored"),
+        (["--score-model", "./nowhere"], "--score-model ./nowhere"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            prune.main([*arguments, *wrong])
 
 
 def test_bad_inputs_are_refused_and_leave_nothing(arguments, tiny_artifact, tmp_path):
