@@ -11,6 +11,7 @@ RETRIEVER = {"batch-size": 128, "lr": 1e-5, "warmup": 0.1, "weight-decay": 0, "c
              "passage-tokens": 156, "negatives": 1}  # fmt: skip
 MS_MARCO = RETRIEVER | {"batch-size": 8, "lr": 5e-6, "query-tokens": 16, "passage-tokens": 128, "negatives": 7}
 RERANKER = {"batch-size": 4, "lr": 1e-5, "warmup": 0.1, "weight-decay": 0.01, "clip": 0, "negatives": 7}
+PAIR = {"paper_rerank_msmarco_docs": 512, "paper_rerank_msmarco": 256}  # tokens of a query and its passage together
 TABLE_3 = {
     "paper_elasticlm": ("distil", DISTILLATION, 5, 35e6),
     "paper_glue": ("finetune", GLUE, 10, 67_349),
@@ -21,6 +22,7 @@ TABLE_3 = {
     "paper_rerank_nq": ("finetune", RERANKER, 2, 58_880),
     "paper_rerank_triviaqa": ("finetune", RERANKER, 2, 60_413),
     "paper_rerank_msmarco": ("finetune", RERANKER, 2, 502_939),
+    "paper_rerank_msmarco_docs": ("finetune", RERANKER, 2, 367_013),
 }
 """Recipe -> the stage, its settings, epochs, and training examples (Table 2; of MS MARCO those that are published)."""
 
@@ -46,6 +48,7 @@ def test_settings_are_those_of_the_paper(name):
     for options in options_of(recipe, "distil"):
         assert {key: float(options[key]) for key in DISTILLATION} == pytest.approx(DISTILLATION)
         assert options["levels-per-step"] == "all"
+        assert options["max-tokens"] == (512 if name.startswith("paper_rerank") else 128)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -69,3 +72,18 @@ def test_both_dev_splits_of_mnli_are_measured():
 def test_structures_come_from_masked_words_at_the_papers_levels(name):
     first = options_of(Recipe.read(name), "prune")[0]
     assert (first["score-loss"], first["levels"]) == ("mlm", "50,40,30,20,15,10,5")
+    assert first.get("score-model", first["teacher"]) == "google-bert/bert-base-uncased"
+
+
+@pytest.mark.parametrize("name", PAIR)
+def test_pairs_have_the_papers_length(name):
+    for options in options_of(Recipe.read(name), "finetune"):
+        special = 3  # [CLS] and two [SEP]; each of the two limits counts a single text's two
+        assert options["query-tokens"] - 2 + options["passage-tokens"] - 2 + special == PAIR[name]
+
+
+@pytest.mark.parametrize(("name", "command"), [("paper_rerank_msmarco_docs", "finetune"),
+                                               ("paper_rerank_msmarco_docs", "evaluate")])  # fmt: skip
+def test_documents_are_reranked_behind_a_run(name, command):
+    for options in options_of(Recipe.read(name), command):
+        assert options["run"].endswith("top100.gz")

@@ -5,7 +5,15 @@ import json
 import pytest
 import yaml
 from random_texts import make_texts
-from sets import PASSAGES, write_hub_beir, write_hub_glue, write_hub_mnli, write_hub_tevatron, write_jsonl
+from sets import (
+    PASSAGES,
+    write_hub_beir,
+    write_hub_glue,
+    write_hub_mnli,
+    write_hub_tevatron,
+    write_jsonl,
+    write_msmarco_docs,
+)
 
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
@@ -224,9 +232,19 @@ def test_the_papers_recipes_run_on_stand_ins_of_the_same_form(name, tiny_bert, t
     small |= {"data": f"hf:{wikipedia}", "wikipedia": f"hf:{wikipedia}", "distil_steps": 2, "distil_batch_size": 4}
     if name.startswith(("paper_retrieve", "paper_rerank")):
         small |= {"data": tevatron, "test": beir, "test_split": "validation", "negatives": 2, "query_tokens": 8}
-        small |= {"passage_tokens": 16, "distil_chunk_size": 4, "depth": 5}
-    if name.endswith("triviaqa"):
-        small |= {"test": tevatron, "test_split": "dev"}
+        small |= {"passage_tokens": 16, "distil_chunk_size": 4, "depth": 5, "structure": tiny_bert}
+    if name.endswith("triviaqa") or name == "paper_retrieve_nq":
+        corpus = tmp_path / "corpus"
+        corpus.mkdir()
+        write_jsonl(
+            corpus / "train.jsonl", (dict(zip(("docid", "title", "text"), row, strict=True)) for row in PASSAGES)
+        )
+        small |= {"test": tevatron, "test_split": "dev", "corpus": f"hf:{corpus}"}
+    if name == "paper_rerank_msmarco_docs":
+        folder = write_msmarco_docs(tmp_path / "docs")
+        small |= {"data": f"msmarco-docs:{folder}", "test": f"msmarco-docs:{folder}", "test_split": "dev"}
+        small |= {f"{kind}_run": folder / f"msmarco-doc{split}-top100.gz"
+                  for kind, split in (("train", "train"), ("test", "dev"))}  # fmt: skip
     if name.startswith("paper_glue"):
         prune.main(["--teacher", str(tiny_bert), "--data", f"hf:{wikipedia}", "--score-loss", "mlm",
                     "--levels", "50,10", "--output", str(tmp_path / "distilled")])  # fmt: skip
