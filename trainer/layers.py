@@ -77,7 +77,9 @@ def fresh_student(teacher: ElasticModel, *, layers: int, width: int, seed: int) 
     config = copy.deepcopy(teacher.config)
     heads = config.num_attention_heads
     if width % heads or width > config.hidden_size:
-        raise InputError(f"--width {width}: expected a multiple of {heads}, the heads, and at most {config.hidden_size}")
+        raise InputError(
+            f"--width {width}: expected a multiple of {heads}, the heads, and at most {config.hidden_size}"
+        )
     if config.dense:
         raise InputError(f"--width {width}: the teacher has Dense modules behind its pooling, which fit its own width")
     config.intermediate_size = config.intermediate_size * width // config.hidden_size

@@ -235,6 +235,9 @@ def fine_tuned_teacher(
     if theirs.labels != ours.labels:
         known = ", ".join(theirs.labels) or "none"
         raise InputError(f"--teacher knows the labels {known}, the data has {', '.join(ours.labels)}")
-    if not (any_width or theirs.hidden_size == ours.hidden_size) or teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+    if (
+        not (any_width or theirs.hidden_size == ours.hidden_size)
+        or teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab()
+    ):
         raise InputError(f"--teacher {name}: has another width or vocabulary than the model")
     return teacher

@@ -170,7 +170,9 @@ def reranking_cells(lab: Lab, method: str, shape: Shape, columns: tuple[str, ...
     if name not in lab.scale.reranking:
         return {}
     file, row = _of_reranking(lab, method, shape, name)
-    return {column: Cell(file, MEASURES[column.rpartition(" ")[2]], row) for column in columns if column.startswith(name)}
+    return {
+        column: Cell(file, MEASURES[column.rpartition(" ")[2]], row) for column in columns if column.startswith(name)
+    }
 
 
 def _of_reranking(lab: Lab, method: str, shape: Shape, name: str) -> tuple[Path, str | None]:

@@ -205,7 +205,10 @@ class Lab:
     def dynabert(self, column: str, levels: Sequence[float]) -> dict[float, Path]:
         """DynaBERT's evaluations: width first, then width and depth with that network as the teacher."""
         shares = sum(levels) / 100 + 1
-        listed, depths = ("100", *(f"{level:g}" for level in levels)), ("1", *("1" if k >= 50 else "0.67" for k in levels))
+        listed, depths = (
+            ("100", *(f"{level:g}" for level in levels)),
+            ("1", *("1" if k >= 50 else "0.67" for k in levels)),
+        )
         width = self._classified(
             column, "dynabert_width", {"model": self.ranked_teacher(column), "teacher": self.glue_teacher(column),
                                        "levels": ",".join(dict.fromkeys(["100", "50", listed[-1]]))},
@@ -214,7 +217,9 @@ class Lab:
         both = self._classified(column, "dynabert", {"model": inner, "teacher": inner, "levels": ",".join(listed),
                                                      "depths": ",".join(depths)},
                                 shares * TRAINED + 1, baseline="dynabert")  # fmt: skip
-        return {level: self.classified(column, f"dynabert_{level:g}", self._inner(both, f"{level:g}")) for level in levels}
+        return {
+            level: self.classified(column, f"dynabert_{level:g}", self._inner(both, f"{level:g}")) for level in levels
+        }
 
     def moebert(self, column: str, level: float) -> Path:
         """MoEBERT's evaluation, which its training makes."""
@@ -230,7 +235,9 @@ class Lab:
         found = self._classified(column, "early_exit", {"model": self.teacher("elasticbert"),
                                                         "exits": ",".join(map(str, exits))},
                                  sum(exits) / self.base.layers * TRAINED, baseline="early-exit")  # fmt: skip
-        return {count: self.classified(column, f"early_exit_{count}", self._inner(found, str(count))) for count in exits}
+        return {
+            count: self.classified(column, f"early_exit_{count}", self._inner(found, str(count))) for count in exits
+        }
 
     def ranked_teacher(self, column: str) -> Path:
         """The fine-tuned teacher with a trained level 100, units in order of importance for the task."""
@@ -288,9 +295,13 @@ class Lab:
         exits = tuple(sorted({*exits, self.base.layers}))
         where, output = self.scale.retrieval[column], self._found_folder("retrieval", column) / "early_exit"
         options = {"model": self.teacher("elasticbert"), "exits": ",".join(map(str, exits))}
-        found = self._fine_tuned("retrieve", where, output, options, sum(exits) / self.base.layers, baseline="early-exit")
+        found = self._fine_tuned(
+            "retrieve", where, output, options, sum(exits) / self.base.layers, baseline="early-exit"
+        )
         whole = found / str(self.base.layers)
-        return {count: self.retrieved(column, f"early_exit_{count}", found / str(count), teacher=whole) for count in exits}
+        return {
+            count: self.retrieved(column, f"early_exit_{count}", found / str(count), teacher=whole) for count in exits
+        }
 
     def retrieved(self, column: str, name: str, model: Path, *, teacher: Path | None = None) -> Path:
         """Measure a retriever."""
@@ -312,7 +323,9 @@ class Lab:
         run = {"run": where["train_run"]} if "train_run" in where else {}
         return self._fine_tuned("rerank", where, output, {**options, **run}, shares, baseline=baseline)
 
-    def reranked(self, column: str, name: str, model: Path, *, run: Path | None = None, level: float | None = None) -> Path:
+    def reranked(
+        self, column: str, name: str, model: Path, *, run: Path | None = None, level: float | None = None
+    ) -> Path:
         """Measure a reranker behind the column's first stage, or behind a retriever's run."""
         where = self.scale.reranking[column]
         options = {"model": model, "data": where["data"], "split": where["split"], "depth": where["depth"]}

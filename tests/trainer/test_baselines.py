@@ -123,7 +123,9 @@ def test_a_narrow_student_has_the_teachers_heads_and_bert_like_weights(teacher, 
 )
 def test_sizes_that_do_not_fit_are_refused(tiny_bert, text_file, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        prune.main(["--teacher", str(tiny_bert), "--data", f"text:{text_file}", *options, "--output", str(tmp_path / "o")])
+        prune.main(
+            ["--teacher", str(tiny_bert), "--data", f"text:{text_file}", *options, "--output", str(tmp_path / "o")]
+        )
 
 
 # -- Each system's mechanism -------------------------------------------------------------------------------------------
@@ -322,12 +324,18 @@ def test_task_agnostic_systems_train_a_student_of_another_width(tiny_bert, text_
     prune.main(["--teacher", str(tiny_bert), "--data", f"text:{text_file}", "--layers", "2", "--width", "16",
                 "--output", str(tmp_path / "student")])  # fmt: skip
     options = ["--relation-heads", "4"] if name == "minilm" else []
-    folder = run(name, tmp_path / "out", *options, model=tmp_path / "student", teacher=tiny_bert, data=f"text:{text_file}")
+    folder = run(
+        name, tmp_path / "out", *options, model=tmp_path / "student", teacher=tiny_bert, data=f"text:{text_file}"
+    )
     before, after = (ElasticModel.from_pretrained(path) for path in (tmp_path / "student", folder))
-    assert not torch.equal(before.encoder.layers[0].feed_forward.up.weight, after.encoder.layers[0].feed_forward.up.weight)
+    assert not torch.equal(
+        before.encoder.layers[0].feed_forward.up.weight, after.encoder.layers[0].feed_forward.up.weight
+    )
 
 
-def test_a_head_for_masked_words_then_condenser_and_relations_of_its_head(tiny_bert, pruned, text_file, tmp_path, inputs):
+def test_a_head_for_masked_words_then_condenser_and_relations_of_its_head(
+    tiny_bert, pruned, text_file, tmp_path, inputs
+):
     """The encoder stays under a new head; Condenser changes it, and what it writes is a teacher like any other."""
     headless = tmp_path / "headless"
     load = load_model(str(tiny_bert))
@@ -387,4 +395,6 @@ def test_options_that_do_not_fit_are_refused(words, message):
 
 
 def test_every_system_is_there():
-    assert {"kd", "dynabert", "moebert", "tinybert", "minilm", "early-exit", "lm-distil", "simtinybert"} <= set(BASELINES)
+    assert {"kd", "dynabert", "moebert", "tinybert", "minilm", "early-exit", "lm-distil", "simtinybert"} <= set(
+        BASELINES
+    )

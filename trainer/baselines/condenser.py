@@ -49,9 +49,7 @@ class CondenserHead(nn.Module):
         require_like_layers(model)
         config, family = model.config, model.encoder.family
         self.heads, self.neurons = config.num_attention_heads, config.intermediate_size
-        self.layers = nn.ModuleList(
-            family.layer(config, i, self.heads, self.neurons) for i in range(HEAD_LAYERS)
-        )
+        self.layers = nn.ModuleList(family.layer(config, i, self.heads, self.neurons) for i in range(HEAD_LAYERS))
 
     def forward(self, model: ElasticModel, inputs: Mapping[str, Tensor], *, layers: int | None = None) -> Tensor:
         """Return [batch, tokens, dim], after all layers of the head or the first so many."""
@@ -87,7 +85,9 @@ class Condenser(MaskedLm):
         model.encoder.embeddings.requires_grad_(False)  # the words are those that the head predicts
         self.condenser = CondenserHead(model)
         initialise(self.condenser, model.config.initializer_range, seed)
-        self.extra = nn.ModuleList([trained_parts(self._head.to(processes.device)), self.condenser.to(processes.device)])
+        self.extra = nn.ModuleList(
+            [trained_parts(self._head.to(processes.device)), self.condenser.to(processes.device)]
+        )
 
     def losses(self, batch: MaskedBatch, level: Level) -> Tensor:
         with self.processes.encoding(batch.inputs["input_ids"].shape[1]):
@@ -115,7 +115,9 @@ class CondenserHeadRelations(Relations):
                  **options: Any) -> None:  # fmt: skip
         super().__init__(model, teacher, texts, **options)
         if not head_file.is_file():
-            raise InputError(f"--teacher has no Condenser head ({head_file.name}): make one with `elasticlm baseline condenser`")
+            raise InputError(
+                f"--teacher has no Condenser head ({head_file.name}): make one with `elasticlm baseline condenser`"
+            )
         self.head = CondenserHead(teacher).to(self.processes.device)
         self.head.load_state_dict(safetensors.torch.load_file(head_file))
 

@@ -66,7 +66,9 @@ class DynaBert(Objective):
                 outputs, hidden = self._run(self.teacher, batch.inputs, self.teacher.structures.largest)
             yield DynaBatch(batch, outputs, hidden)
 
-    def _run(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _run(
+        self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The head's outputs, and the hidden states of all layers."""
         with self.processes.encoding(inputs["input_ids"].shape[1]):
             hidden = states_of(model, inputs, level).hidden

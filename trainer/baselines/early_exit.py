@@ -95,7 +95,9 @@ def exit_logits(
     """
     hidden = states_of(model, inputs, model.structures.largest).hidden
     mask = inputs["attention_mask"]
-    return torch.stack([score(model.config, head, hidden[count], mask) for head, count in zip(heads, layers, strict=True)])
+    return torch.stack(
+        [score(model.config, head, hidden[count], mask) for head, count in zip(heads, layers, strict=True)]
+    )
 
 
 def exits_by_confidence(logits: Tensor, threshold: float) -> Tensor:

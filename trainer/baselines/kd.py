@@ -36,5 +36,7 @@ class KnowledgeDistillation(Objective):
 
     def losses(self, batch: Any, level: Level) -> Tensor:
         outputs, _ = self.task.outputs(self.model, batch.inputs, level)
-        soft = soft_losses(self.task.choices(outputs, batch), self.task.choices(batch.teacher.outputs, batch), TEMPERATURE)
+        soft = soft_losses(
+            self.task.choices(outputs, batch), self.task.choices(batch.teacher.outputs, batch), TEMPERATURE
+        )
         return SOFT_SHARE * soft + (1 - SOFT_SHARE) * self.task.task_losses(outputs, batch)

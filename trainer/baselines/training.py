@@ -60,7 +60,10 @@ def _on_task(
     match args.name:
         case "dynabert":
             levels = parse_levels(args.levels)
-            own |= {"levels": levels, "depths": numbers("--depths", args.depths) if args.depths else [1.0] * len(levels)}
+            own |= {
+                "levels": levels,
+                "depths": numbers("--depths", args.depths) if args.depths else [1.0] * len(levels),
+            }
         case "moebert":
             own |= {"level": parse_level(args.level or 50), "experts": args.experts or 4, "seed": options.seed}
         case "early-exit":

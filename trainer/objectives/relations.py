@@ -81,7 +81,9 @@ class Relations(Objective):
     def _teacher_states(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         return self._last_states(self.teacher, inputs, self.teacher.structures.largest)
 
-    def _last_states(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> tuple[Tensor, Tensor, Tensor]:
+    def _last_states(
+        self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of a model's own last layer, [batch, tokens, dim] each."""
         structure = model.structures[level]
         last: Any = model.encoder.layers[-1]
