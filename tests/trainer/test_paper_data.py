@@ -87,6 +87,8 @@ def test_judged_questions_keep_the_other_measures(tiny_artifact, tiny_bert, tmp_
 def test_a_retriever_is_trained_on_dprs_file(tiny_artifact, questions, tmp_path):
     file = questions / "biencoder-nq-train.json"
     file.write_text(json.dumps(json.loads(file.read_text()) * 10))
+    pairs = load_pairs([f"dpr:{questions}"], "train", Exclusion([]))
+    assert pairs.passage_ids == ["p10", "p8", "p7", "p3", "p1"]  # those that the file names, of ten
     finetune.main(["--task", "retrieve", "--model", str(tiny_artifact), "--data", f"dpr:{questions}", *SHORT,
                    "--output", str(tmp_path / "out")])  # fmt: skip
     assert written(tmp_path / "out/training.json")["steps"] == 2
