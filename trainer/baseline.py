@@ -45,8 +45,8 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, TaskConfig |
                         "(default: 50)")  # fmt: skip
     parser.add_argument("--experts", type=positive_int, metavar="N", help="moebert: experts in a layer (default: 4)")
     parser.add_argument("--exits", help="early-exit: layers behind which there is an exit, such as 2,4,6")
-    parser.add_argument("--evaluate", metavar="SPLIT", help="moebert, early-exit: also measure this split of the first "
-                        "--data, as evaluate does, into evaluation.json in the output (early-exit: exits by confidence)")  # fmt: skip
+    parser.add_argument("--evaluate", nargs="+", metavar="SPLIT", help="moebert, early-exit: also measure these splits of the first "
+                        "--data, as evaluate does, into SPLIT.json in the output (early-exit: exits by confidence)")  # fmt: skip
     loops = {task: config.loop for task, config in TASKS.items()} | {"plain text": TEXT_DEFAULTS["distil"]}
     add_options(parser, loops)
     args = parser.parse_args(argv)

@@ -1,12 +1,14 @@
 """The systems of the paper's comparison: each one's own mechanism, and a run of each from the command line."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from random_texts import make_texts
 from torch import nn
+from transformers import BertModel
 
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
@@ -17,10 +19,10 @@ from elasticlm.trainer.baselines import BASELINES
 from elasticlm.trainer.baselines.condenser import CondenserHead
 from elasticlm.trainer.baselines.dynabert import submodel
 from elasticlm.trainer.baselines.early_exit import exit_logits, exits_by_confidence, with_exits
-from elasticlm.trainer.baselines.masked_lm import MaskedLm, load_head
+from elasticlm.trainer.baselines.masked_lm import LmHead, load_head
 from elasticlm.trainer.baselines.minilm import MiniLm
 from elasticlm.trainer.baselines.moebert import Experts, dealt, with_experts
-from elasticlm.trainer.baselines.states import alone, attention_logits, leave_out_empty_layers, states_of
+from elasticlm.trainer.baselines.states import alone, leave_out_empty_layers, states_of
 from elasticlm.trainer.baselines.tinybert import layer_losses, projection, teacher_states
 from elasticlm.trainer.layers import fresh_student, keep_layers, matched_layers
 from elasticlm.trainer.objectives.relations import PARTS
@@ -132,8 +134,6 @@ def test_sizes_that_do_not_fit_are_refused(tiny_bert, text_file, tmp_path, optio
 
 
 def test_attention_logits_are_those_of_hugging_face(teacher, tiny_bert, inputs):
-    from transformers import BertModel
-
     theirs = BertModel.from_pretrained(tiny_bert, attn_implementation="eager").eval()
     with torch.no_grad():
         expected = theirs(**inputs, output_attentions=True, output_hidden_states=True)
@@ -252,10 +252,10 @@ def test_condenser_reads_first_tokens_late_and_others_from_the_middle(teacher, i
     assert torch.equal(condensed[:, 1:], states[2][:, 1:])
 
 
-def test_masked_words_are_drawn_anew_each_step_and_alike_for_a_resumed_one(teacher, text_file, processes):
+def test_masked_words_are_drawn_anew_each_step_and_alike_for_a_resumed_one(tiny_bert, text_file, processes):
+    teacher = load_model(str(tiny_bert))
     texts = TokenizedTexts.of(teacher, text_file.read_text().splitlines(), "passage")
-    objective = MaskedLm.__new__(MaskedLm)
-    MaskedLm.__init__(objective, teacher, texts, processes=processes, chunk_size=8, seed=0)
+    objective = LmHead(teacher, texts, source=str(tiny_bert), processes=processes, chunk_size=8, seed=0)
     first, again, later = (next(iter(objective.batches(np.arange(8), step))) for step in (0, 0, 1))
     assert torch.equal(first.inputs["input_ids"], again.inputs["input_ids"])
     assert not torch.equal(first.masked, later.masked)
@@ -291,7 +291,7 @@ def test_dynabert_writes_a_network_for_each_level(pruned, fine_tuned, glue, tmp_
 def test_moebert_is_measured_where_it_was_trained(pruned, fine_tuned, glue, tmp_path):
     folder = run("moebert", tmp_path / "out", "--evaluate", "dev", task="classify", model=pruned,
                  teacher=fine_tuned["classify"], data=f"glue:{glue}")  # fmt: skip
-    found = json.loads((folder / "evaluation.json").read_text())
+    found = json.loads((folder / "dev.json").read_text())
     assert {"teacher", "50"} <= set(found["metrics"])
     assert len(found["per_query"]["50"]["accuracy"]) == 20
 
@@ -302,7 +302,7 @@ def test_early_exits_become_encoders_of_fewer_layers(pruned, glue, beir, tmp_pat
     models = {name: ElasticModel.from_pretrained(folder / name) for name in ("1", "3")}
     assert [model.config.num_hidden_layers for model in models.values()] == [1, 3]
     assert not torch.equal(models["1"].head.weight, models["3"].head.weight), "each exit has its own classifier"
-    found = json.loads((folder / "evaluation.json").read_text())
+    found = json.loads((folder / "dev.json").read_text())
     layers = list(found["layers"].values())
     assert layers == sorted(layers, reverse=True), "the lower the entropy asked for, the later the exit"
     assert (layers[0], layers[-1]) == (3.0, 1.0)
@@ -339,10 +339,6 @@ def test_a_head_for_masked_words_then_condenser_and_relations_of_its_head(
     """The encoder stays under a new head; Condenser changes it, and what it writes is a teacher like any other."""
     headless = tmp_path / "headless"
     load = load_model(str(tiny_bert))
-    from transformers import BertModel
-
-    import shutil
-
     shutil.copytree(tiny_bert, headless)
     BertModel.from_pretrained(tiny_bert).save_pretrained(headless)
     with pytest.raises(InputError, match="no masked language model head"):

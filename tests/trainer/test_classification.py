@@ -13,8 +13,7 @@ from elasticlm.model.configuration import Passages
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.trainer import evaluate, finetune, prune
 from elasticlm.trainer.evaluation.classification import measures_of
-from elasticlm.trainer.objectives.fine_tuning import match_losses
-from elasticlm.trainer.objectives.fine_tuning import state_losses
+from elasticlm.trainer.objectives.fine_tuning import match_losses, state_losses
 from elasticlm.trainer.training_texts import TokenizedTexts
 
 SHORT = ["--max-steps", "60", "--batch-size", "16", "--lr", "3e-3", "--precision", "fp32", "--threads", "1"]

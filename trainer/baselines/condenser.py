@@ -55,7 +55,7 @@ class CondenserHead(nn.Module):
         """Return [batch, tokens, dim], after all layers of the head or the first so many."""
         hidden, context = self._condensed(model, inputs)
         for layer in self.layers[:layers]:
-            hidden = layer(hidden, context, heads=self.heads, neurons=self.neurons)
+            hidden = layer(hidden, context, heads=self.heads, neurons=self.neurons, dropout=model.dropout_at(WHOLE))
         return hidden
 
     def _condensed(self, model: ElasticModel, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Any]:

@@ -72,7 +72,8 @@ class DynaBert(Objective):
         """The head's outputs, and the hidden states of all layers."""
         with self.processes.encoding(inputs["input_ids"].shape[1]):
             hidden = states_of(model, inputs, level).hidden
-            return model.finish(hidden[-1], inputs["attention_mask"]).float(), hidden
+            found = model.finish(hidden[-1], inputs["attention_mask"], dropout=model.dropout_at(level))
+            return found.float(), hidden
 
     def losses(self, batch: DynaBatch, level: Level) -> Tensor:
         outputs, hidden = self._run(self.model, batch.of_task.inputs, level)

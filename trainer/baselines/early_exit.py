@@ -7,6 +7,7 @@ decided by how sure the classifiers are.
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from elasticlm.model.batching import batches_by_length
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.heads import score
 from elasticlm.model.structure import ElasticStructure, Level, level_name
+from elasticlm.retrieval.data_specs import load_labelled
 from elasticlm.trainer.baselines.states import alone, kept_of, leave_out_empty_layers, of_depth, states_of
+from elasticlm.trainer.evaluation import classification
+from elasticlm.trainer.evaluation.base import Evaluation
 from elasticlm.trainer.objectives.base import Objective
 from elasticlm.trainer.objectives.fine_tuning import FineTuning
 from elasticlm.trainer.objectives.retrieve import Retrieve
+from elasticlm.trainer.training_texts import TokenizedTexts
+
+THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, math.inf)
+"""Entropies in nats below which a text exits."""
+BATCH_SIZE = 32
 
 
 class EarlyExit(Objective):
@@ -32,12 +42,15 @@ class EarlyExit(Objective):
     Args:
         task: the task's objective; its model, a whole encoder, is trained.
         exits: numbers of layers behind which an exit is, any order.
+        measured: data specs and splits on which save() measures exits by confidence, of a classifier.
     """
 
-    def __init__(self, task: FineTuning | Retrieve, *, exits: Sequence[int]) -> None:
+    def __init__(
+        self, task: FineTuning | Retrieve, *, exits: Sequence[int], measured: Sequence[tuple[str, str]] = ()
+    ) -> None:
         model = with_exits(task.model, exits)
         super().__init__(model, task.lengths, task.processes, task.chunk_size)
-        self.task, task.model = task, model
+        self.task, self.measured, task.model = task, measured, model
         if isinstance(task, FineTuning):
             self.extra = nn.ModuleDict({_key(level): copy.deepcopy(model.head) for level in model.levels})
             task.outputs = self._outputs  # type: ignore[method-assign]  # each exit by its own classifier
@@ -64,6 +77,27 @@ class EarlyExit(Objective):
             if model.head is not None:
                 model.head.load_state_dict(self._head(level).state_dict())
             model.save_pretrained(folder / str(model.config.num_hidden_layers))
+        for spec, split in self.measured:
+            self._by_confidence(spec, split).write(folder / f"{split}.json", overwrite=True)
+
+    def _by_confidence(self, spec: str, split: str) -> Evaluation:
+        """Rows named by the entropy below which a text exits; ``layers`` has the mean of what each ran through.
+
+        The reference is the last exit.
+        """
+        levels = self.model.levels[::-1]
+        layers = [len(kept_of(self.model.structures[level])) for level in levels]
+        heads = [self._head(level) for level in levels]
+        data = load_labelled(spec, split, self.model.config.labels)
+        texts = TokenizedTexts.of_pairs(self.model, data.pairs)
+        logits = torch.empty(len(levels), len(texts), len(data.labels))
+        for rows in batches_by_length(texts.lengths, max_rows=BATCH_SIZE):
+            inputs = self._inputs(texts, rows)
+            logits[:, rows] = exit_logits(self.model, heads, layers, inputs).float().cpu()
+        taken = {f"{threshold:g}": exits_by_confidence(logits, threshold) for threshold in THRESHOLDS}
+        found = {name: logits[exits, torch.arange(len(texts))].argmax(-1).numpy() for name, exits in taken.items()}
+        means = {name: round(float(np.array(layers)[exits].mean()), 3) for name, exits in taken.items()}
+        return classification.evaluation_of(found, logits[-1].argmax(-1).numpy(), data, layers=means)
 
     def _head(self, level: Level) -> nn.Module:
         return self.extra.get_submodule(_key(level))
@@ -71,7 +105,7 @@ class EarlyExit(Objective):
     def _outputs(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> tuple[Tensor, Tensor]:
         with self.processes.encoding(inputs["input_ids"].shape[1]):
             hidden = model.hidden(**inputs, level=level)
-            found = score(model.config, self._head(level), hidden, inputs["attention_mask"])
+            found = score(model.config, self._head(level), hidden, inputs["attention_mask"], model.dropout_at(level))
             return found.float(), hidden.float()
 
 

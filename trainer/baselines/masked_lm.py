@@ -145,7 +145,7 @@ def fresh_lm(model: ElasticModel, seed: int) -> tuple[Any, nn.Module]:
     copy_encoder(model, masked_lm)
     head: Any = family.lm_head(masked_lm)
     words = masked_lm.get_output_embeddings().weight
-    for name, part in head.named_modules():
+    for part in head.modules():
         if isinstance(part, nn.Linear) and part.weight is not words:
             initialise(part, model.config.initializer_range, seed)
     words.requires_grad_(False)  # those of the input

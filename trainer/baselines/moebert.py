@@ -6,7 +6,7 @@ others are dealt out; every word is routed to one expert by a fixed random hash,
 experts are trained by the labels, the teacher's logits and the hidden states of its layers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from elasticlm.model.prefix_layers import FeedForward
 from elasticlm.model.structure import WHOLE, ElasticStructure, Level, Structure
 from elasticlm.trainer.baselines.dynabert import DynaBatch, token_losses
 from elasticlm.trainer.baselines.states import states_of
+from elasticlm.trainer.evaluation import classification
 from elasticlm.trainer.objectives.base import Objective
 from elasticlm.trainer.objectives.fine_tuning import FineTuning
 
@@ -51,14 +52,14 @@ class Experts(nn.Module):
         super().__init__()
         self.experts, self._routes = nn.ModuleList(experts), routes
 
-    def forward(self, x_btd: Tensor, neurons: int) -> Tensor:
-        """Return [batch, tokens, dim]; ``neurons`` is the width of an expert."""
+    def forward(self, x_btd: Tensor, neurons: int, *, dropout: float = 0.0) -> Tensor:
+        """Return [batch, tokens, dim]; ``neurons`` is the width of an expert, ``dropout`` as in FeedForward."""
         routed = self._routes.of_tokens
         assert routed is not None, "the encoder routes the words before its layers run"
         y = torch.empty_like(x_btd)
         for number, expert in enumerate(self.experts):
             mine = routed == number
-            y[mine] = expert(x_btd[mine], neurons).to(y.dtype)
+            y[mine] = expert(x_btd[mine], neurons, dropout=dropout).to(y.dtype)
         return y
 
 
@@ -70,12 +71,17 @@ class MoeBert(Objective):
         teacher: a fine-tuned model of the same width and depth.
         level: share of the prunable parameters that a token runs through, in percent.
         experts: of each layer.
+        measured: data specs and splits that save() measures.
     """
 
-    def __init__(self, task: FineTuning, teacher: ElasticModel, *, level: Level, experts: int, seed: int) -> None:
+    def __init__(
+        self, task: FineTuning, teacher: ElasticModel, *, level: Level, experts: int, seed: int,
+        measured: Sequence[tuple[str, str]] = (),
+    ) -> None:  # fmt: skip
         model = with_experts(task.model, level, experts, seed)
         super().__init__(model, task.lengths, task.processes, task.chunk_size)
         self.task, self.teacher, task.model = task, teacher, model
+        self.measured = measured
 
     def batches(self, rows: np.ndarray, step: int) -> Iterator[DynaBatch]:
         for batch in self.task.batches(rows, step):
@@ -88,15 +94,17 @@ class MoeBert(Objective):
         inputs, mask = batch.of_task.inputs, batch.of_task.inputs["attention_mask"]
         with self.processes.encoding(mask.shape[1]):
             hidden = states_of(self.model, inputs, level).hidden
-            outputs = self.model.finish(hidden[-1], mask).float()
+            outputs = self.model.finish(hidden[-1], mask, dropout=self.model.dropout_at(level)).float()
         apart = torch.stack([token_losses(*pair, mask) for pair in zip(hidden, batch.hidden, strict=True)]).mean(0)
         matched = symmetric_losses(outputs, batch.outputs) + apart
         return self.task.task_losses(outputs, batch.of_task) + DISTILLATION_WEIGHT * matched
 
     def save(self, folder: Path) -> None:
-        """Write the weights; an artifact has no experts, so this is measured where it was trained."""
-        self.model.config.save_pretrained(folder)
+        """Write the weights, and SPLIT.json for what is to be measured: an artifact has no experts."""
         write_weights(folder, self.model.state_dict(), WEIGHTS_FILE)
+        for spec, split in self.measured:
+            found = classification.evaluate(self.model, self.teacher, spec, split, self.model.levels)
+            found.write(folder / f"{split}.json", overwrite=True)
 
 
 def with_experts(model: ElasticModel, level: Level, experts: int, seed: int) -> ElasticModel:

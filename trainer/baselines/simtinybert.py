@@ -53,7 +53,7 @@ class SimTinyBert(Objective):
         task, mask = batch.of_task, batch.of_task.inputs["attention_mask"]
         with self.processes.encoding(mask.shape[1]):
             student = states_of(self.model, task.inputs, level, attention=True)
-            outputs = self.model.finish(student.hidden[-1], mask).float()
+            outputs = self.model.finish(student.hidden[-1], mask, dropout=self.model.dropout_at(level)).float()
         states = self.task.per_example(layer_losses(student, batch.teacher, mask, self.extra), task)
         soft = soft_losses(self.task.choices(outputs, task), self.task.choices(task.teacher.outputs, task))
         return states + soft + self.task.task_losses(outputs, task)

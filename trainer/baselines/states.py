@@ -30,7 +30,7 @@ def states_of(model: ElasticModel, inputs: Mapping[str, Tensor], level: Level, *
     require_like_layers(model.at(level))
     encoder, structure = model.encoders[level]
     with _seen_by(encoder.layers) as seen:
-        last = encoder(**inputs, structure=structure)
+        last = encoder(**inputs, structure=structure, dropout=model.dropout_at(level))
     logits = ()
     if attention:
         logits = tuple(attention_logits(layer, hidden, heads)

@@ -71,7 +71,7 @@ def _on_task(
         case "simtinybert":
             own["seed"] = options.seed
     if args.evaluate:
-        own["measured"] = (args.data[0], args.evaluate)
+        own["measured"] = [(args.data[0], split) for split in args.evaluate]
     return _kind(args.name)(task, **own)
 
 

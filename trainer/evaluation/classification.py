@@ -1,6 +1,7 @@
 """How well every level classifies: GLUE's measures against a teacher and the majority, for ``elasticlm evaluate``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +11,8 @@ from elasticlm.errors import InputError
 from elasticlm.model.batching import batches_by_length
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level, level_name
-from elasticlm.model.teacher import load_model
 from elasticlm.retrieval.data_specs import load_labelled
+from elasticlm.retrieval.labelled import Labelled
 from elasticlm.retrieval.measures import resampled_retention, rounded
 from elasticlm.trainer.evaluation.base import TEACHER, Evaluation, interval_cell
 from elasticlm.trainer.evaluation.glue_measures import Measure, measures_of
@@ -22,7 +23,7 @@ BATCH_SIZE = 32
 
 
 def evaluate(
-    model: ElasticModel, teacher: str | None, spec: str, split: str, levels: Sequence[Level], *, seed: int = 0
+    model: ElasticModel, teacher: ElasticModel | None, spec: str, split: str, levels: Sequence[Level], *, seed: int = 0
 ) -> Evaluation:
     """Measure the levels of a classifier on a split.
 
@@ -32,6 +33,8 @@ def evaluate(
     Returns:
         Rows "teacher", each level, and of classes "majority", with their predictions; the values of examples are their
         accuracy, or squared error.
+
+    Raises InputError where the teacher knows other labels.
     """
     labels = model.config.labels
     data = load_labelled(spec, split, labels)
@@ -39,27 +42,42 @@ def evaluate(
     texts = TokenizedTexts.of_pairs(model, data.pairs)
     found = {level_name(level): predictions(model, level, texts) for level in levels}
     if teacher is not None:
-        whole = load_model(teacher)
-        if whole.config.labels != labels:
-            known = ", ".join(whole.config.labels) or "none"
-            raise InputError(f"--teacher {teacher}: knows other labels ({known})")
-        theirs = TokenizedTexts.of_pairs(whole, data.pairs)
-        reference = predictions(whole, whole.structures.largest, theirs)
+        reference = predictions_of(teacher, data)
     else:
         largest = model.structures.largest
         measured = found.get(level_name(largest))
         reference = predictions(model, largest, texts) if measured is None else measured
-    measures, targets = measures_of(labels), data.targets
-    rows = {TEACHER: reference} | found
-    if len(labels) > 1:
+    return evaluation_of(found, reference, data, seed=seed)
+
+
+def predictions_of(teacher: ElasticModel, data: Labelled) -> np.ndarray:
+    """What a teacher predicts for a split at its largest level. Raises InputError where it knows other labels."""
+    if teacher.config.labels != data.labels:
+        known = ", ".join(teacher.config.labels) or "none"
+        raise InputError(f"the teacher {teacher.config.teacher.name or ''} knows other labels ({known})")
+    return predictions(teacher, teacher.structures.largest, TokenizedTexts.of_pairs(teacher, data.pairs))
+
+
+def evaluation_of(
+    found: Mapping[str, np.ndarray],
+    reference: np.ndarray,
+    data: Labelled,
+    *,
+    seed: int = 0,
+    **facts: Any,
+) -> Evaluation:
+    """Return the evaluation of predictions, [examples] by row, relative to the teacher's."""
+    measures, targets, regression = measures_of(data.labels), data.targets, len(data.labels) == 1
+    rows = {TEACHER: reference} | dict(found)
+    if not regression:
         rows[MAJORITY] = np.full(len(targets), np.bincount(targets).argmax())
-    error = "squared error" if len(labels) == 1 else "accuracy"
+    error = "squared error" if regression else "accuracy"
     return Evaluation(
-        data=spec,
-        split=split,
+        data=data.spec,
+        split=data.split,
         split_sha256=data.split_sha256,
         query_ids=[str(i) for i in range(len(targets))],
-        values={name: {error: _each(row, targets, regression=len(labels) == 1)} for name, row in rows.items()},
+        values={name: {error: _each(row, targets, regression=regression)} for name, row in rows.items()},
         metrics={
             name: dict(zip(measures, rounded([kind(row, targets) for kind in measures.values()]), strict=True))
             for name, row in rows.items()
@@ -70,6 +88,7 @@ def evaluate(
         },
         predictions=rows,
         targets=targets,
+        facts=facts,
     )
 
 

@@ -65,7 +65,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if task == "classify":
         if args.corpus:
             raise InputError(f"--corpus is for retrievers and rerankers; the task of {args.model} is {task!r}")
-        result = classification.evaluate(model, args.teacher, args.data, args.split, levels, seed=args.seed)
+        whole = load_model(args.teacher) if args.teacher else None
+        result = classification.evaluate(model, whole, args.data, args.split, levels, seed=args.seed)
         summary = finish(result)
         command.print_table(classification.table(result))
         command.print_result(summary)

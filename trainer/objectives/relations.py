@@ -88,7 +88,8 @@ class Relations(Objective):
         structure = model.structures[level]
         last: Any = model.encoder.layers[-1]
         with self.processes.encoding(inputs["input_ids"].shape[1]):
-            hidden = model.encoder(**inputs, structure=structure, layers=structure.layers - 1)
+            dropout = model.dropout_at(level)
+            hidden = model.encoder(**inputs, structure=structure, layers=structure.layers - 1, dropout=dropout)
             seen = last.attention_input(hidden)
             query, key, value = (getattr(last.attention, name)(seen).float() for name in PARTS)
             return query, key, value
