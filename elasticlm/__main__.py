@@ -18,11 +18,13 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "prune": ("elasticlm.trainer.prune", "rank a teacher's heads and neurons and write nested levels"),
         "distil": ("elasticlm.trainer.distil", "train all levels on plain text to keep the teacher's relations"),
         "finetune": ("elasticlm.trainer.finetune", "train all levels for a task: align, retrieve, rerank, classify"),
+        "baseline": ("elasticlm.trainer.baseline", "train a system that the paper compares with"),
         "index": ("elasticlm.trainer.index", "encode a corpus into a passage index"),
         "export": ("elasticlm.trainer.export", "write one level as its own artifact, or ONNX graphs of all levels"),
         "recipe": ("elasticlm.trainer.recipe", "run several of these in a row, as a YAML file says"),
     },
     "Measure": {
+        "paper": ("elasticlm.benchmarks.paper.command", "make a table or figure of the paper, row by row"),
         "evaluate": ("elasticlm.trainer.evaluate", "measure the quality of every level against the teacher"),
         "compare": ("elasticlm.trainer.compare", "test whether two evaluations differ"),
         "retention": ("elasticlm.benchmarks.retention", "draw what each level keeps, over several evaluations"),
@@ -54,7 +56,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("elasticlm.benchmarks.demo", "from a pretrained model to a rush on a page"),
     },
 }
-DATA_PARALLEL = ("distil", "finetune", "index")
+DATA_PARALLEL = ("distil", "finetune", "baseline", "index")
 """The commands that torchrun may run in several processes."""
 MODULES = {name: module for group in COMMANDS.values() for name, (module, _) in group.items()}
 

@@ -1,6 +1,7 @@
 """The commands behind a table: each makes one output, is run once, and goes on where it was interrupted."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from elasticlm.command import say
 from elasticlm.errors import InputError
 from elasticlm.files import new_file
+from elasticlm.model.folder import LATENCY_FILE
 
 STATE_FILE = "jobs.json"
 CHOSEN = "@"
@@ -22,7 +24,7 @@ class Job:
     """A command and its output.
 
     Attributes:
-        command: of elasticlm; "choose" takes the best of several trainings, see choose().
+        command: of elasticlm, or one of ACTIONS.
         cost: base passes: tokens that the base encoder would have to run forward to take as long; for estimates.
         steps: of training.
     """
@@ -78,8 +80,8 @@ class Jobs:
         start = time.monotonic()
         job.output.parent.mkdir(parents=True, exist_ok=True)
         say(f"{self._name(job)}: {job.command} {' '.join(job.options)}")
-        if job.command == "choose":
-            choose(Path(job.options[-1]), list(map(Path, job.options[:-1])))
+        if job.command in ACTIONS:
+            ACTIONS[job.command](job.output, [resolved(word) for word in job.options], self.run_command)
         else:
             again = ["--overwrite", *(["--resume"] if job.command in RESUMABLE else [])]
             self.run_command(job.command, [*map(resolved, job.options), *again])
@@ -98,7 +100,7 @@ class Jobs:
         return str(job.output.relative_to(self.folder))
 
 
-def choose(output: Path, candidates: list[Path]) -> None:
+def choose(output: Path, candidates: list[str], run_command: Run) -> None:
     """Write which of several trainings has the lowest mean loss on the held-out part of its training data.
 
     The levels' losses count alike. What was chosen stays where it is; ``output`` is a file with its path, and what
@@ -106,12 +108,25 @@ def choose(output: Path, candidates: list[Path]) -> None:
     """
     losses = {}
     for folder in candidates:
-        after = json.loads((folder / "training.json").read_text("utf-8"))["dev_loss_after"]
-        losses[str(folder)] = sum(after.values()) / len(after)
+        after = json.loads((Path(folder) / "training.json").read_text("utf-8"))["dev_loss_after"]
+        losses[folder] = sum(after.values()) / len(after)
     best = min(losses, key=losses.__getitem__)
     say(f"chosen of {len(losses)}: {best}")
     with new_file(output) as file:
         file.write_text(json.dumps({"chosen": best, "dev_loss": losses}, indent=1), "utf-8")
+
+
+def pack(output: Path, options: list[str], run_command: Run) -> None:
+    """Profile an artifact and pack it into an archive in the folder ``output``, its latency table beside it."""
+    model, label, tokens = options
+    run_command("profile", ["--model", model, "--rows", "1", "--tokens", tokens])
+    run_command("archive", ["--model", model, "--name", label, "--output", str(output), "--tokens", tokens,
+                            "--overwrite"])  # fmt: skip
+    shutil.copyfile(Path(model) / LATENCY_FILE, output / f"{label}.latency.csv")
+
+
+ACTIONS: dict[str, Callable[[Path, list[str], Run], None]] = {"choose": choose, "pack": pack}
+"""What is no command of elasticlm: functions of the output, the job's options and what runs commands."""
 
 
 def chosen(file: Path, inner: str = "") -> str:

@@ -28,6 +28,7 @@ class Scale:
         grid: the settings of which GLUE's fine-tuning takes the best on a held-out part of train.
         glue, retrieval, reranking: data sets by the paper's column.
         simulation: figure 7.
+        alone_levels: of figure 8, those that are trained alone too.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Scale:
     retrieval: Mapping[str, Mapping[str, Any]]
     reranking: Mapping[str, Mapping[str, Any]]
     simulation: Mapping[str, Any]
+    alone_levels: list[float]
 
     @classmethod
     def read(cls, name: str, assignments: Iterable[str] = ()) -> Self:

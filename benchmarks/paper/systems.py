@@ -80,8 +80,8 @@ class Shape:
         """Its multiply-adds as a share of the base's."""
         if self.level is not None:
             return self.level / 100
-        assert self.layers is not None and self.width is not None
-        return self.layers / base.layers * (self.width / base.width) ** 2
+        layers, width = self.layers or base.layers, self.width or base.width
+        return layers / base.layers * (width / base.width) ** 2
 
 
 class Lab:
@@ -269,7 +269,7 @@ class Lab:
         if len(outputs) == 1:
             return str(outputs[0])
         file = self._glue_folder(column) / f"{name}.chosen"
-        self.jobs.add(Job("choose", (*map(str, outputs), str(file)), file))
+        self.jobs.add(Job("choose", tuple(map(str, outputs)), file))
         return chosen(file)
 
     def _glue_folder(self, column: str) -> Path:
@@ -309,7 +309,8 @@ class Lab:
         folder = self._found_folder("retrieval", column)
         options = {"model": model, "teacher": teacher or model, "data": where["data"], "split": where["split"],
                    "run-dir": folder / f"{name}.runs"} | ({"corpus": where["corpus"]} if "corpus" in where else {})  # fmt: skip
-        return self._job("evaluate", folder / f"{name}.json", options)
+        cost = _passages(where["data"]) * self.scale.retrieve["tokens"]
+        return self._job("evaluate", folder / f"{name}.json", options, cost=cost)
 
     def run_of(self, column: str, name: str, level: float) -> Path:
         """The run of a retriever at a level, once it has been measured."""
@@ -333,6 +334,20 @@ class Lab:
         first = run or where.get("run")
         options |= ({"run": first} if first else {}) | ({"levels": f"{level:g}"} if level else {})
         return self._job("evaluate", self._found_folder("reranking", column) / f"{name}.json", options)
+
+    def pairs(self, column: str, retriever: Path, ranker: Path) -> Path:
+        """Measure every level of a reranker behind every level of a retriever, without fusion."""
+        where = self.scale.reranking[column]
+        options = {"model": ranker, "retriever": retriever, "matrix": True, "data": where["data"],
+                   "split": where["split"], "depth": where["depth"]}  # fmt: skip
+        options |= {key: where[key] for key in ("max-queries",) if key in where}
+        return self._job("evaluate", self._found_folder("reranking", column) / "matrix.json", options)
+
+    def archive(self, label: str, model: Path, tokens: int) -> Path:
+        """A retriever with its latency table on this machine, packed for TorchServe; its table lies next to it."""
+        folder = self.folder / "archives" / label
+        self.jobs.add(Job("pack", (str(model), label, str(tokens)), folder))
+        return folder / f"{label}.mar"
 
     def _fine_tuned(
         self, task: str, where: Mapping[str, Any], output: Path, options: Mapping[str, Any], shares: float, *,
@@ -369,6 +384,15 @@ class Lab:
     def _inner(self, model: str, inner: str) -> str:
         """A folder or file inside what a training wrote, be it chosen or not."""
         return f"{model}{inner}" if model.endswith("::") else str(Path(model) / inner)
+
+
+def _passages(spec: str) -> int:
+    """The passages of a BEIR folder, for estimates; 0 of what is not a folder."""
+    corpus = Path(spec.removeprefix("beir:")) / "corpus.jsonl"
+    if not (spec.startswith("beir:") and corpus.is_file()):
+        return 0
+    with open(corpus, "rb") as lines:
+        return sum(1 for _ in lines)
 
 
 def words(options: Mapping[str, Any]) -> list[str]:
