@@ -24,7 +24,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "recipe": ("elasticlm.trainer.recipe", "run several of these in a row, as a YAML file says"),
     },
     "Measure": {
-        "paper": ("elasticlm.benchmarks.paper.command", "make a table or figure of the paper, row by row"),
+        "paper": ("elasticlm.trainer.paper.paper_command", "make a table or figure of the paper, row by row"),
         "evaluate": ("elasticlm.trainer.evaluate", "measure the quality of every level against the teacher"),
         "compare": ("elasticlm.trainer.compare", "test whether two evaluations differ"),
         "retention": ("elasticlm.benchmarks.retention", "draw what each level keeps, over several evaluations"),

@@ -33,20 +33,21 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, TaskConfig |
     names = "; ".join(f"{name}: {found.summary}" for name, found in BASELINES.items())
     parser.add_argument("name", metavar="NAME", help=names)
     parser.add_argument("--task", help="what a task-specific system is trained for: classify, rerank or retrieve")
-    parser.add_argument("--model", required=True, metavar="DIR", help="the student to start from (see prune); lm-head and "
-                        "condenser: the teacher itself")  # fmt: skip
+    parser.add_argument("--model", required=True, metavar="DIR", help="the student to start from (see prune); "
+                        "lm-head and condenser: the teacher itself")  # fmt: skip
     add_data_options(parser, "as for finetune, or on plain text as for distil")
     add_task_options(parser)
     add_text_options(parser)
     parser.add_argument("--levels", help="dynabert: submodels, such as 100,50,30,15")
-    parser.add_argument("--depths", help="dynabert: share of the layers that each submodel keeps, such as 1,1,0.67,0.67 "
-                        "(default: all layers)")  # fmt: skip
+    parser.add_argument("--depths", help="dynabert: share of the layers that each submodel keeps, such as "
+                        "1,1,0.67,0.67 (default: all layers)")  # fmt: skip
     parser.add_argument("--level", help="moebert: share of the parameters that a token runs through, in percent "
                         "(default: 50)")  # fmt: skip
     parser.add_argument("--experts", type=positive_int, metavar="N", help="moebert: experts in a layer (default: 4)")
     parser.add_argument("--exits", help="early-exit: layers behind which there is an exit, such as 2,4,6")
-    parser.add_argument("--evaluate", nargs="+", metavar="SPLIT", help="moebert, early-exit: also measure these splits of the first "
-                        "--data, as evaluate does, into SPLIT.json in the output (early-exit: exits by confidence)")  # fmt: skip
+    parser.add_argument("--evaluate", nargs="+", metavar="SPLIT", help="moebert, early-exit: also measure these splits "
+                        "of the first --data, as evaluate does, into SPLIT.json in the output (early-exit: exits by "
+                        "confidence)")  # fmt: skip
     loops = {task: config.loop for task, config in TASKS.items()} | {"plain text": TEXT_DEFAULTS["distil"]}
     add_options(parser, loops)
     args = parser.parse_args(argv)

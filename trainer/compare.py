@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from elasticlm.trainer.evaluation.base import Evaluation
-SHOWN = ("RR@10", "RR@100", "nDCG@10", "Success@5", "Success@20", "Success@100", "accuracy", "F1", "Spearman", "Pearson",
-         "squared error")  # fmt: skip
+SHOWN = ("RR@10", "RR@100", "nDCG@10", "Success@5", "Success@20", "Success@100", "accuracy", "F1", "Spearman",
+         "Pearson", "squared error")  # fmt: skip
 
 Differences = dict[str, dict[str, dict[str, Any]]]
 """By row and metric: ``a`` and ``b``, ``difference`` [B - A, low, high], ``p`` and ``t_test_p``."""

@@ -22,7 +22,7 @@ LAYERS = "encoder.layers."
 def matched_layers(count: int, of: int) -> list[int]:
     """Return the layers, counted from 0, that ``count`` layers of a student match in a teacher of ``of`` layers.
 
-    TinyBERT's uniform mapping g(m) = m N / M (Jiao et al. 2020, section 3.1), rounded up; the last is always among them.
+    TinyBERT's uniform mapping g(m) = m N / M (Jiao et al. 2020, section 3.1), rounded up; the last is among them.
 
     >>> matched_layers(4, 12), matched_layers(4, 6)
     ([2, 5, 8, 11], [1, 2, 4, 5])
@@ -39,7 +39,7 @@ def keep_layers(model: ElasticModel, layers: Sequence[int]) -> ElasticModel:
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = len(layers)
     config.levels = ElasticStructure({
-        level: Structure([kept.heads[i] for i in layers], [kept.neurons[i] for i in layers])
+        level: Structure(tuple(kept.heads[i] for i in layers), tuple(kept.neurons[i] for i in layers))
         for level, kept in model.structures.nested.items()
     }).to_json()  # fmt: skip
     weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith(LAYERS)}
@@ -103,7 +103,7 @@ def initialise(module: nn.Module, deviation: float, seed: int) -> None:
         if isinstance(part, nn.LayerNorm):
             part.weight.fill_(1.0)
         if getattr(part, "bias", None) is not None:
-            part.bias.zero_()  # type: ignore[operator, union-attr]
+            part.bias.zero_()  # type: ignore[operator]
 
 
 def require_like_layers(model: ElasticModel) -> None:

@@ -21,8 +21,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "label) or classifier (with several): a folder or a Hugging Face name")  # fmt: skip
     add_teacher_options(parser, "--teacher")
     add_data_options(parser, "beir:DIR, dpr:DIR, text:FILE, hf:NAME[/CONFIG] or pydoc; for a classifier: glue:DIR")
-    parser.add_argument("--levels", help="percentages of the prunable parameters to keep; without 100, the whole teacher "
-                        f"is not included (default: {LEVELS}; with --layers or --width 100)")  # fmt: skip
+    parser.add_argument("--levels", help="percentages of the prunable parameters to keep; without 100, the whole "
+                        f"teacher is not included (default: {LEVELS}; with --layers or --width 100)")  # fmt: skip
     parser.add_argument("--top", choices=("teacher", "shared"), help="level 100: the teacher itself, with weights of "
                         "its own that training does not change (default), or nested like the levels below, as in "
                         "the paper")  # fmt: skip
@@ -36,8 +36,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         "teacher's units of the same places (default: the teacher)")  # fmt: skip
     parser.add_argument("--layers", type=positive_int, metavar="N", help="keep only so many of the teacher's layers, "
                         "evenly spaced and the last among them, as a baseline")  # fmt: skip
-    parser.add_argument("--width", type=positive_int, metavar="DIM", help="start from an encoder of this hidden size with "
-                        "random weights, and the teacher's number of heads, as a baseline")  # fmt: skip
+    parser.add_argument("--width", type=positive_int, metavar="DIM", help="start from an encoder of this hidden size "
+                        "with random weights, and the teacher's number of heads, as a baseline")  # fmt: skip
     parser.add_argument("--fresh-weights", action="store_true", help="initialise the layers with random weights and "
                         "keep only the teacher's embeddings, as a baseline")  # fmt: skip
     parser.add_argument(

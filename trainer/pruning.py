@@ -26,7 +26,7 @@ from elasticlm.trainer.masking import UNMASKED, Masking
 from elasticlm.trainer.mixture import Exclusion
 from elasticlm.trainer.negatives import OF_RERANKERS, with_negatives
 from elasticlm.trainer.objectives.classify import Classify, ClassifyBatch
-from elasticlm.trainer.objectives.fine_tuning import match_losses
+from elasticlm.trainer.objectives.fine_tuning import FineTuning, match_losses
 from elasticlm.trainer.objectives.rerank import Rerank, RerankBatch
 from elasticlm.trainer.objectives.retrieve import contrastive_losses, contrastive_temperature, in_batch
 from elasticlm.trainer.processes import Processes
@@ -187,14 +187,16 @@ def task_scores(args: argparse.Namespace, teacher: ElasticModel) -> Scores:
                              processes=processes, chunk_size=args.batch_size)  # fmt: skip
     teacher.to(processes.device)
 
+    task: FineTuning = objective
+
     def losses(batch: RerankBatch | ClassifyBatch) -> Tensor:
         outputs = teacher(**batch.inputs, level=WHOLE)
-        choices = objective.choices(outputs, batch)
+        choices = task.choices(outputs, batch)
         if batch.teacher is None:
-            return match_losses(choices, objective.targets_of(batch))
+            return match_losses(choices, task.targets_of(batch))
         if choices.shape[-1] == 1:
             return choices.squeeze(-1)
-        return match_losses(choices, objective.choices(batch.teacher.outputs, batch).argmax(-1))
+        return match_losses(choices, task.choices(batch.teacher.outputs, batch).argmax(-1))
 
     by_length = np.argsort(objective.lengths, kind="stable")
     count = -(-len(by_length) // objective.chunk_size)

@@ -229,7 +229,7 @@ def test_moebert_routes_each_word_to_one_expert(teacher, inputs):
 
 
 def test_exits_are_taken_where_the_classifier_is_sure(teacher, inputs):
-    """In one pass, each exit gives what the layers before it give alone; entropy decides, the last exit at the latest."""
+    """In one pass, each exit gives what the layers before it give alone; a text takes the first that is sure."""
     model = teacher.with_head("classify", ["a", "b"], seed=0)
     exits = with_exits(model, [1, 3])
     assert list(exits.levels) == [100, 33.33]
@@ -363,8 +363,8 @@ def test_relations_of_a_teacher_of_another_width_are_kept(tiny_bert, pruned, tex
     """The large teacher of Table 8: other width and layers, the same pieces of words."""
     prune.main(["--teacher", str(tiny_bert), "--data", f"text:{text_file}", "--width", "16",
                 "--output", str(tmp_path / "narrow")])  # fmt: skip
-    distil.main(["--model", str(tmp_path / "narrow"), "--teacher", str(tiny_bert), "--data", f"text:{text_file}", *SHORT,
-                 "--relation-heads", "4", "--output", str(tmp_path / "out")])  # fmt: skip
+    distil.main(["--model", str(tmp_path / "narrow"), "--teacher", str(tiny_bert), "--data", f"text:{text_file}",
+                 *SHORT, "--relation-heads", "4", "--output", str(tmp_path / "out")])  # fmt: skip
     with pytest.raises(InputError, match="--relation-heads 32: must divide the hidden size of the model, 16"):
         distil.main(["--model", str(tmp_path / "narrow"), "--teacher", str(tiny_bert), "--data", f"text:{text_file}",
                      *SHORT, "--relation-heads", "32", "--output", str(tmp_path / "other")])  # fmt: skip

@@ -29,7 +29,7 @@ BASELINES = {
                          "together to match logits and hidden states"),
     "moebert": Baseline("moebert", "MoeBert", ("classify",), "experts in place of feed-forward networks, each token "
                         "routed to one, layer-wise distillation"),
-    "early-exit": Baseline("early_exit", "EarlyExit", ("classify", "retrieve"), "an exit behind each of several layers"),
+    "early-exit": Baseline("early_exit", "EarlyExit", ("classify", "retrieve"), "exits behind several layers"),
     "simtinybert": Baseline("simtinybert", "SimTinyBert", ("classify", "rerank"), "hidden states, attention, logits "
                             "and labels in one stage"),
     "tinybert": Baseline("tinybert", "TinyBert", (), "match the teacher's hidden states and attention layer by layer"),

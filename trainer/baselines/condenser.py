@@ -1,9 +1,10 @@
-"""Condenser: a pretraining head that reads the first token's last state (Gao and Callan 2021, "Condenser: a Pre-training
-Architecture for Dense Retrieval").
+"""Condenser: a pretraining head that reads the first token's last state (Gao and Callan 2021, "Condenser: a
+Pre-training Architecture for Dense Retrieval").
 
 The head's layers take the last layer's state of [CLS] and a middle layer's states of all other tokens, so that masked
-words can be predicted only by what [CLS] has gathered. ``condenser`` pretrains an encoder with it, on the masked words of
-both the head and the encoder; ``condenser-head`` is the paper's variant of distillation "w/ head" (Table 7, figure 11).
+words can be predicted only by what [CLS] has gathered. ``condenser`` pretrains an encoder with it, on the masked words
+of both the head and the encoder; ``condenser-head`` is the paper's variant of distillation "w/ head" (table 7, figure
+11).
 """
 
 from collections.abc import Mapping

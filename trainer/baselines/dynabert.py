@@ -29,7 +29,7 @@ STATES_WEIGHT = {"width": 0.1, "depth": 1.0}  # lambda_2 of the two stages, lamb
 
 @dataclass(frozen=True)
 class DynaBatch:
-    """A task's batch, and what the teacher makes of it: outputs [texts, labels], hidden states, the embeddings first."""
+    """A task's batch, and the teacher's outputs [texts, labels] and hidden states, the embeddings first."""
 
     of_task: Any
     outputs: Tensor
@@ -80,11 +80,11 @@ class DynaBert(Objective):
         mask = batch.of_task.inputs["attention_mask"]
         kept = [0, *(layer + 1 for layer in kept_of(self.model.structures[level]))]  # 0: the embeddings
         apart = torch.stack([token_losses(hidden[i], batch.hidden[i], mask) for i in kept]).sum(0)
-        choices = (self.task.choices(found, batch.of_task) for found in (outputs, batch.outputs))
-        return soft_losses(*choices) + self.weight * self.task.per_example(apart, batch.of_task)
+        ours, theirs = (self.task.choices(found, batch.of_task) for found in (outputs, batch.outputs))
+        return soft_losses(ours, theirs) + self.weight * self.task.per_example(apart, batch.of_task)
 
     def save(self, folder: Path) -> None:
-        """Write every submodel as an artifact of its own, in a folder named by its level, without the layers left out."""
+        """Write every submodel as an artifact of its own, in a folder named by its level."""
         for level in self.model.levels:
             alone(self.model, level).save_pretrained(folder / level_name(level))
 
@@ -102,15 +102,15 @@ def submodel(whole: Structure, share: float, depth: float) -> Structure:
                          f"level, {share:g}")  # fmt: skip
     layers = depth_layers(whole.layers, depth)
     width = share * whole.layers / len(layers)
-    narrow = Structure([max(1, round(width * units)) for units in whole.heads],
-                       [max(1, round(width * units)) for units in whole.neurons])  # fmt: skip
-    return of_depth(narrow, set(layers))
+    heads, neurons = (tuple(max(1, round(width * units)) for units in all_units)
+                      for all_units in (whole.heads, whole.neurons))  # fmt: skip
+    return of_depth(Structure(heads, neurons), set(layers))
 
 
 def depth_layers(count: int, depth: float) -> list[int]:
     """Return the layers, counted from 0, that remain where every 1/(1-depth)-th is left out.
 
-    Layer d, counted from 1, goes where d + 1 is a multiple of 1/(1-depth) (Hou et al. 2020, section 2.2; "every other").
+    Layer d, counted from 1, goes where d + 1 is a multiple of 1/(1-depth) (Hou et al. 2020, section 2.2).
 
     >>> depth_layers(12, 0.75), depth_layers(6, 0.5)
     ([0, 1, 3, 4, 5, 7, 8, 9, 11], [1, 3, 5])

@@ -52,6 +52,7 @@ class EarlyExit(Objective):
         super().__init__(model, task.lengths, task.processes, task.chunk_size)
         self.task, self.measured, task.model = task, measured, model
         if isinstance(task, FineTuning):
+            assert model.head is not None
             self.extra = nn.ModuleDict({_key(level): copy.deepcopy(model.head) for level in model.levels})
             task.outputs = self._outputs  # type: ignore[method-assign]  # each exit by its own classifier
 

@@ -110,7 +110,7 @@ class MoeBert(Objective):
 def with_experts(model: ElasticModel, level: Level, experts: int, seed: int) -> ElasticModel:
     """Return a model whose feed-forward networks are experts, at this one level.
 
-    At 50 %, an expert has a quarter of the neurons and all heads stay, as in the paper; at other levels both shrink or
+    At 50%, an expert has a quarter of the neurons and all heads stay, as in the paper; at other levels both shrink or
     grow in proportion.
 
     Raises InputError where the model has no trained level 100.
@@ -121,9 +121,10 @@ def with_experts(model: ElasticModel, level: Level, experts: int, seed: int) -> 
     heads = max(1, round(scale * config.num_attention_heads))
     width = max(1, round(0.25 * level / 50 * config.intermediate_size))
     whole = model.cut(ElasticStructure({WHOLE: config.whole}))
-    found = model.cut(ElasticStructure({level: Structure([heads] * config.num_hidden_layers,
-                                                         [width] * config.num_hidden_layers)}))  # fmt: skip
+    count = config.num_hidden_layers
+    found = model.cut(ElasticStructure({level: Structure((heads,) * count, (width,) * count)}))
     routes = Routes(config.vocab_size, experts, seed)
+    source: Any
     for layer, source in zip(found.encoder.layers, whole.encoder.layers, strict=True):
         parts = [_expert(source.feed_forward, neurons) for neurons in dealt(config.intermediate_size, width, experts)]
         layer.feed_forward = Experts(parts, routes)

@@ -1,5 +1,5 @@
-"""BERT+SimTinyBERT: TinyBERT's stages in one (Chen et al. 2021, "Simplified TinyBERT: Knowledge Distillation for Document
-Retrieval").
+"""BERT+SimTinyBERT: TinyBERT's stages in one (Chen et al. 2021, "Simplified TinyBERT: Knowledge Distillation for
+Document Retrieval").
 
 The losses over layers, the soft labels of a fine-tuned teacher and the hard labels are minimised together, where
 TinyBERT's task-specific distillation takes two stages and no hard labels.

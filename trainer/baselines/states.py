@@ -31,7 +31,7 @@ def states_of(model: ElasticModel, inputs: Mapping[str, Tensor], level: Level, *
     encoder, structure = model.encoders[level]
     with _seen_by(encoder.layers) as seen:
         last = encoder(**inputs, structure=structure, dropout=model.dropout_at(level))
-    logits = ()
+    logits: tuple[Tensor, ...] = ()
     if attention:
         logits = tuple(attention_logits(layer, hidden, heads)
                        for layer, hidden, heads in zip(encoder.layers, seen, structure.heads, strict=True))  # fmt: skip
@@ -69,8 +69,9 @@ def _seen_by(layers: nn.ModuleList) -> Iterator[list[Tensor]]:
 def of_depth(structure: Structure, layers: set[int]) -> Structure:
     """The structure without the units of all other layers, counted from 0."""
     kept = [i in layers for i in range(structure.layers)]
-    return Structure([heads * keep for heads, keep in zip(structure.heads, kept, strict=True)],
-                     [neurons * keep for neurons, keep in zip(structure.neurons, kept, strict=True)])  # fmt: skip
+    heads, neurons = (tuple(units * keep for units, keep in zip(all_units, kept, strict=True))
+                      for all_units in (structure.heads, structure.neurons))  # fmt: skip
+    return Structure(heads, neurons)
 
 
 def kept_of(structure: Structure) -> list[int]:

@@ -110,7 +110,7 @@ def projection(student: ElasticModel, teacher: ElasticModel, seed: int) -> nn.Mo
 
 
 def check_heads(student: ElasticModel, teacher: ElasticModel) -> None:
-    """Raise InputError unless student and teacher have as many heads in each of their layers, and not too many layers."""
+    """Raise InputError unless all layers of student and teacher have as many heads, and the teacher enough layers."""
     heads: set[int] = set()
     for model in (student, teacher):
         heads |= set(model.structures[model.structures.largest].heads)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import statistics
 import time
 from collections.abc import Iterable
@@ -10,15 +11,15 @@ from typing import Any
 
 from elasticlm import command
 from elasticlm.__main__ import load
-from elasticlm.benchmarks.paper.figures import FIGURES, draw
-from elasticlm.benchmarks.paper.jobs import Job, Jobs
-from elasticlm.benchmarks.paper.rows import Table, read_table
-from elasticlm.benchmarks.paper.scales import Scale
-from elasticlm.benchmarks.paper.systems import Lab
-from elasticlm.benchmarks.paper.table_files import write_table
 from elasticlm.command import say
 from elasticlm.files import new_file
 from elasticlm.machine import machine
+from elasticlm.trainer.paper.figures import FIGURES, draw
+from elasticlm.trainer.paper.jobs import Job, Jobs
+from elasticlm.trainer.paper.rows import Table, read_table
+from elasticlm.trainer.paper.scales import Scale
+from elasticlm.trainer.paper.systems import Lab
+from elasticlm.trainer.paper.table_files import write_table
 
 PLAN_FILE = "plan.json"
 TIMED_TEXTS, TIMED_TOKENS = 8, 64
@@ -34,8 +35,9 @@ def make(args: argparse.Namespace, output: Path) -> None:
     rows = planned(table, lab.jobs, per_token)
     command.print_table(rows)
     hours = sum(row["hours"] for row in rows)
-    say(f"{table.name} at scale {scale.name}: {len(table.rows)} rows, {sum(row['steps'] for row in rows):,} steps, about "
-        f"{hours:.1f} hours on this machine; what is there already does not count")  # fmt: skip
+    steps = sum(row["steps"] for row in rows)
+    say(f"{table.name} at scale {scale.name}: {len(table.rows)} rows, {steps:,} steps, about {hours:.1f} hours on this "
+        "machine; what is there already does not count")  # fmt: skip
     if not args.plan:
         run(table, lab.jobs, output, facts(args, scale), per_token)
     command.print_result({"output": str(output), "table": table.name, "rows": rows, "hours": round(hours, 2)})
@@ -103,7 +105,7 @@ def run_command(name: str, options: list[str]) -> None:
 
 
 def facts(args: argparse.Namespace, scale: Scale) -> list[str]:
-    """What stands above the table."""
+    """The paragraphs above the table."""
     words = ["elasticlm", "paper", args.table, "--scale", args.scale]
     words += ["--set", *args.set] if args.set else []
     words += ["--max-steps", str(args.max_steps)] if args.max_steps else []
@@ -113,6 +115,6 @@ def facts(args: argparse.Namespace, scale: Scale) -> list[str]:
         scale.description.strip(),
         "Each cell: our figure, its share of our teacher's, and in brackets the paper's share of its own teacher's. "
         "§: better than the rival that the paper tests against, p < 0.05 by a paired t-test.",
-        f"```sh\n{' '.join(words)}\n```",
+        f"```sh\n{shlex.join(words)}\n```",
         f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, {versions}; {about['date']}.",
     ]

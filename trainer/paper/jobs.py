@@ -1,4 +1,4 @@
-"""The commands behind a table: each makes one output, is run once, and goes on where it was interrupted."""
+"""The commands behind a table: each makes one output and is run once; an interrupted one is resumed."""
 
 import json
 import shutil
@@ -103,8 +103,8 @@ class Jobs:
 def choose(output: Path, candidates: list[str], run_command: Run) -> None:
     """Write which of several trainings has the lowest mean loss on the held-out part of its training data.
 
-    The levels' losses count alike. What was chosen stays where it is; ``output`` is a file with its path, and what
-    chosen() returns stands for it in the options of later jobs.
+    The levels' losses count alike. What was chosen stays where it is; ``output`` is a file with its path. Later jobs
+    name it by chosen().
     """
     losses = {}
     for folder in candidates:
@@ -117,7 +117,7 @@ def choose(output: Path, candidates: list[str], run_command: Run) -> None:
 
 
 def pack(output: Path, options: list[str], run_command: Run) -> None:
-    """Profile an artifact and pack it into an archive in the folder ``output``, its latency table beside it."""
+    """Profile an artifact and pack it into an archive in the folder ``output``, with its latency table."""
     model, label, tokens = options
     run_command("profile", ["--model", model, "--rows", "1", "--tokens", tokens])
     run_command("archive", ["--model", model, "--name", label, "--output", str(output), "--tokens", tokens,
@@ -130,7 +130,7 @@ ACTIONS: dict[str, Callable[[Path, list[str], Run], None]] = {"choose": choose, 
 
 
 def chosen(file: Path, inner: str = "") -> str:
-    """What stands in options for the folder that a choice will have taken, or one inside it."""
+    """The word that means the folder that a choice will have taken, or one inside it."""
     return f"{CHOSEN}{file}::{inner}"
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
-from elasticlm.benchmarks.paper.jobs import Job
-from elasticlm.benchmarks.paper.scales import FOLDER
-from elasticlm.benchmarks.paper.systems import Lab, Shape, Sizes
 from elasticlm.errors import InputError
+from elasticlm.trainer.paper.jobs import Job
+from elasticlm.trainer.paper.scales import FOLDER
+from elasticlm.trainer.paper.shapes import Shape, Sizes
+from elasticlm.trainer.paper.systems import Lab
 
 DYNABERT_LEVELS = (50, 30, 15)
 EXITS = ("6L", "4L", "2L")

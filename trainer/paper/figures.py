@@ -13,8 +13,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from elasticlm.benchmarks.paper.jobs import ACTIONS, Job, Run
-from elasticlm.benchmarks.paper.rows import (
+from elasticlm.errors import InputError
+from elasticlm.files import new_file
+from elasticlm.schedule.latency import LatencyTable
+from elasticlm.trainer.paper.jobs import ACTIONS, Job, Run
+from elasticlm.trainer.paper.rows import (
     GLUE_SCORE,
     Cell,
     Row,
@@ -23,10 +26,8 @@ from elasticlm.benchmarks.paper.rows import (
     reranking_cells,
     retrieval_cells,
 )
-from elasticlm.benchmarks.paper.systems import Lab, Shape
-from elasticlm.errors import InputError
-from elasticlm.files import new_file
-from elasticlm.schedule.latency import LatencyTable
+from elasticlm.trainer.paper.shapes import Shape
+from elasticlm.trainer.paper.systems import Lab
 
 DENSER, RANKER = "MC Psg MRR@10", "MC Doc MRR@10"
 BUDGETS = (5, 7.5, 10)  # service times of the largest elastic level, where the scale says "auto"
@@ -112,8 +113,8 @@ def figure7(lab: Lab) -> Table:
         models[f"{level:g}"] = lab.retriever(name, f"alone_condenser_{level:g}", alone, level / 100)[0]
     archives = {label: lab.archive(label, model, settings["tokens"]) for label, model in models.items()}
     output = lab.folder / "simulation"
-    options = {"data": lab.scale.retrieval[name]["data"], "split": lab.scale.retrieval[name]["split"],
-               **{key: str(settings[key]) for key in ("tokens", "users", "spawn-rate", "duration", "budgets")}}  # fmt: skip
+    options = {key: str(settings[key]) for key in ("tokens", "users", "spawn-rate", "duration", "budgets")}
+    options |= {key: lab.scale.retrieval[name][key] for key in ("data", "split")}
     words = (json.dumps(options), *(f"{label}={file}" for label, file in archives.items()))
     lab.jobs.add(Job("rush", words, output))
     jobs = tuple(lab.jobs.taken())
@@ -175,7 +176,9 @@ def draw_rush(table: Table, frame: pd.DataFrame, folder: Path) -> None:
         style = {"label": label, "linestyle": "-" if label.startswith("E") else "--"}
         latency.plot(trace.groupby(second)["latency_ms"].mean(), **style)
         quality.plot(trace.groupby(second)["quality"].mean().rolling(5, min_periods=1).mean(), **style)
-    for budget in next(iter(json.loads((output / ELASTIC / "summary.json").read_text("utf-8"))["arms"].values()))["budgets"]:
+    for budget in next(iter(json.loads((output / ELASTIC / "summary.json").read_text("utf-8"))["arms"].values()))[
+        "budgets"
+    ]:
         latency.axhline(float(budget), color="0.6", linewidth=0.8)
     first = next(iter(arms.values()))
     users.plot(first.groupby(first["t_s"].astype(int))["users"].max(), color="0.3")
@@ -186,11 +189,11 @@ def draw_rush(table: Table, frame: pd.DataFrame, folder: Path) -> None:
     with new_file(folder / "figure7.png") as file:
         figure.savefig(file, dpi=130, format="png")
     shown = pd.DataFrame(rows)
-    lines = ["| " + " | ".join(map(str, line)) + " |" for line in (shown.columns, ["---"] * len(shown.columns),
-                                                                    *shown.fillna("-").itertuples(index=False))]  # fmt: skip
+    cells = (shown.columns, ["---"] * len(shown.columns), *shown.fillna("-").itertuples(index=False))
+    lines = ["| " + " | ".join(map(str, line)) + " |" for line in cells]
     with new_file(folder / "figure7.md") as file:
-        above = (folder / "figure7.md").read_text("utf-8").rpartition("\n\n|")[0]
-        file.write_text("\n".join([above, "", *lines, "", "![the rush](figure7.png)", ""]), "utf-8")
+        above = (folder / "figure7.md").read_text("utf-8")
+        file.write_text("\n".join([above, *lines, "", "![the rush](figure7.png)", ""]), "utf-8")
 
 
 def _number(name: str) -> float:

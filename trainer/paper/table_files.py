@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from elasticlm.benchmarks.paper.jobs import resolved
-from elasticlm.benchmarks.paper.rows import GLUE_SCORE, Cell, Row, Table
 from elasticlm.files import new_file
 from elasticlm.trainer.compare import compare
 from elasticlm.trainer.evaluation.base import Evaluation
+from elasticlm.trainer.paper.jobs import resolved
+from elasticlm.trainer.paper.rows import GLUE_SCORE, Cell, Row, Table
 
 SIGNIFICANT = 0.05
 MARK = "§"
+COLUMNS = ["method", "structure", "paper_structure", "gflops", "paper_gflops", "column", "value", "share", "paper",
+           "paper_share", "p"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def write_table(table: Table, folder: Path, facts: Sequence[str]) -> pd.DataFram
                                 row.paper.get(column), teacher.paper.get(column) if teacher else None),
                     "p": p_value(found[id(row)].get(column), found[id(rival)].get(column)) if rival else None,
                 })  # fmt: skip
-    frame = pd.DataFrame(records)
+    frame = pd.DataFrame(records, columns=COLUMNS)
     for suffix, text in (("csv", frame.to_csv(index=False)), ("md", _markdown(table, frame, facts))):
         with new_file(folder / f"{table.name}.{suffix}") as file:
             file.write_text(text, "utf-8")
@@ -97,23 +99,32 @@ def p_value(figure: Figure | None, rival: Figure | None) -> float | None:
 def _compared(
     figure: Figure | None, teacher: Figure | None, paper: float | None, papers_teacher: float | None
 ) -> dict[str, float | None]:
-    share = figure and teacher and teacher.value and 100 * figure.value / teacher.value
+    share = 100 * figure.value / teacher.value if figure and teacher and teacher.value else None
+    papers_share = 100 * paper / papers_teacher if paper and papers_teacher else None
     return {
-        "value": figure and round(figure.value, 2),
-        "share": share and round(share, 1),
+        "value": None if figure is None else round(figure.value, 2),
+        "share": None if share is None else round(share, 1),
         "paper": paper,
-        "paper_share": paper and papers_teacher and round(100 * paper / papers_teacher, 1),
-    }  # type: ignore[dict-item]
+        "paper_share": None if papers_share is None else round(papers_share, 1),
+    }
 
 
 def _markdown(table: Table, frame: pd.DataFrame, facts: Sequence[str]) -> str:
+    lines = [f"# {table.title} ({table.name})", "", *(line for fact in facts for line in (fact, ""))]
+    if not table.columns:
+        return "\n".join(lines)
     head = ["method", "structure", "GFLOPs", *table.columns]
-    lines = [f"# {table.title} ({table.name})", "", *(line for fact in facts for line in (fact, "")),
-             "| " + " | ".join(head) + " |", "| --- | --- | " + " | ".join(["---:"] * (len(head) - 2)) + " |"]  # fmt: skip
+    lines += ["| " + " | ".join(head) + " |", "| --- | --- | " + " | ".join(["---:"] * (len(head) - 2)) + " |"]
     for _, rows in frame.groupby(["method", "structure", "paper_structure"], sort=False):
         first = rows.iloc[0]
-        shown = first.structure if first.structure == first.paper_structure else f"{first.structure} ({first.paper_structure})"
-        lines.append("| " + " | ".join([first.method, shown, f"{first.gflops:.2f}", *map(_cell, rows.itertuples())]) + " |")
+        shown = (
+            first.structure
+            if first.structure == first.paper_structure
+            else f"{first.structure} ({first.paper_structure})"
+        )
+        lines.append(
+            "| " + " | ".join([first.method, shown, f"{first.gflops:.2f}", *map(_cell, rows.itertuples())]) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 

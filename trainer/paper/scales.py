@@ -19,12 +19,12 @@ class Scale:
     """The settings of a scale, as small.yaml and paper.yaml have them.
 
     Attributes:
-        base, elasticbert, condenser, prop, large: what stands for BERT, ElasticBERT, Condenser, PROP and a large
-            teacher; where there is none, Condenser is pretrained from the base, and the base stands for the others.
+        base, elasticbert, condenser, prop, large: the models in the places of BERT, ElasticBERT, Condenser, PROP and a
+            large teacher; where none is given, Condenser is pretrained from the base, and the base takes the others'.
         text: data specs for task-agnostic distillation.
         structure: options of prune for the elastic structure.
-        pretrain, distil, classify, retrieve, rerank: options of the training of each kind; ``tokens`` is the mean length
-            of an example, for the estimate of time.
+        pretrain, distil, classify, retrieve, rerank: options of the training of each kind; ``tokens`` is the mean
+            length of an example, for the estimate of time.
         grid: the settings of which GLUE's fine-tuning takes the best on a held-out part of train.
         glue, retrieval, reranking: data sets by the paper's column.
         simulation: figure 7.
