@@ -15,6 +15,7 @@ from elasticlm.trainer.loop_options import (
 
 DEFAULTS = {"distil": LoopOptions(batch_size=32, chunk_size=32, levels_per_step="3")}
 SCALES = ("sqrt", "plain")
+DEFAULT_RELATION_HEADS = 32
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -36,7 +37,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=at_least(3), default=128, metavar="N", help="length limit of a text, in tokens"
     )
-    parser.add_argument("--relation-heads", type=positive_int, default=32, metavar="R", help="heads that queries, "
+    parser.add_argument("--relation-heads", type=positive_int, default=DEFAULT_RELATION_HEADS, metavar="R", help="heads that queries, "
                         "keys and values are split into anew; must divide the hidden size")  # fmt: skip
     parser.add_argument("--relation-scale", default="sqrt", choices=SCALES, help="relations are divided by the width "
                         "of a relation head (plain) or its root (sqrt)")  # fmt: skip

@@ -173,6 +173,7 @@ def classify(config: ClassifyConfig, run: Training) -> Classify:
         model = model.with_head("classify", labels, seed=run.options.seed)
         if len(labels) == 1 and targets is not None:
             model.head.bias.data.fill_(float(targets.mean()))  # type: ignore[union-attr, operator]
+    set_lengths(model, pair=config.pair_tokens)
     teacher = fine_tuned_teacher(config.teacher, model, run.processes)
     texts = TokenizedTexts.of_pairs(model, examples)
     say(f"classify{'' if targets is not None else ' without labels'}: {len(texts):,} examples, "
@@ -206,13 +207,15 @@ def passage_tokens(model: ElasticModel) -> int:
     return min(PASSAGE_TOKENS, model.positions)
 
 
-def set_lengths(model: ElasticModel, *, query: int | None = None, passage: int | None = None) -> None:
+def set_lengths(
+    model: ElasticModel, *, query: int | None = None, passage: int | None = None, pair: int | None = None
+) -> None:
     """Set the length limits that a model is trained with; it is evaluated and served with the same.
 
     Raises InputError where a limit exceeds the positions of the encoder.
     """
     most = model.positions
-    for kind, tokens in (("query", query), ("passage", passage)):
+    for kind, tokens in (("query", query), ("passage", passage), ("pair", pair)):
         if tokens is not None and tokens > most:
             raise InputError(f"--{kind}-tokens {tokens}: the model has {most} positions")
         if tokens is not None:

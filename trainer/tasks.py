@@ -140,7 +140,10 @@ class ClassifyConfig(TaskConfig):
 
     summary = "labelled sentences or pairs, classes or values"
     loop = LoopOptions(batch_size=32, lr=3e-4)
+    least: ClassVar[Mapping[str, int]] = {"pair_tokens": 3}
 
+    pair_tokens: int | None = None
+    """length limit of a sentence or pair, in training and from then on, in tokens (default: the model's limit)"""
     teacher: str | None = None
     """a classifier that was fine-tuned whole: an artifact or a sequence classification model; its outputs and hidden
     states are matched, next to the labels if there are any (default: level 100 of the model, if that is a teacher)"""

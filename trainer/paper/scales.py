@@ -28,6 +28,7 @@ class Scale:
         grid: the settings of which GLUE's fine-tuning takes the best on a held-out part of train.
         glue, retrieval, reranking: data sets by the paper's column.
         simulation: figure 7.
+        prop_distil: what differs in the distillation of rerankers.
         alone_levels: of figure 8, those that are trained alone too.
     """
 
@@ -55,6 +56,7 @@ class Scale:
     retrieval: Mapping[str, Mapping[str, Any]]
     reranking: Mapping[str, Mapping[str, Any]]
     simulation: Mapping[str, Any]
+    prop_distil: Mapping[str, Any]
     alone_levels: list[float]
 
     @classmethod

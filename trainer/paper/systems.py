@@ -94,8 +94,9 @@ class Lab:
             model, name, shares = self._alone(model, level), f"{name}_{level:g}", level / 100
         command = "condenser-head" if variant == "head" else None
         taught = Sizes.read(self.scale.large).gflops / self.base.gflops if role == "large" else 1.0
-        return self._on_text(command, self.folder / "distilled" / name, {"model": model, "teacher": teacher},
-                             self.scale.distil, shares * TRAINED + taught)  # fmt: skip
+        stage = {**self.scale.distil, **(self.scale.prop_distil if role == "prop" else {})}
+        return self._on_text(command, self.folder / "distilled" / name, {"model": model, "teacher": teacher}, stage,
+                             shares * TRAINED + taught)  # fmt: skip
 
     def small_student(self, system: str, shape: Shape) -> Path:
         """A student by layers and width that a task-agnostic system has distilled from BERT.
@@ -191,7 +192,7 @@ class Lab:
     ) -> str:
         """Fine-tune with each setting of the grid; the folder of the best."""
         where, stage = self._set(column), self.scale.classify
-        outputs = []
+        outputs, lengths = [], {key: where[key] for key in ("pair-tokens",) if key in where}
         for setting in self.scale.grid:
             steps = {}
             if self.scale.glue_epochs:
@@ -199,7 +200,7 @@ class Lab:
             suffix = "" if len(self.scale.grid) == 1 else f"_{setting['batch-size']}_{setting['lr']:g}"
             outputs.append(self._training(
                 baseline or "finetune", self._glue_folder(column) / f"{name}{suffix}",
-                {"task": "classify", **options, "data": where["data"]}, {**stage, **steps, **setting}, cost,
+                {"task": "classify", **options, **lengths, "data": where["data"]}, {**stage, **steps, **setting}, cost,
             ))  # fmt: skip
         if len(outputs) == 1:
             return str(outputs[0])
