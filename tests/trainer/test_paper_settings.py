@@ -1,7 +1,11 @@
-"""The paper's recipes have the settings of its Table 3, cell by cell."""
+"""The paper's recipes, and the scale of its tables, have the settings of its Tables 2 and 3, cell by cell."""
+
+from pathlib import Path
 
 import pytest
 
+from elasticlm.trainer.paper.scales import Scale
+from elasticlm.trainer.paper.settings_table import markdown, settings
 from elasticlm.trainer.recipe import Recipe
 from elasticlm.trainer.recipe import names as recipe_names
 
@@ -87,3 +91,45 @@ def test_pairs_have_the_papers_length(name):
 def test_documents_are_reranked_behind_a_run(name, command):
     for options in options_of(Recipe.read(name), command):
         assert options["run"].endswith("top100.gz")
+
+
+@pytest.mark.parametrize("cell", settings(), ids=lambda cell: f"{cell.name}, {cell.column}")
+def test_a_cell_of_the_papers_tables_agrees_or_says_why(cell):
+    assert cell.agrees or cell.why
+
+
+def test_the_documentation_has_the_settings_as_they_are():
+    page = (Path(__file__).parents[2] / "docs/paper.md").read_text("utf-8")
+    assert markdown() in page, "replace the table in docs/paper.md by what settings_table.markdown() gives"
+
+
+SETS = {
+    ("retrieval", "NQ"): "paper_retrieve_nq", ("retrieval", "Trivia"): "paper_retrieve_triviaqa",
+    ("retrieval", "MC Psg"): "paper_retrieve_msmarco", ("reranking", "MC Doc"): "paper_rerank_msmarco_docs",
+    ("reranking", "MC Psg"): "paper_rerank_msmarco",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "column"), SETS)
+def test_the_scale_of_the_tables_has_the_recipes_settings(kind, column):
+    """What a table trains at the paper's scale is what the recipe trains."""
+    scale, recipe = Scale.read("paper", ["data=."]), Recipe.read(SETS[kind, column])
+    where, task = getattr(scale, kind)[column], {"retrieval": "retrieve", "reranking": "rerank"}[kind]
+    trained = {**getattr(scale, task), **where["train"]}
+    for options in options_of(recipe, "finetune"):
+        for key in ("batch-size", "lr", "max-steps", "warmup", "weight-decay", "clip", "dropout", "query-tokens",
+                    "passage-tokens", "negatives"):  # fmt: skip
+            assert str(trained[key]) == str(options[key]) or float(trained[key]) == float(options[key]), key
+    distilled = {**scale.distil, **(scale.prop_distil if kind == "reranking" else {})}
+    for key, value in options_of(recipe, "distil")[0].items():
+        if key not in ("model", "teacher", "data", "output", "seed", "chunk-size"):
+            assert str(distilled[key]) == str(value) or float(distilled[key]) == float(value), key
+
+
+def test_the_tables_of_glue_have_the_recipes_settings():
+    scale, options = Scale.read("paper", ["data=."]), options_of(Recipe.read("paper_glue"), "finetune")[0]
+    assert {"batch-size": int(options["batch-size"]), "lr": float(options["lr"])} in [dict(each) for each in scale.grid]
+    for key in ("warmup", "weight-decay", "clip", "dropout", "levels-per-step"):
+        assert str(scale.classify[key]) == str(options[key])
+    assert {where["pair-tokens"] for name, where in scale.glue.items() if name != "SST-2"} == {128}
+    assert len(scale.grid) == 6

@@ -153,7 +153,7 @@ def _of_retrieval(lab: Lab, method: str, shape: Shape, name: str) -> tuple[Path,
     match method:
         case "BERT" | "Condenser":
             role = "large" if shape.large else method.lower()
-            return lab.retriever(name, role, lab.teacher(role), 1.0)[1], "teacher"
+            return lab.retriever(name, role, lab.teacher(role), lab.passes(role))[1], "teacher"
         case "EarlyExitBERT":
             return lab.exits_that_retrieve(name, _exits(lab))[_layers(shape)], None
         case "ElasticLM w/o elasticity" | "ElasticDenser w/o elasticity":

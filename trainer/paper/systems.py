@@ -37,6 +37,10 @@ class Lab:
         """The elastic levels, largest first."""
         return tuple(map(float, str(self.scale.structure["levels"]).split(",")))
 
+    def passes(self, role: str) -> float:
+        """A forward pass of a teacher, in passes of the base encoder."""
+        return Sizes.read(self.scale.large).gflops / self.base.gflops if role == "large" else 1.0
+
     # -- Teachers and structures ---------------------------------------------------------------------------------------
 
     def teacher(self, role: str) -> str:
@@ -93,10 +97,9 @@ class Lab:
         if level is not None:
             model, name, shares = self._alone(model, level), f"{name}_{level:g}", level / 100
         command = "condenser-head" if variant == "head" else None
-        taught = Sizes.read(self.scale.large).gflops / self.base.gflops if role == "large" else 1.0
         stage = {**self.scale.distil, **(self.scale.prop_distil if role == "prop" else {})}
         return self._on_text(command, self.folder / "distilled" / name, {"model": model, "teacher": teacher}, stage,
-                             shares * TRAINED + taught)  # fmt: skip
+                             shares * TRAINED + self.passes(role))  # fmt: skip
 
     def small_student(self, system: str, shape: Shape) -> Path:
         """A student by layers and width that a task-agnostic system has distilled from BERT.
@@ -224,7 +227,7 @@ class Lab:
         """A model fine-tuned to retrieve; returns it and its evaluation, and writes its runs next to it."""
         output = self._found_folder("retrieval", column) / name
         found = self._fine_tuned("retrieve", self.scale.retrieval[column], output, {"model": model}, shares)
-        return found, self.retrieved(column, name, found)
+        return found, self.retrieved(column, name, found, passes=max(1.0, shares) if name == "large" else 1.0)
 
     def exits_that_retrieve(self, column: str, exits: Sequence[int]) -> dict[int, Path]:
         """Evaluations of queries encoded up to an exit; passages are encoded by all layers."""
@@ -239,14 +242,16 @@ class Lab:
             count: self.retrieved(column, f"early_exit_{count}", found / str(count), teacher=whole) for count in exits
         }
 
-    def retrieved(self, column: str, name: str, model: Path, *, teacher: Path | None = None) -> Path:
-        """Measure a retriever."""
+    def retrieved(
+        self, column: str, name: str, model: Path, *, teacher: Path | None = None, passes: float = 1.0
+    ) -> Path:
+        """Measure a retriever; a passage costs ``passes`` of the base encoder."""
         where = self.scale.retrieval[column]
         folder = self._found_folder("retrieval", column)
         options = {"model": model, "teacher": teacher or model, "data": where["data"], "split": where["split"],
                    "run-dir": folder / f"{name}.runs"}  # fmt: skip
         options |= {key: where[key] for key in ("corpus",) if key in where}
-        cost = _passages(where["data"]) * self.scale.retrieve["tokens"]
+        cost = _passages(where["data"]) * self.scale.retrieve["tokens"] * passes
         return self._job("evaluate", folder / f"{name}.json", options, cost=cost)
 
     def run_of(self, column: str, name: str, level: float) -> Path:
