@@ -15,7 +15,7 @@ from test_layout import FOLDERS, ROOT, imports, modules
 
 DATA = {
     "elasticlm": ["py.typed"],
-    "elasticlm.trainer": [f"recipes/{file.name}" for file in (ROOT / "trainer/recipes").glob("*.yaml")],
+    "elasticlm.trainer": [str(file.relative_to(ROOT / "trainer")) for file in (ROOT / "trainer").rglob("*.yaml")],
     "elasticlm.handlers": ["model-config.yaml", "config.properties", "metrics.yaml"],
     "elasticlm.benchmarks": [],
 }

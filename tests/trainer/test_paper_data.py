@@ -79,7 +79,7 @@ def test_judged_questions_keep_the_other_measures(tiny_artifact, tiny_bert, tmp_
     found = written(tmp_path / "a.json")
     assert found["passages"]["corpus"] == f"hf:{tmp_path}/corpus"
     values = found["per_query"]["50"]
-    assert set(values) == {"RR@10", "nDCG@10", "R@5", "R@20", "R@100", *SUCCESS}
+    assert set(values) == {"RR@10", "RR@100", "nDCG@10", "R@5", "R@20", "R@100", *SUCCESS}
     assert values["R@20"] == [1.0, None]  # the second question is not judged
     assert values["Success@20"] == [1.0, 1.0]
 
@@ -103,7 +103,7 @@ def test_documents_are_reranked_behind_a_run(tiny_artifact, docs, tmp_path, caps
     evaluate.main(["--model", str(tmp_path / "out"), "--data", f"msmarco-docs:{docs}", "--split", "dev", "--depth", "4",
                    "--run", str(docs / "msmarco-docdev-top100.gz"), "--output", str(tmp_path / "a.json")])  # fmt: skip
     found = written(tmp_path / "a.json")
-    assert list(found["metrics"]["50"]) == ["RR@10", "nDCG@10", "RR@100"]
+    assert list(found["metrics"]["50"]) == ["RR@10", "RR@100", "nDCG@10"]
     assert found["per_query"]["first_stage"]["RR@100"] == [1.0, 0.0, 0.0, 0.0, 0.0]  # p1 comes first, p5 fifth
 
 

@@ -93,7 +93,7 @@ def test_documents_are_reranked_behind_a_run(name, command):
         assert options["run"].endswith("top100.gz")
 
 
-@pytest.mark.parametrize("cell", settings(), ids=lambda cell: f"{cell.name}, {cell.column}")
+@pytest.mark.parametrize("cell", list(settings()), ids=lambda cell: f"{cell.name}, {cell.column}")
 def test_a_cell_of_the_papers_tables_agrees_or_says_why(cell):
     assert cell.agrees or cell.why
 
