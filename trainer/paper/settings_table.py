@@ -116,7 +116,7 @@ def _length(key: str, options: dict[str, Any], recipe: Recipe, examples: int) ->
 
 
 def _pair_tokens(options: dict[str, Any]) -> int:
-    """Tokens of a query and a passage together: each limit counts a single text's two special tokens, a pair has three."""
+    """Tokens of a query and a passage together; each limit counts a text's two special tokens, and a pair has three."""
     return int(options["query-tokens"]) - 2 + int(options["passage-tokens"]) - 2 + 3
 
 
