@@ -37,8 +37,9 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=at_least(3), default=128, metavar="N", help="length limit of a text, in tokens"
     )
-    parser.add_argument("--relation-heads", type=positive_int, default=DEFAULT_RELATION_HEADS, metavar="R", help="heads "
-                        "that queries, keys and values are split into anew; must divide the hidden size")  # fmt: skip
+    parser.add_argument("--relation-heads", type=positive_int, default=DEFAULT_RELATION_HEADS, metavar="R",
+                        help="heads that queries, keys and values are split into anew; must divide the hidden size"
+                        )  # fmt: skip
     parser.add_argument("--relation-scale", default="sqrt", choices=SCALES, help="relations are divided by the width "
                         "of a relation head (plain) or its root (sqrt)")  # fmt: skip
 

@@ -17,14 +17,18 @@ from elasticlm.model.teacher import load_model
 from elasticlm.trainer import baseline, distil, evaluate, finetune, prune
 from elasticlm.trainer.baselines import BASELINES
 from elasticlm.trainer.baselines.condenser import CondenserHead
-from elasticlm.trainer.baselines.dynabert import submodel
-from elasticlm.trainer.baselines.early_exit import exit_logits, exits_by_confidence, with_exits
-from elasticlm.trainer.baselines.masked_lm import LmHead, load_head
+from elasticlm.trainer.baselines.dynabert import DynaBert, submodel
+from elasticlm.trainer.baselines.early_exit import EarlyExit, exit_logits, exits_by_confidence, with_exits
+from elasticlm.trainer.baselines.kd import KnowledgeDistillation
+from elasticlm.trainer.baselines.masked_lm import LmDistillation, LmHead, load_head
 from elasticlm.trainer.baselines.minilm import MiniLm
-from elasticlm.trainer.baselines.moebert import Experts, dealt, with_experts
+from elasticlm.trainer.baselines.moebert import Experts, MoeBert, dealt, with_experts
+from elasticlm.trainer.baselines.simtinybert import SimTinyBert
 from elasticlm.trainer.baselines.states import alone, leave_out_empty_layers, states_of
 from elasticlm.trainer.baselines.tinybert import layer_losses, projection, teacher_states
 from elasticlm.trainer.layers import fresh_student, keep_layers, matched_layers
+from elasticlm.trainer.objectives.classify import Classify
+from elasticlm.trainer.objectives.fine_tuning import match_losses, soft_losses
 from elasticlm.trainer.objectives.relations import PARTS
 from elasticlm.trainer.training_texts import TokenizedTexts
 
@@ -264,6 +268,114 @@ def test_masked_words_are_drawn_anew_each_step_and_alike_for_a_resumed_one(tiny_
     values = torch.arange(len(first.words), dtype=torch.float)
     by_hand = [values[first.texts == i].mean().nan_to_num().item() for i in range(8)]
     assert first.per_text(values).tolist() == pytest.approx(by_hand)
+
+
+# -- What each of them minimises ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def task(tiny_bert, processes):
+    """Classification of four labelled texts by a model with a fresh head."""
+    model = load_model(str(tiny_bert)).with_head("classify", ["0", "1"], seed=0)
+    texts = TokenizedTexts.of_pairs(model, [(text, None) for text in make_texts(4, seed=9)])
+    return Classify(model, texts, torch.tensor([0, 1, 1, 0]), teacher=None, processes=processes, chunk_size=4)
+
+
+def fine_tuned_like(task, factor=1.0):
+    """A copy of the task's model whose head is scaled."""
+    whole = {WHOLE: task.model.structures[WHOLE]}
+    copied = task.model.cut(ElasticStructure(whole))
+    with torch.no_grad():
+        copied.head.weight.mul_(factor)
+    return copied
+
+
+def first_losses(objective, level=WHOLE):
+    batch = next(iter(objective.batches(np.arange(4), 0)))
+    return batch, objective.losses(batch, level).detach()
+
+
+def by_labels(task):
+    """The task's own loss of its four texts."""
+    return first_losses(task)[1]
+
+
+def test_kd_is_half_labels_and_half_softened_logits(task):
+    hard = by_labels(task)
+    _, same = first_losses(KnowledgeDistillation(task, fine_tuned_like(task)))
+    assert torch.allclose(same, 0.5 * hard, atol=1e-6), "a student that is its teacher has the labels' loss alone"
+    _, apart = first_losses(KnowledgeDistillation(task, fine_tuned_like(task, 30.0)))
+    outputs, theirs = (model(**task.texts.inputs(np.arange(4)), level=WHOLE).detach() / 2
+                       for model in (task.model, fine_tuned_like(task, 30.0)))  # fmt: skip
+    p, q = theirs.softmax(-1), outputs.softmax(-1)
+    assert torch.allclose(apart, 0.5 * hard + 0.5 * 4 * (p * (p / q).log()).sum(-1), atol=1e-5)
+
+
+def test_dynabert_matches_logits_and_hidden_states_without_labels(task):
+    teacher = fine_tuned_like(task)
+    objective = DynaBert(task, teacher, levels=[100, 50], depths=[1.0, 1.0])
+    assert first_losses(objective)[1].abs().max() < 1e-9, "the teacher itself, whatever the labels"
+    _, logits = first_losses(DynaBert(task, fine_tuned_like(task, 30.0), levels=[100, 50], depths=[1.0, 1.0]))
+    assert logits.min() > 1e-4
+    batch, small = first_losses(objective, 50)
+    hidden = states_of(objective.model, batch.of_task.inputs, 50).hidden
+    mask = batch.of_task.inputs["attention_mask"]
+    apart = sum(((ours - theirs) ** 2).mean(-1).mul(mask).sum(1) / mask.sum(1)
+                for ours, theirs in zip(hidden, batch.hidden, strict=True))  # fmt: skip
+    soft = soft_losses(objective.model.finish(hidden[-1], mask), batch.outputs)
+    assert torch.allclose(small, (soft + 0.1 * apart).detach(), atol=1e-5)
+
+
+def test_moebert_is_labels_and_five_times_logits_and_states(task):
+    hard = by_labels(task)
+    teacher = fine_tuned_like(task)
+    objective = MoeBert(task, teacher, level=50, experts=2, seed=0)
+    batch, found = first_losses(objective, 50)
+    mask = batch.of_task.inputs["attention_mask"]
+    hidden = states_of(objective.model, batch.of_task.inputs, 50).hidden
+    outputs = objective.model.finish(hidden[-1], mask)
+    ours, theirs = outputs.softmax(-1), batch.outputs.softmax(-1)
+    both = ((theirs * (theirs / ours).log()).sum(-1) + (ours * (ours / theirs).log()).sum(-1)) / 2
+    apart = sum(((mine - his) ** 2).mean(-1).mul(mask).sum(1) / mask.sum(1)
+                for mine, his in zip(hidden, batch.hidden, strict=True)) / 4  # fmt: skip
+    assert apart.min() > 1e-4, "one expert is not the whole network"
+    own = match_losses(outputs, torch.tensor([0, 1, 1, 0]))
+    assert torch.allclose(found, (own + 5 * (both + apart)).detach(), atol=1e-5)
+    assert not torch.allclose(hard, own)
+
+
+def test_simtinybert_adds_states_soft_and_hard_labels(task):
+    hard = by_labels(task)
+    _, same = first_losses(SimTinyBert(task, fine_tuned_like(task), seed=0))
+    assert torch.allclose(same, hard, atol=1e-5), "a student that is its teacher has the labels' loss alone"
+    _, logits = first_losses(SimTinyBert(task, fine_tuned_like(task, 30.0), seed=0))
+    assert (logits - hard).min() > 1e-4
+    other = fine_tuned_like(task)
+    with torch.no_grad():
+        other.encoder.layers[1].attention.query.weight.mul_(1.5)
+    _, states = first_losses(SimTinyBert(task, other, seed=0))
+    assert (states - hard).min() > 1e-3
+
+
+def test_lm_distillation_matches_predictions_at_masked_words(teacher, tiny_bert, text_file, processes):
+    texts = TokenizedTexts.of(teacher, text_file.read_text().splitlines()[:8], "passage")
+    options = {"head": load_head(teacher, str(tiny_bert)), "processes": processes, "chunk_size": 8, "seed": 0}
+    assert first_losses(LmDistillation(teacher, teacher, texts, **options))[1].abs().max() < 1e-6
+    student = keep_layers(teacher, [2])
+    batch, found = first_losses(LmDistillation(student, teacher, texts, **options))
+    assert batch.masked[:4].sum() == len(batch.words)
+    assert found[batch.masked.any(1)].min() > 1e-3
+
+
+def test_exits_have_classifiers_of_their_own(task):
+    objective = EarlyExit(task, exits=[1, 3])
+    batch = next(iter(objective.batches(np.arange(4), 0)))
+    before = [objective.losses(batch, level).detach() for level in (100, 33.33)]
+    with torch.no_grad():
+        objective._head(33.33).weight.mul_(-3.0)
+    after = [objective.losses(batch, level).detach() for level in (100, 33.33)]
+    assert torch.equal(before[0], after[0])
+    assert not torch.allclose(before[1], after[1])
 
 
 # -- Each of them from the command line --------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from elasticlm.trainer.baselines.states import alone, kept_of, leave_out_empty_l
 from elasticlm.trainer.objectives.base import Objective
 from elasticlm.trainer.objectives.fine_tuning import FineTuning, soft_losses
 
-STATES_WEIGHT = {"width": 0.1, "depth": 1.0}  # lambda_2 of the two stages, lambda_1 being 1
+STATES_WEIGHT = {"width": 0.1, "depth": 1.0}  # lambda_2 of the two stages as the authors set it, lambda_1 being 1
 
 
 @dataclass(frozen=True)

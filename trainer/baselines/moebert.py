@@ -28,7 +28,7 @@ from elasticlm.trainer.objectives.fine_tuning import FineTuning
 
 EXPERTS = 4
 SHARED = 2 / 3  # of an expert's neurons: those that are the most important (512 of 768)
-DISTILLATION_WEIGHT = 1.0
+DISTILLATION_WEIGHT = 5.0  # lambda_distill, as the authors set it for MNLI
 WEIGHTS_FILE = "moebert.safetensors"
 
 
