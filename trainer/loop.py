@@ -36,6 +36,7 @@ DEV_TIMES = 10  # measurements of the dev loss in a run
 WARM_UP_STEPS, TIMED_STEPS = 2, 6  # of which the time of a step is the mean, with --minutes
 LEAST_STEPS = 20
 ESTIMATE_AFTER = 5  # steps before the remaining time is reported
+RESUMED = (["recipe"], ["paper"])  # commands that go on by themselves when they are run again
 DECAY_SHARE = 0.4  # share of the steps in which the learning rate falls, with --decay trapezoid
 
 
@@ -394,4 +395,4 @@ def _interruptions() -> Iterator[Callable[[], bool]]:
 def _resume_command() -> str:
     words = ["elasticlm", *sys.argv[1:]]
     words = [word for word in words if word not in ("--overwrite", "--resume")]
-    return shlex.join(words + ["--resume"] * ("recipe" not in words[1:2]))  # a recipe resumes by itself
+    return shlex.join(words + ["--resume"] * (words[1:2] not in RESUMED))
