@@ -11,6 +11,7 @@ from torch import nn
 from transformers import BertModel
 
 from elasticlm.errors import InputError
+from elasticlm.model.configuration import Passages
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import WHOLE, ElasticStructure, Structure
 from elasticlm.model.teacher import load_model
@@ -420,7 +421,13 @@ def test_early_exits_become_encoders_of_fewer_layers(pruned, glue, beir, tmp_pat
     assert (layers[0], layers[-1]) == (3.0, 1.0)
     folder = run("early-exit", tmp_path / "retriever", "--exits", "1,3", task="retrieve", model=pruned,
                  data=f"beir:{beir}")  # fmt: skip
-    assert ElasticModel.from_pretrained(folder / "1").config.task == "embed"
+    first, last = (ElasticModel.from_pretrained(folder / name) for name in ("1", "3"))
+    assert last.config.passages == Passages("largest", last.fingerprint())
+    assert first.config.passages == Passages("teacher", last.fingerprint())
+    evaluate.main(["--model", str(folder / "1"), "--teacher", str(folder / "3"), "--data", f"beir:{beir}", "--split",
+                   "train", "--output", str(tmp_path / "first.json")])  # fmt: skip
+    found = json.loads((tmp_path / "first.json").read_text())
+    assert found["passages"]["fingerprint"] == last.fingerprint(), "passages are encoded by all layers"
 
 
 def test_simtinybert_takes_a_narrow_student(tiny_bert, fine_tuned, beir, text_file, tmp_path):

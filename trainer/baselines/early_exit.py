@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from elasticlm.model.batching import batches_by_length
+from elasticlm.model.configuration import Passages
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.heads import score
 from elasticlm.model.structure import ElasticStructure, Level, level_name
@@ -72,11 +73,20 @@ class EarlyExit(Objective):
         self.task.finish(batch)
 
     def save(self, folder: Path) -> None:
-        """Write every exit as an artifact of its own, in a folder named by the layers before it."""
+        """Write every exit as an artifact of its own, in a folder named by the layers before it.
+
+        The passages of a retriever are those of its last exit, which is the teacher of the others.
+        """
+        passages = Passages()
         for level in self.model.levels:
             model = alone(self.model, level)
             if model.head is not None:
                 model.head.load_state_dict(self._head(level).state_dict())
+            elif level == self.model.structures.largest:
+                model.config.passages = Passages("largest", model.fingerprint())
+                passages = Passages("teacher", model.config.passages.fingerprint)
+            else:
+                model.config.passages = passages
             model.save_pretrained(folder / str(model.config.num_hidden_layers))
         for spec, split in self.measured:
             self._by_confidence(spec, split).write(folder / f"{split}.json", overwrite=True)

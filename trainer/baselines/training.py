@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from elasticlm.errors import InputError
+from elasticlm.model.configuration import Passages
 from elasticlm.model.download import resolve_model
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import parse_level, parse_levels
@@ -38,9 +39,15 @@ def train_baseline(args: argparse.Namespace, config: TaskConfig | None, options:
     settings = settings_of(args, config) | {"model": model.weights_fingerprint()}
     make = partial(_on_texts, exclusion=exclusion) if config is None else partial(_on_task, config, exclusion=exclusion)
     objective = make(args, options, model, processes)
-    report = train(objective, options, checkpoints, settings, facts=exclusion.report())
+    report = train(objective, options, checkpoints, settings, sign=sign, facts=exclusion.report())
     if processes.is_main:
         print_report(args.output, report)
+
+
+def sign(trained: ElasticModel) -> None:
+    """Note which vectors the queries of a student go with that encodes its own passages."""
+    if trained.config.passages.encoder == "largest":
+        trained.config.passages = Passages("largest", trained.fingerprint())
 
 
 def _on_task(
