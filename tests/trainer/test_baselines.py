@@ -368,6 +368,14 @@ def test_lm_distillation_matches_predictions_at_masked_words(teacher, tiny_bert,
     assert found[batch.masked.any(1)].min() > 1e-3
 
 
+def test_confidence_needs_classes(tiny_bert, processes):
+    model = load_model(str(tiny_bert)).with_head("classify", ["value"], seed=0)
+    texts = TokenizedTexts.of_pairs(model, [(text, None) for text in make_texts(4, seed=9)])
+    task = Classify(model, texts, torch.rand(4), teacher=None, processes=processes, chunk_size=4)
+    with pytest.raises(InputError, match="needs classes"):
+        EarlyExit(task, exits=[1, 3], measured=[("glue:nowhere", "dev")])
+
+
 def test_exits_have_classifiers_of_their_own(task):
     objective = EarlyExit(task, exits=[1, 3])
     batch = next(iter(objective.batches(np.arange(4), 0)))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from elasticlm.errors import InputError
 from elasticlm.model.batching import batches_by_length
 from elasticlm.model.configuration import Passages
 from elasticlm.model.elastic_model import ElasticModel
@@ -43,12 +44,16 @@ class EarlyExit(Objective):
     Args:
         task: the task's objective; its model, a whole encoder, is trained.
         exits: numbers of layers behind which an exit is, any order.
-        measured: data specs and splits on which save() measures exits by confidence, of a classifier.
+        measured: data specs and splits on which save() measures exits by confidence.
+
+    Raises InputError where there is something to measure and no classes.
     """
 
     def __init__(
         self, task: FineTuning | Retrieve, *, exits: Sequence[int], measured: Sequence[tuple[str, str]] = ()
     ) -> None:
+        if measured and len(task.model.config.labels) < 2:
+            raise InputError("--evaluate measures exits by confidence, which needs classes, not a value")
         model = with_exits(task.model, exits)
         super().__init__(model, task.lengths, task.processes, task.chunk_size)
         self.task, self.measured, task.model = task, measured, model
