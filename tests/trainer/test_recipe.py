@@ -249,7 +249,7 @@ def test_the_papers_recipes_run_on_stand_ins_of_the_same_form(name, tiny_bert, t
         prune.main(["--teacher", str(tiny_bert), "--data", f"hf:{wikipedia}", "--score-loss", "mlm",
                     "--levels", "50,10", "--output", str(tmp_path / "distilled")])  # fmt: skip
         data = (write_hub_mnli if name.endswith("mnli") else write_hub_glue)(tmp_path / "glue")
-        small |= {"data": f"hf:{data}", "distilled": tmp_path / "distilled"}
+        small |= {"data": f"hf:{data}", "distilled": tmp_path / "distilled", "pair_tokens": 16}
     known = Recipe.read(name).settings
     assignments = [f"{key}={value}" for key, value in small.items() if key in known]
     load = recipe.load  # all but the timing
