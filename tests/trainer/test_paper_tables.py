@@ -184,6 +184,7 @@ def test_marks_of_significance_shares_and_missing_figures(tmp_path):
     assert frame.loc["Ours", "p"] < 0.001
     assert pd.isna(frame.loc["Rival", "p"]), "what is not better is not marked"
     text = (tmp_path / "t.md").read_text()
+    assert "| Teacher | 50% | 1.00 | **80.0** 100.0% (100.0%) |" in text
     assert "| Ours | 50% | 1.00 | 59.8§ 74.7% (90.0%) |" in text
     assert "| Rival | 50% | 1.00 | 45.0 56.2% (80.0%) |" in text
     assert "| Absent | 50% | 1.00 | - (20.0%) |" in text

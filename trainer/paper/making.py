@@ -114,7 +114,8 @@ def facts(args: argparse.Namespace, scale: Scale) -> list[str]:
     return [
         scale.description.strip(),
         "Each cell: our figure, its share of our teacher's, and in brackets the paper's share of its own teacher's. "
-        "§: better than the rival that the paper tests against, p < 0.05 by a paired t-test.",
+        "Bold: the best of a block. §: better than the rival that the paper tests against (paired t-test, p < 0.05). "
+        "GLUE's score is the mean of the sets that there are.",
         f"```sh\n{shlex.join(words)}\n```",
         f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, {versions}; {about['date']}.",
     ]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,8 +15,8 @@ from elasticlm.trainer.paper.rows import GLUE_SCORE, Cell, Row, Table
 
 SIGNIFICANT = 0.05
 MARK = "§"
-COLUMNS = ["method", "structure", "paper_structure", "gflops", "paper_gflops", "column", "value", "share", "paper",
-           "paper_share", "p"]  # fmt: skip
+COLUMNS = ["block", "method", "structure", "paper_structure", "gflops", "paper_gflops", "column", "value", "share",
+           "paper", "paper_share", "p"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,19 @@ def write_table(table: Table, folder: Path, facts: Sequence[str]) -> pd.DataFram
     found = {id(row): figures_of(row, table.columns) for row in table.rows}
     teacher = next((row for row in table.rows if row.method == table.teacher), None)
     records = []
-    for block in table.blocks:
+    for number, block in enumerate(table.blocks, 1):
         for row in block:
             rival = rival_of(row, block, table.against)
             for column in table.columns:
                 records.append({
-                    "method": row.method, "structure": row.shape, "paper_structure": row.structure,
+                    "block": number, "method": row.method, "structure": row.shape, "paper_structure": row.structure,
                     "gflops": round(row.gflops, 3), "paper_gflops": row.paper_gflops, "column": column,
                     **_compared(found[id(row)].get(column), found[id(teacher)].get(column) if teacher else None,
                                 row.paper.get(column), teacher.paper.get(column) if teacher else None),
                     "p": p_value(found[id(row)].get(column), found[id(rival)].get(column)) if rival else None,
                 })  # fmt: skip
-    frame = pd.DataFrame(records, columns=COLUMNS)
+    numbers = dict.fromkeys(("value", "share", "paper", "paper_share", "p"), float)
+    frame = pd.DataFrame(records, columns=COLUMNS).astype(numbers)
     for suffix, text in (("csv", frame.to_csv(index=False)), ("md", _markdown(table, frame, facts))):
         with new_file(folder / f"{table.name}.{suffix}") as file:
             file.write_text(text, "utf-8")
@@ -115,24 +117,24 @@ def _markdown(table: Table, frame: pd.DataFrame, facts: Sequence[str]) -> str:
         return "\n".join(lines)
     head = ["method", "structure", "GFLOPs", *table.columns]
     lines += ["| " + " | ".join(head) + " |", "| --- | --- | " + " | ".join(["---:"] * (len(head) - 2)) + " |"]
+    best = frame.groupby(["block", "column"])["value"].transform("max") == frame["value"]
+    frame = frame.assign(best=best & (frame.groupby("block")["method"].transform("nunique") > 1))
     for _, rows in frame.groupby(["method", "structure", "paper_structure"], sort=False):
         first = rows.iloc[0]
-        shown = (
-            first.structure
-            if first.structure == first.paper_structure
-            else f"{first.structure} ({first.paper_structure})"
-        )
-        lines.append(
-            "| " + " | ".join([first.method, shown, f"{first.gflops:.2f}", *map(_cell, rows.itertuples())]) + " |"
-        )
+        papers = "" if first.structure == first.paper_structure else f" ({first.paper_structure})"
+        cells = [first.method, f"{first.structure}{papers}", f"{first.gflops:.2f}", *map(_cell, rows.itertuples())]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(row: object) -> str:
-    """``92.7§ 98.9% (99.3%)``: our figure, its share of our teacher's, and the paper's share of its own."""
-    value, share, paper, p = (getattr(row, name) for name in ("value", "share", "paper_share", "p"))
-    if pd.isna(value):
-        return "-" if pd.isna(paper) else f"- ({paper:.1f}%)"
-    mark = MARK if not pd.isna(p) and p < SIGNIFICANT else ""
-    theirs = "" if pd.isna(paper) else f" ({paper:.1f}%)"
-    return f"{value:.1f}{mark}" + ("" if pd.isna(share) else f" {share:.1f}%") + theirs
+def _cell(row: Any) -> str:
+    """``**92.7**§ 98.9% (99.3%)``: our figure, its share of our teacher's, and the paper's share of its own.
+
+    The best figure of a block is bold, as the paper underlines it.
+    """
+    theirs = "" if pd.isna(row.paper_share) else f" ({row.paper_share:.1f}%)"
+    if pd.isna(row.value):
+        return f"-{theirs}"
+    mark = MARK if not pd.isna(row.p) and row.p < SIGNIFICANT else ""
+    shown = f"**{row.value:.1f}**" if row.best else f"{row.value:.1f}"
+    return f"{shown}{mark}" + ("" if pd.isna(row.share) else f" {row.share:.1f}%") + theirs
