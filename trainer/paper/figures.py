@@ -176,15 +176,14 @@ def draw_rush(table: Table, frame: pd.DataFrame, folder: Path) -> None:
         style = {"label": label, "linestyle": "-" if label.startswith("E") else "--"}
         latency.plot(trace.groupby(second)["latency_ms"].mean(), **style)
         quality.plot(trace.groupby(second)["quality"].mean().rolling(5, min_periods=1).mean(), **style)
-    for budget in next(iter(json.loads((output / ELASTIC / "summary.json").read_text("utf-8"))["arms"].values()))[
-        "budgets"
-    ]:
-        latency.axhline(float(budget), color="0.6", linewidth=0.8)
+    elastic = json.loads((output / ELASTIC / "summary.json").read_text("utf-8"))["arms"]
+    for number, budget in enumerate(next(iter(elastic.values()))["budgets"]):
+        latency.axhline(float(budget), color="0.6", linewidth=0.8, label="T" if number == 0 else None)
     first = next(iter(arms.values()))
     users.plot(first.groupby(first["t_s"].astype(int))["users"].max(), color="0.3")
     latency.set(ylabel="latency, ms", yscale="log")
     quality.set(ylabel=str(summary["measure"]))
-    users.set(ylabel="users", xlabel="time, s")
+    users.set(ylabel="users", xlabel="time, s", ylim=(0, None))
     latency.legend(frameon=False, ncols=2, fontsize=8)
     with new_file(folder / "figure7.png") as file:
         figure.savefig(file, dpi=130, format="png")
