@@ -1,6 +1,6 @@
 """The elastic encoder: layers of a family, of which a prefix of heads and neurons runs."""
 
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -33,6 +33,13 @@ class ElasticEncoder(nn.Module):
         """The word embeddings, which every family has."""
         return cast(nn.Embedding, self.embeddings.word)
 
+    def context(self, tokens: int, attention_mask: Tensor | None) -> Any:
+        """What all layers of a pass share, see EncoderFamily.context; arguments as of forward()."""
+        mask = None
+        if attention_mask is not None and not bool(attention_mask.all()):
+            mask = attention_mask[:, None, None, :].bool()
+        return self.family.context(self, tokens, mask)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -57,10 +64,7 @@ class ElasticEncoder(nn.Module):
             FloatTensor [batch, tokens, dim].
         """
         hidden = self.embeddings(input_ids, token_type_ids, dropout=dropout.embeddings)
-        mask = None
-        if attention_mask is not None and not bool(attention_mask.all()):
-            mask = attention_mask[:, None, None, :].bool()
-        context = self.family.context(self, input_ids.shape[1], mask)
+        context = self.context(input_ids.shape[1], attention_mask)
         kept = list(zip(self.layers, structure.heads, structure.neurons, strict=True))
         for layer, heads, neurons in kept[:layers]:
             hidden = layer(hidden, context, heads=heads, neurons=neurons, dropout=dropout)

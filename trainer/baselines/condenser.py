@@ -63,8 +63,7 @@ class CondenserHead(nn.Module):
         """What the head's first layer takes in, and the context of its attention."""
         states = states_of(model, inputs, WHOLE).hidden
         late, middle = states[-1], states[len(states) // 2]
-        mask = inputs["attention_mask"][:, None, None, :].bool()
-        context = model.encoder.family.context(model.encoder, late.shape[1], None if bool(mask.all()) else mask)
+        context = model.encoder.context(late.shape[1], inputs["attention_mask"])
         return torch.cat([late[:, :1], middle[:, 1:]], dim=1), context
 
 
