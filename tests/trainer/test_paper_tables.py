@@ -9,6 +9,7 @@ from random_texts import make_texts
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from elasticlm.errors import InputError
+from elasticlm.model.configuration import ElasticConfig
 from elasticlm.trainer.evaluation.base import Evaluation
 from elasticlm.trainer.paper import paper_command as command
 from elasticlm.trainer.paper.jobs import Job, Jobs, choose, chosen, resolved
@@ -18,7 +19,7 @@ from elasticlm.trainer.paper.shapes import Shape, Sizes
 from elasticlm.trainer.paper.systems import Lab
 from elasticlm.trainer.paper.table_files import write_table
 
-BERT = Sizes(layers=12, width=768, heads=12, neurons=3072)
+BERT = Sizes(ElasticConfig())
 TABLES, FIGURES = command.TABLES, command.FIGURES
 
 
@@ -111,7 +112,7 @@ def test_shapes_follow_the_papers_notation_and_gflops():
     for text, gflops in (("base", 10.9), ("50%", 5.44), ("30%", 3.26), ("10%", 1.09), ("6L;768H", 5.44),
                          ("4L;384H", 0.91), ("3L;384H", 0.68), ("2L", 1.81), ("4L;768H", 3.62)):  # fmt: skip
         assert Shape.of(text, BERT).share(BERT) * BERT.gflops == pytest.approx(gflops, abs=0.03), text
-    small = Sizes(layers=6, width=384, heads=12, neurons=1536)
+    small = Sizes(ElasticConfig(num_hidden_layers=6, hidden_size=384, intermediate_size=1536))
     assert str(Shape.of("4L;384H", small)) == "2L;192H"
     assert str(Shape.of("6L", small)) == "3L;384H"
 

@@ -7,36 +7,23 @@ to match a fine-tuned teacher's logits and the hidden states of the layers they 
 that network as the teacher, by width and depth.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from elasticlm.errors import InputError
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import WHOLE, ElasticStructure, Level, Structure, level_name
-from elasticlm.trainer.baselines.states import alone, kept_of, leave_out_empty_layers, of_depth, states_of
-from elasticlm.trainer.objectives.base import Objective
+from elasticlm.trainer.baselines.state_matching import StateMatching, TaughtBatch, token_losses
+from elasticlm.trainer.baselines.states import alone, kept_of, leave_out_empty_layers, of_depth
 from elasticlm.trainer.objectives.fine_tuning import FineTuning, soft_losses
 
 STATES_WEIGHT = {"width": 0.1, "depth": 1.0}  # lambda_2 of the two stages as the authors set it, lambda_1 being 1
 
 
-@dataclass(frozen=True)
-class DynaBatch:
-    """A task's batch, and the teacher's outputs [texts, labels] and hidden states, the embeddings first."""
-
-    of_task: Any
-    outputs: Tensor
-    hidden: tuple[Tensor, ...]
-
-
-class DynaBert(Objective):
+class DynaBert(StateMatching):
     """Match a teacher's logits and hidden states at every width and depth.
 
     Args:
@@ -56,27 +43,11 @@ class DynaBert(Objective):
                       for level, depth in zip(levels, depths, strict=True)}  # fmt: skip
         model = whole.cut(ElasticStructure(structures))
         leave_out_empty_layers(model)
-        super().__init__(model, task.lengths, task.processes, task.chunk_size)
-        self.task, self.teacher, task.model = task, teacher, model
+        super().__init__(task, model, teacher)
         self.weight = STATES_WEIGHT["width" if min(depths) == 1 else "depth"]
 
-    def batches(self, rows: np.ndarray, step: int) -> Iterator[DynaBatch]:
-        for batch in self.task.batches(rows, step):
-            with torch.no_grad():
-                outputs, hidden = self._run(self.teacher, batch.inputs, self.teacher.structures.largest)
-            yield DynaBatch(batch, outputs, hidden)
-
-    def _run(
-        self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The head's outputs, and the hidden states of all layers."""
-        with self.processes.encoding(inputs["input_ids"].shape[1]):
-            hidden = states_of(model, inputs, level).hidden
-            found = model.finish(hidden[-1], inputs["attention_mask"], dropout=model.dropout_at(level))
-            return found.float(), hidden
-
-    def losses(self, batch: DynaBatch, level: Level) -> Tensor:
-        outputs, hidden = self._run(self.model, batch.of_task.inputs, level)
+    def losses(self, batch: TaughtBatch, level: Level) -> Tensor:
+        outputs, hidden = self.run(self.model, batch.of_task.inputs, level)
         mask = batch.of_task.inputs["attention_mask"]
         kept = [0, *(layer + 1 for layer in kept_of(self.model.structures[level]))]  # 0: the embeddings
         apart = torch.stack([token_losses(hidden[i], batch.hidden[i], mask) for i in kept]).sum(0)
@@ -119,9 +90,3 @@ def depth_layers(count: int, depth: float) -> list[int]:
         return list(range(count))
     step = round(1 / (1 - depth))
     return [layer for layer in range(count) if (layer + 2) % step] or [count - 1]
-
-
-def token_losses(hidden: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
-    """Mean squared error of hidden states [texts, tokens, dim], the mean over each text's tokens: [texts]."""
-    apart = F.mse_loss(hidden.float(), teacher.float(), reduction="none").mean(-1)
-    return (apart * attention_mask).sum(1) / attention_mask.sum(1)

@@ -6,7 +6,7 @@ others are dealt out; every word is routed to one expert by a fixed random hash,
 experts are trained by the labels, the teacher's logits and the hidden states of its layers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,8 @@ from elasticlm.model.artifact import write_weights
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.prefix_layers import FeedForward
 from elasticlm.model.structure import WHOLE, ElasticStructure, Level, Structure
-from elasticlm.trainer.baselines.dynabert import DynaBatch, token_losses
-from elasticlm.trainer.baselines.states import states_of
+from elasticlm.trainer.baselines.state_matching import StateMatching, TaughtBatch, token_losses
 from elasticlm.trainer.evaluation import classification
-from elasticlm.trainer.objectives.base import Objective
 from elasticlm.trainer.objectives.fine_tuning import FineTuning
 
 EXPERTS = 4
@@ -63,7 +61,7 @@ class Experts(nn.Module):
         return y
 
 
-class MoeBert(Objective):
+class MoeBert(StateMatching):
     """Train the experts by labels, by the teacher's logits (both ways) and by the hidden states of its layers.
 
     Args:
@@ -79,22 +77,12 @@ class MoeBert(Objective):
         measured: Sequence[tuple[str, str]] = (),
     ) -> None:  # fmt: skip
         model = with_experts(task.model, level, experts, seed)
-        super().__init__(model, task.lengths, task.processes, task.chunk_size)
-        self.task, self.teacher, task.model = task, teacher, model
+        super().__init__(task, model, teacher)
         self.measured = measured
 
-    def batches(self, rows: np.ndarray, step: int) -> Iterator[DynaBatch]:
-        for batch in self.task.batches(rows, step):
-            with torch.no_grad(), self.processes.encoding(batch.inputs["input_ids"].shape[1]):
-                hidden = states_of(self.teacher, batch.inputs, self.teacher.structures.largest).hidden
-                outputs = self.teacher.finish(hidden[-1], batch.inputs["attention_mask"]).float()
-            yield DynaBatch(batch, outputs, hidden)
-
-    def losses(self, batch: DynaBatch, level: Level) -> Tensor:
-        inputs, mask = batch.of_task.inputs, batch.of_task.inputs["attention_mask"]
-        with self.processes.encoding(mask.shape[1]):
-            hidden = states_of(self.model, inputs, level).hidden
-            outputs = self.model.finish(hidden[-1], mask, dropout=self.model.dropout_at(level)).float()
+    def losses(self, batch: TaughtBatch, level: Level) -> Tensor:
+        mask = batch.of_task.inputs["attention_mask"]
+        outputs, hidden = self.run(self.model, batch.of_task.inputs, level)
         apart = torch.stack([token_losses(*pair, mask) for pair in zip(hidden, batch.hidden, strict=True)]).mean(0)
         matched = symmetric_losses(outputs, batch.outputs) + apart
         return self.task.task_losses(outputs, batch.of_task) + DISTILLATION_WEIGHT * matched

@@ -23,9 +23,10 @@ from elasticlm.trainer.objectives.fine_tuning import FineTuning, soft_losses
 
 @dataclass(frozen=True)
 class SimBatch:
-    """A task's batch with the teacher's outputs, and the teacher's states at the layers that the student's match."""
+    """A task's batch, the teacher's outputs [texts, labels], and its states at the layers that the student's match."""
 
     of_task: Any
+    outputs: Tensor
     teacher: States
 
 
@@ -40,14 +41,15 @@ class SimTinyBert(Objective):
     def __init__(self, task: FineTuning, teacher: ElasticModel, *, seed: int) -> None:
         super().__init__(task.model, task.lengths, task.processes, task.chunk_size)
         check_heads(task.model, teacher)
-        self.task, task.teacher, self.teacher = task, teacher, teacher
+        self.task, self.teacher = task, teacher
         self.extra = projection(task.model, teacher, seed).to(self.processes.device)
 
     def batches(self, rows: np.ndarray, step: int) -> Iterator[SimBatch]:
         for batch in self.task.batches(rows, step):
             with torch.no_grad(), self.processes.encoding(batch.inputs["input_ids"].shape[1]):
                 teacher = teacher_states(self.teacher, batch.inputs, self.model)
-            yield SimBatch(batch, teacher)
+                outputs = self.teacher.finish(teacher.hidden[-1], batch.inputs["attention_mask"]).float()
+            yield SimBatch(batch, outputs, teacher)
 
     def losses(self, batch: SimBatch, level: Level) -> Tensor:
         task, mask = batch.of_task, batch.of_task.inputs["attention_mask"]
@@ -55,5 +57,5 @@ class SimTinyBert(Objective):
             student = states_of(self.model, task.inputs, level, attention=True)
             outputs = self.model.finish(student.hidden[-1], mask, dropout=self.model.dropout_at(level)).float()
         states = self.task.per_example(layer_losses(student, batch.teacher, mask, self.extra), task)
-        soft = soft_losses(self.task.choices(outputs, task), self.task.choices(task.teacher.outputs, task))
+        soft = soft_losses(self.task.choices(outputs, task), self.task.choices(batch.outputs, task))
         return states + soft + self.task.task_losses(outputs, task)

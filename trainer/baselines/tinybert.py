@@ -5,7 +5,7 @@ This is its general stage, on plain text; the paper leaves the task-specific one
 teacher's layer m N / M.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,10 +119,3 @@ def check_heads(student: ElasticModel, teacher: ElasticModel) -> None:
                          "with elasticlm prune --layers or --width")  # fmt: skip
     if student.config.num_hidden_layers > teacher.config.num_hidden_layers:
         raise InputError("the student has more layers than the teacher")
-
-
-def same_vocabulary(student: ElasticModel, teachers: Sequence[ElasticModel]) -> None:
-    """Raise InputError unless the teachers have the student's vocabulary."""
-    for teacher in teachers:
-        if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
-            raise InputError("--teacher has another vocabulary than the model")

@@ -11,7 +11,6 @@ from elasticlm.errors import InputError
 from elasticlm.hints import near_match
 
 FOLDER = Path(__file__).parent
-SCALES = ("small", "paper")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,33 +3,44 @@
 import json
 from dataclasses import dataclass
 
+from elasticlm.model.configuration import ElasticConfig
+from elasticlm.model.download import resolve_model
+from elasticlm.model.families import family_of
+from elasticlm.model.folder import CONFIG_FILE
+from elasticlm.model.sentence_settings import SentenceFiles
+
 BERT_LAYERS, BERT_WIDTH = 12, 768
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the base encoder."""
+    """Of an encoder, by its configuration."""
 
-    layers: int
-    width: int
-    heads: int
-    neurons: int
+    config: ElasticConfig
 
     @classmethod
     def read(cls, name: str) -> "Sizes":
         """Read the configuration of a folder or hub name."""
-        from elasticlm.model.download import resolve_model
-        from elasticlm.model.sentence_settings import SentenceFiles
-
         folder = SentenceFiles.of(resolve_model(name)).transformer
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        return cls(*(config[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads",
-                                             "intermediate_size")))  # fmt: skip
+        family = family_of(json.loads((folder / CONFIG_FILE).read_text("utf-8"))["model_type"])
+        return cls(ElasticConfig(**family.config_fields(family.class_named("Config").from_pretrained(folder))))
+
+    @property
+    def layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def width(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def heads(self) -> int:
+        return self.config.num_attention_heads
 
     @property
     def gflops(self) -> float:
-        """Billions of multiply-adds of the linear layers at 128 tokens, as the paper counts: 10.9 for BERT-base."""
-        return self.layers * (4 * self.width**2 + 2 * self.width * self.neurons) * 128 / 1e9
+        """Of the whole encoder, as the paper counts them: 10.9 for BERT-base."""
+        return family_of(self.config.family).paper_gflops(self.config, self.config.whole)
 
 
 @dataclass(frozen=True)
