@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -64,7 +65,7 @@ def run_large_corpus(options: argparse.Namespace) -> int:
     hits = [(run / "teacher.run").read_bytes() for run in runs]
     summary = {
         "passages": options.passages,
-        "blocks": len(blocks.seen),
+        "blocks": blocks.count,
         "finished_before_kill": len(finished),
         "encoded_again": len(again),
         "same_hits": hits[0] == hits[1],
@@ -145,6 +146,7 @@ class _Blocks:
 
     def __init__(self, folder: Path, passages: int) -> None:
         self._folder, self._passages = folder, passages
+        self.rows = 0  # passages of a block, once one was seen
         self.seen: dict[str, int] = {}
 
     def files(self) -> dict[str, int]:
@@ -160,7 +162,13 @@ class _Blocks:
     def half_are_there(self) -> bool:
         """Whether half of the passages are encoded."""
         sizes = [np.load(self._folder / name, mmap_mode="r").shape[0] for name in self.files()]
+        self.rows = max(sizes, default=0)
         return 2 * sum(sizes) >= self._passages
+
+    @property
+    def count(self) -> int:
+        """Blocks of the corpus, each of ``rows`` passages but for the last, which may be gone too soon to be seen."""
+        return math.ceil(self._passages / self.rows)
 
     def watch(self) -> bool:
         """Note what is there; the run is never to be killed."""
