@@ -60,7 +60,7 @@ class EarlyExit(Objective):
         if isinstance(task, FineTuning):
             assert model.head is not None
             self.extra = nn.ModuleDict({_key(level): copy.deepcopy(model.head) for level in model.levels})
-            task.outputs = self._outputs  # type: ignore[method-assign]  # each exit by its own classifier
+            task.level_heads = {level: self._head(level) for level in model.levels}
 
     def batches(self, rows: np.ndarray, step: int) -> Any:
         return self.task.batches(rows, step)
@@ -117,12 +117,6 @@ class EarlyExit(Objective):
 
     def _head(self, level: Level) -> nn.Module:
         return self.extra.get_submodule(_key(level))
-
-    def _outputs(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> tuple[Tensor, Tensor]:
-        with self.processes.encoding(inputs["input_ids"].shape[1]):
-            hidden = model.hidden(**inputs, level=level)
-            found = score(model.config, self._head(level), hidden, inputs["attention_mask"], model.dropout_at(level))
-            return found.float(), hidden.float()
 
 
 def with_exits(model: ElasticModel, exits: Sequence[int]) -> ElasticModel:

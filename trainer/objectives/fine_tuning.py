@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elasticlm.model.elastic_model import ElasticModel
+from elasticlm.model.heads import score
 from elasticlm.model.structure import Level
 from elasticlm.trainer.objectives.base import Objective
 from elasticlm.trainer.processes import Processes
@@ -47,6 +48,7 @@ class FineTuning(Objective):
     ) -> None:
         super().__init__(model, lengths, processes, chunk_size)
         self.teacher = teacher
+        self.level_heads: Mapping[Level, nn.Module] = {}  # of levels that have a head of their own, not the model's
 
     @abstractmethod
     def targets_of(self, batch: Any) -> Tensor | None:
@@ -90,9 +92,13 @@ class FineTuning(Objective):
     def outputs(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> tuple[Tensor, Tensor]:
         """Return the head's outputs [texts, labels] and the hidden states [texts, tokens, dim] of a level."""
         with self.processes.encoding(inputs["input_ids"].shape[1]):
-            hidden = model.hidden(**inputs, level=level)
-            dropout = model.dropout_at(level)
-            return model.at(level).finish(hidden, inputs["attention_mask"], dropout=dropout).float(), hidden.float()
+            hidden, mask = model.hidden(**inputs, level=level), inputs["attention_mask"]
+            part, dropout = model.at(level), model.dropout_at(level)
+            head = self.level_heads.get(level) if model is self.model else None
+            found = (
+                score(part.config, head, hidden, mask, dropout) if head else part.finish(hidden, mask, dropout=dropout)
+            )
+            return found.float(), hidden.float()
 
 
 def state_losses(hidden: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
