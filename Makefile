@@ -13,6 +13,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 EXTRAS := train,serve,ray,bench,onnx,demo,dev,docs
 DEMO ?= full
+TEST_PROCESSES ?= 2
 ENV := . ./env.sh &&
 SMALL := demo/small
 .DEFAULT_GOAL := help
@@ -38,11 +39,14 @@ env.sh: $(VENV)/installed environment.sh
 demo: env.sh
 	@$(ENV) elasticlm demo --size $(DEMO)
 
+# Tests of the real TorchServe measure times, so nothing runs beside them; the others run side by side.
 test: env.sh
-	@$(ENV) python -m pytest -m "not slow"
+	@$(ENV) python -m pytest -m "not slow and not end_to_end" --numprocesses $(TEST_PROCESSES) --dist loadfile
+	@$(ENV) python -m pytest -m "not slow and end_to_end"
 
 test-slow: env.sh
-	@$(ENV) python -m pytest -m slow
+	@$(ENV) python -m pytest -m "slow and not end_to_end" --numprocesses $(TEST_PROCESSES) --dist loadfile
+	@$(ENV) python -m pytest -m "slow and end_to_end"
 
 $(SMALL)/store/demo.mar: env.sh
 	@$(ENV) elasticlm demo --size small

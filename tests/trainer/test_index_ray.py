@@ -5,12 +5,12 @@ What Ray has no part in runs without it: the shards are written in this process,
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -191,7 +191,7 @@ def test_a_broken_shard_of_an_interrupted_run_is_written_again(command, written,
 
 def test_a_run_that_was_killed_before_the_last_rename_writes_no_shard(command, written, local, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(sharded_index, "publish_folder", lambda *args, **options: signal.raise_signal(signal.SIGINT))
+        patch.setattr(sharded_index, "publish_folder", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             command()
     assert_equal(command(), local)
