@@ -49,7 +49,7 @@ class RequestQueue:
     Args:
         core: answers batches.
         bound: number of requests that may wait; a request beyond it gets the status 503 at once.
-        publish: called in the queue's thread with the report of each batch.
+        publish: called in the queue's thread with the report of each batch; what it raises is logged.
         clock: seconds, monotonic.
     """
 
@@ -68,6 +68,7 @@ class RequestQueue:
         self._arrived, self._closed = 0, False
         self._rate, self._turnaround = ArrivalRate(), Turnaround()
         self._started_s: float | None = None
+        self._publish_failed = False
         self._thread = threading.Thread(target=self._run, name="elasticlm-queue", daemon=True)
         self._thread.start()
 
@@ -153,7 +154,12 @@ class RequestQueue:
             waiting.response.set_result(response)
         if report is not None:
             self._turnaround.batch_done(report)
-            self._publish(report)
+            try:
+                self._publish(report)
+            except Exception:  # metrics that cannot be published cost no answer
+                if not self._publish_failed:  # said once: it may be so for every batch
+                    logger.exception("the metrics of a batch could not be published")
+                self._publish_failed = True
         self._started_s = None
 
 

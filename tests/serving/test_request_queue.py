@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import wait
 from http import HTTPStatus
+from unittest.mock import Mock
 
 import pytest
 
@@ -100,6 +101,16 @@ def test_a_defect_of_the_core_fails_its_batch_and_nothing_else(held):
     core.go.release()
     assert after.result(10).body == b"AFTER"
     assert queue.is_alive()
+
+
+def test_metrics_that_cannot_be_published_cost_no_answer_and_are_logged_once(caplog):
+    core = Held()
+    core.go.release(100)
+    queue = RequestQueue(core, bound=4, publish=Mock(side_effect=OSError("no metrics")))
+    for _ in range(3):
+        assert submit(queue, b"a")[0].result(10).body == b"A"
+    queue.close()
+    assert [record.getMessage() for record in caplog.records] == ["the metrics of a batch could not be published"]
 
 
 def test_closing_answers_what_waits_and_refuses_the_rest(held):
