@@ -91,15 +91,22 @@ class SentenceFiles:
         Raises InputError on poolings and activations that are not supported.
         """
         limit = min(self._sentence.get("max_seq_length") or longest, longest)
-        prompts = self._prompts()
         fields = {
             "normalize": bool(self._paths("Normalize")),
             "dense": [self._dense(path) for path in self._paths("Dense")],
-            "prompts": prompts,
+            "prompts": self._prompts(),
             "max_tokens": MaxTokens(query=limit, passage=limit, pair=longest),
         }
-        poolings = [self._pooling(path, prompts) for path in self._paths("Pooling")]
+        poolings = [self._pooling(path) for path in self._paths("Pooling")]
         return fields | ({"pooling": poolings[0]} if poolings else {})
+
+    def check_prompts(self, prompts: Prompts, pooling: str) -> None:
+        """Raise InputError where prompts are to be left out of the mean, which is taken over all tokens."""
+        for path in self._paths("Pooling"):
+            file = path / "config.json"
+            if pooling == "mean" and prompts != Prompts() and _read_object(file).get("include_prompt") is False:
+                raise InputError(f"{file}: include_prompt false is not supported with a prompt: the mean is taken over "
+                                 "the prompt too")  # fmt: skip
 
     def dense_weights(self) -> dict[str, Tensor]:
         """Return the weights of the Dense modules in fp32, under their names in an artifact."""
@@ -114,22 +121,20 @@ class SentenceFiles:
         return weights
 
     @property
-    def _sentence(self) -> dict[str, Any]:
-        return read_json(self.transformer / "sentence_bert_config.json", {})
+    def _sentence(self) -> Mapping[str, Any]:
+        return _read_object(self.transformer / "sentence_bert_config.json")
 
     def _paths(self, kind: str) -> list[Path]:
         return [path for each, path in self.modules if each == kind]
 
-    def _pooling(self, path: Path, prompts: Prompts) -> str:
+    def _pooling(self, path: Path) -> str:
         file = path / "config.json"
-        settings = read_json(file, {})
+        settings = _read_object(file)
         on = [key for key, value in settings.items() if key.startswith("pooling_mode") and value]
         mode = str(settings.get("pooling_mode", ",".join(on)))
         pooling = POOLINGS.get(mode.removeprefix("pooling_mode_"))
         if pooling is None:
             raise InputError(f"{file}: pooling {mode!r} is not supported, only cls or mean")
-        if pooling == "mean" and prompts != Prompts() and settings.get("include_prompt") is False:
-            raise InputError(f"{file}: include_prompt false is not supported: the mean is taken over the prompt too")
         return pooling
 
     def _dense(self, path: Path) -> DenseLayer:
@@ -147,8 +152,10 @@ class SentenceFiles:
     def _prompts(self) -> Prompts:
         """The prompts that sentence-transformers puts before queries and passages."""
         file = self.folder / "config_sentence_transformers.json"
-        settings = read_json(file, {})
+        settings = _read_object(file)
         prompts = settings.get("prompts") or {}
+        if not (isinstance(prompts, Mapping) and all(isinstance(text, str) for text in prompts.values())):
+            raise InputError(f"{file}: prompts: expected names with their texts")
         default = prompts.get(settings.get("default_prompt_name"), "")
         query, passage = (next((prompts[name] for name in names if name in prompts), default)
                           for names in (QUERY_PROMPTS, PASSAGE_PROMPTS))  # fmt: skip
@@ -168,6 +175,14 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     except Exception as error:  # both libraries raise many kinds
         raise InputError(f"{file}: its weights cannot be read ({error})") from None
     raise InputError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
+
+
+def _read_object(file: Path) -> Mapping[str, Any]:
+    """Return the JSON object in a file, empty if there is no such file. Raises InputError on other content."""
+    value = read_json(file, {})
+    if not isinstance(value, Mapping):
+        raise InputError(f"{file}: expected a JSON object")
+    return value
 
 
 def read_json(file: Path, default: Any) -> Any:

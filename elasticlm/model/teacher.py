@@ -72,6 +72,7 @@ def load_model(
         prompts = {"query": query_prompt, "passage": passage_prompt}
         fields["prompts"] = replace(fields["prompts"], **{k: v for k, v in prompts.items() if v is not None})
         fields["pooling"] = pooling or fields.get("pooling") or _family_pooling(name, family)
+        files.check_prompts(fields["prompts"], fields["pooling"])
     config = ElasticConfig(**fields, teacher=TeacherReference(str(name), sha256_weights(files.transformer)))
     config.levels = ElasticStructure({WHOLE: config.whole}).to_json()
     model = ElasticModel.without_weights(config, tokenizer)

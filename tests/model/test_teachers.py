@@ -212,8 +212,30 @@ def test_a_mean_that_leaves_the_prompt_out_is_refused(tiny_bert, tmp_path):
     pooling = {"pooling_mode_mean_tokens": True, "include_prompt": False}
     folder = sentence_teacher(tiny_bert, tmp_path / "instruct", [PLAIN, ("1_Pooling", "Pooling", pooling)])
     assert load_model(folder).config.pooling == "mean", "without prompts it makes no difference"
+    with pytest.raises(InputError, match="include_prompt false is not supported"):
+        load_model(folder, query_prompt="query: ")
+    assert load_model(folder, query_prompt="query: ", pooling="cls").config.pooling == "cls"
     (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "query: "}}))
     with pytest.raises(InputError, match="include_prompt false is not supported"):
+        load_model(folder)
+    assert load_model(folder, query_prompt="").config.prompts == Prompts(), "they can be switched off"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "match"),
+    [
+        ("config_sentence_transformers.json", "[]", "expected a JSON object"),
+        ("config_sentence_transformers.json", '{"prompts": ["query: "]}', "expected names with their texts"),
+        ("config_sentence_transformers.json", '{"prompts": {"query": null}}', "expected names with their texts"),
+        ("sentence_bert_config.json", "3", "expected a JSON object"),
+        ("1_Pooling/config.json", "[]", "expected a JSON object"),
+        ("1_Pooling/config.json", "{", "not JSON"),
+    ],
+)
+def test_settings_of_another_form_are_refused_with_their_file(tiny_bert, tmp_path, file, content, match):
+    folder = shutil.copytree(tiny_bert, tmp_path / "odd")
+    (folder / file).write_text(content)
+    with pytest.raises(InputError, match=f"{file}: .*{match}"):
         load_model(folder)
 
 
