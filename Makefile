@@ -39,7 +39,7 @@ env.sh: $(VENV)/installed environment.sh
 demo: env.sh
 	@$(ENV) elasticlm demo --size $(DEMO)
 
-# Tests of the real TorchServe measure times, so nothing runs beside them; the others run side by side.
+# Tests that depend on how fast the real TorchServe answers run alone, the others side by side.
 test: env.sh
 	@$(ENV) python -m pytest -m "not slow and not end_to_end" --numprocesses $(TEST_PROCESSES) --dist loadfile
 	@$(ENV) python -m pytest -m "not slow and end_to_end"
