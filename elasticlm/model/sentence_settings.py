@@ -104,7 +104,7 @@ class SentenceFiles:
         """Raise InputError where prompts are to be left out of the mean, which is taken over all tokens."""
         for path in self._paths("Pooling"):
             file = path / "config.json"
-            if pooling == "mean" and prompts != Prompts() and _read_object(file).get("include_prompt") is False:
+            if pooling == "mean" and prompts != Prompts() and read_object(file).get("include_prompt") is False:
                 raise InputError(f"{file}: include_prompt false is not supported with a prompt: the mean is taken over "
                                  "the prompt too")  # fmt: skip
 
@@ -122,14 +122,14 @@ class SentenceFiles:
 
     @property
     def _sentence(self) -> Mapping[str, Any]:
-        return _read_object(self.transformer / "sentence_bert_config.json")
+        return read_object(self.transformer / "sentence_bert_config.json")
 
     def _paths(self, kind: str) -> list[Path]:
         return [path for each, path in self.modules if each == kind]
 
     def _pooling(self, path: Path) -> str:
         file = path / "config.json"
-        settings = _read_object(file)
+        settings = read_object(file)
         on = [key for key, value in settings.items() if key.startswith("pooling_mode") and value]
         mode = str(settings.get("pooling_mode", ",".join(on)))
         pooling = POOLINGS.get(mode.removeprefix("pooling_mode_"))
@@ -152,7 +152,7 @@ class SentenceFiles:
     def _prompts(self) -> Prompts:
         """The prompts that sentence-transformers puts before queries and passages."""
         file = self.folder / "config_sentence_transformers.json"
-        settings = _read_object(file)
+        settings = read_object(file)
         prompts = settings.get("prompts") or {}
         if not (isinstance(prompts, Mapping) and all(isinstance(text, str) for text in prompts.values())):
             raise InputError(f"{file}: prompts: expected names with their texts")
@@ -177,7 +177,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     raise InputError(f"{folder}: no weights (model.safetensors or pytorch_model.bin)")
 
 
-def _read_object(file: Path) -> Mapping[str, Any]:
+def read_object(file: Path) -> Mapping[str, Any]:
     """Return the JSON object in a file, empty if there is no such file. Raises InputError on other content."""
     value = read_json(file, {})
     if not isinstance(value, Mapping):

@@ -15,7 +15,7 @@ from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.families import FAMILIES, family_of
 from elasticlm.model.families.base import CLASSIFIER, Classifier, EncoderFamily
 from elasticlm.model.folder import CONFIG_FILE
-from elasticlm.model.sentence_settings import SentenceFiles, read_json
+from elasticlm.model.sentence_settings import SentenceFiles, read_object
 from elasticlm.model.structure import WHOLE, ElasticStructure
 from elasticlm.model.tokenizing import lower_cased
 from elasticlm.model.transformers_loading import sha256_weights
@@ -127,15 +127,15 @@ def teacher_of(model: ElasticModel, name: str | Path) -> ElasticModel:
 
 def is_artifact(folder: Path) -> bool:
     """Whether a folder holds an elastic model (and not a teacher, or nothing)."""
-    config = read_json(folder / CONFIG_FILE, {})
+    config = read_object(folder / CONFIG_FILE)
     return config.get("model_type") in (ElasticConfig.model_type, Format1Config.model_type)
 
 
 def _family(name: str | Path, folder: Path) -> EncoderFamily:
     """The family of a teacher's encoder. Raises InputError on others, and on models with code of their own."""
-    config = read_json(folder / CONFIG_FILE, None)
-    if config is None:
+    if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{folder}: no model here (there is no {CONFIG_FILE})")
+    config = read_object(folder / CONFIG_FILE)
     own_code = [code for kind, code in (config.get("auto_map") or {}).items() if kind.startswith("AutoModel")]
     if own_code:
         raise InputError(f"{name}: the model is defined by code of its own ({own_code[0]}), which is not run; "
@@ -148,7 +148,7 @@ def _family(name: str | Path, folder: Path) -> EncoderFamily:
 
 def _classifier(family: EncoderFamily, folder: Path) -> Classifier | None:
     """The encoder with its trained head, where the folder has one."""
-    architectures = read_json(folder / CONFIG_FILE, {}).get("architectures") or []
+    architectures = read_object(folder / CONFIG_FILE).get("architectures") or []
     return family.load_classifier(folder) if family.prefix + CLASSIFIER in architectures else None
 
 

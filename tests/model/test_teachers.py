@@ -228,6 +228,7 @@ def test_a_mean_that_leaves_the_prompt_out_is_refused(tiny_bert, tmp_path):
         ("config_sentence_transformers.json", '{"prompts": ["query: "]}', "expected names with their texts"),
         ("config_sentence_transformers.json", '{"prompts": {"query": null}}', "expected names with their texts"),
         ("sentence_bert_config.json", "3", "expected a JSON object"),
+        ("config.json", "[]", "expected a JSON object"),
         ("1_Pooling/config.json", "[]", "expected a JSON object"),
         ("1_Pooling/config.json", "{", "not JSON"),
     ],
