@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import psutil
@@ -205,6 +207,23 @@ def test_a_corpus_is_encoded_in_fp32_whatever_runs_the_levels(artifact, monkeypa
     assert model.backend.precision == "int8"
 
 
+def memory_added_by_all_lengths(folder):
+    """How much resident memory a process gains, in bytes, while it runs each length three times after the longest."""
+    model = ElasticModel.from_pretrained(folder, backend="onnx")
+
+    def run(tokens):
+        ids = torch.full((1, int(tokens)), 7)
+        model.encode({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 100)
+
+    for _ in range(2):
+        run(512)
+    start = psutil.Process().memory_info().rss
+    for seed in range(3):
+        for tokens in np.random.default_rng(seed).permutation(512) + 1:
+            run(tokens)
+    return psutil.Process().memory_info().rss - start
+
+
 @pytest.mark.slow
 def test_memory_is_flat_over_texts_of_all_lengths(tiny_bert, tmp_path):
     torch.manual_seed(0)
@@ -216,16 +235,7 @@ def test_memory_is_flat_over_texts_of_all_lengths(tiny_bert, tmp_path):
     structures = ElasticStructure.from_scores(random.random((2, 4)), random.random((2, 512)), [100])
     load_model(str(tmp_path / "teacher")).cut(*structures).save_pretrained(tmp_path / "artifact")
     export(ElasticModel.from_pretrained(tmp_path / "artifact"), tmp_path / "artifact", "fp32", TEXTS)
-    model = ElasticModel.from_pretrained(tmp_path / "artifact", backend="onnx")
-
-    def run(tokens):
-        ids = torch.full((1, int(tokens)), 7)
-        model.encode({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 100)
-
-    for _ in range(2):
-        run(512)
-    start = psutil.Process().memory_info().rss
-    for _ in range(3):
-        for tokens in random.permutation(512) + 1:
-            run(tokens)
-    assert psutil.Process().memory_info().rss - start < 8 * 2**20  # with memory patterns: 20 MiB and more
+    # In a process of its own: what other tests have left in the allocator changes the figure.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        added = pool.submit(memory_added_by_all_lengths, tmp_path / "artifact").result()
+    assert added < 8 * 2**20  # with memory patterns: 20 MiB and more
