@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.teacher import load_model
 from elasticlm.trainer.loop import accumulate_gradients
+from elasticlm.trainer.objectives import base
 from elasticlm.trainer.objectives.align import Align, align_losses
 from elasticlm.trainer.objectives.base import reciprocal_ranks
 from elasticlm.trainer.objectives.relations import Relations, relation_losses
+from elasticlm.trainer.objectives.rerank import Rerank
 from elasticlm.trainer.objectives.retrieve import Retrieve, contrastive_losses, in_batch
 from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.training_texts import TokenizedTexts
@@ -48,6 +50,15 @@ def make_relations(folder, teacher_folder, processes, *, chunk_size):
                      processes=processes, chunk_size=chunk_size)  # fmt: skip
 
 
+def make_reranker(folder, teacher_folder, processes, *, chunk_size):
+    model = ElasticModel.from_pretrained(folder).with_head("score", seed=0)
+    teacher = load_model(str(teacher_folder)).with_head("score", seed=1)
+    queries, passages = (TokenizedTexts.to_join(model, texts, 30) for texts in (TEXTS, PASSAGES))
+    negatives = np.arange(24)[:, None] % 8 + np.arange(25, 31)
+    return Rerank(model, queries, passages, [[i] for i in range(24)], negatives, negatives_per_query=2,
+                  teacher=teacher, processes=processes, chunk_size=chunk_size, seed=0)  # fmt: skip
+
+
 def gradients(objective, rows, levels):
     losses = accumulate_gradients(objective, rows, 3, dict.fromkeys(levels, 1.0))
     return losses, {name: p.grad for name, p in objective.model.named_parameters() if p.grad is not None}
@@ -67,6 +78,29 @@ def test_chunks_equal_one_big_batch(make, tiny_artifact, tiny_bert, processes):
     assert max(gradient.abs().max() for gradient in big.values()) > 1e-2
     assert greatest_difference(small, big) < 1e-5
     assert chunked_losses == pytest.approx(losses, rel=1e-5, abs=1e-4)
+
+
+@pytest.mark.parametrize("make", [make_align, make_reranker, make_retriever])
+def test_texts_of_like_length_are_encoded_together_to_the_same_losses(
+    make, tiny_artifact, tiny_bert, processes, monkeypatch
+):
+    folders = (tiny_artifact,) if make is make_retriever else (tiny_artifact, tiny_bert)
+    whole, grouped = (make(*folders, processes, chunk_size=1000) for _ in range(2))
+    counts, embed = [], type(whole.model.encoder.embeddings).forward
+
+    def counting(self, input_ids, *rest, **named):
+        counts[-1] += input_ids.numel()
+        return embed(self, input_ids, *rest, **named)
+
+    monkeypatch.setattr(type(whole.model.encoder.embeddings), "forward", counting)
+    counts.append(0)
+    losses, expected = gradients(whole, np.arange(20), (100, 10))
+    monkeypatch.setattr(base, "GROUP_TOKENS", 24)
+    counts.append(0)
+    grouped_losses, found = gradients(grouped, np.arange(20), (100, 10))
+    assert counts[1] < 0.8 * counts[0]
+    assert greatest_difference(found, expected) < 1e-5
+    assert grouped_losses == pytest.approx(losses, rel=1e-5, abs=1e-4)
 
 
 class OneOfTwo(Processes):

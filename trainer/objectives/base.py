@@ -5,13 +5,14 @@ gradients), and gives every example's loss at a level. The loop (elasticlm.train
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from elasticlm.model.elastic_model import ElasticModel
 from elasticlm.model.structure import Level
@@ -19,6 +20,7 @@ from elasticlm.trainer.processes import Processes
 from elasticlm.trainer.training_texts import TokenizedTexts
 
 RANKS = 10  # of dev RR@10
+GROUP_TOKENS = 1024  # on average, of texts of like length that a CPU encodes at once
 NONE = -1  # ends the rows of hard negatives of queries that have fewer than others
 
 
@@ -74,8 +76,31 @@ class Objective(ABC):
         return {name: tensor.to(self.processes.device) for name, tensor in texts.inputs(rows).items()}
 
     def _vectors(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> Tensor:
-        with self.processes.encoding(inputs["input_ids"].shape[1]):
-            return model(**inputs, level=level).float()
+        return self._by_length(lambda part: model(**part, level=level), inputs)
+
+    def _by_length(self, encode: Callable[[Mapping[str, Tensor]], Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+        """Encode texts in groups of like length, so that a CPU computes little for padding.
+
+        Args:
+            encode: returns a vector for each text, FloatTensor [texts, dim], or for each token, [texts, tokens, dim].
+            inputs: padded on the right.
+
+        Returns:
+            What ``encode`` returns for ``inputs``, in fp32; what it returns for padding is not defined.
+        """
+        tokens, lengths = inputs["input_ids"].shape[1], inputs["attention_mask"].sum(1)
+        count = int(lengths.sum()) // GROUP_TOKENS if self.processes.device.type == "cpu" else 0
+        if count < 2:
+            with self.processes.encoding(tokens):
+                return encode(inputs).float()
+        groups = lengths.argsort(stable=True).tensor_split(min(count, len(lengths)))
+        parts = []
+        for rows in groups:
+            longest = int(lengths[rows].max())
+            with self.processes.encoding(longest):
+                part = encode({name: tensor[rows, :longest] for name, tensor in inputs.items()}).float()
+            parts.append(part if part.dim() == 2 else F.pad(part, (0, 0, 0, tokens - longest)))
+        return torch.cat(parts)[torch.cat(groups).argsort()]
 
 
 def draw_negatives(negatives: np.ndarray, count: int, seed: int, step: int) -> np.ndarray:

@@ -91,14 +91,14 @@ class FineTuning(Objective):
 
     def outputs(self, model: ElasticModel, inputs: Mapping[str, Tensor], level: Level) -> tuple[Tensor, Tensor]:
         """Return the head's outputs [texts, labels] and the hidden states [texts, tokens, dim] of a level."""
-        with self.processes.encoding(inputs["input_ids"].shape[1]):
-            hidden, mask = model.hidden(**inputs, level=level), inputs["attention_mask"]
+        hidden, mask = self._by_length(lambda part: model.hidden(**part, level=level), inputs), inputs["attention_mask"]
+        with self.processes.encoding(hidden.shape[1]):
             part, dropout = model.at(level), model.dropout_at(level)
             head = self.level_heads.get(level) if model is self.model else None
             found = (
                 score(part.config, head, hidden, mask, dropout) if head else part.finish(hidden, mask, dropout=dropout)
             )
-            return found.float(), hidden.float()
+            return found.float(), hidden
 
 
 def state_losses(hidden: Tensor, teacher: Tensor, attention_mask: Tensor) -> Tensor:
