@@ -34,7 +34,6 @@ from elasticlm.trainer.training_pairs import (
 )
 from elasticlm.trainer.training_texts import TokenizedTexts
 
-PASSAGE_TOKENS = 128
 INDEX_PASSAGES, DATA_PASSAGES = 65536, 4096
 TEXTS_SEED = 0  # of the texts that are drawn, whatever --seed: their stored vectors can then be used again
 
@@ -127,7 +126,7 @@ def retrieve(config: RetrieveConfig, run: Training) -> Retrieve:
     """The supervised objective over the split's pairs, with BM25 negatives for the queries that training will see."""
     refuse_top(run.model, "retrieve")
     pairs, negatives = with_negatives(run.pairs(), config.negatives)
-    set_lengths(run.model, query=config.query_tokens, passage=config.passage_tokens or passage_tokens(run.model))
+    set_lengths(run.model, query=config.query_tokens, passage=config.passage_tokens)
     passages = TokenizedTexts.of(run.model, pairs.passages, "passage")
     queries = TokenizedTexts.of(run.model, pairs.queries, "query")
     say(f"retrieve: {len(queries)} queries, {len(passages)} passages among their positives and negatives")
@@ -144,8 +143,7 @@ def rerank(config: RerankConfig, run: Training) -> Rerank:
     if model.config.task != "score":
         refuse_top(model, "rerank")
         model = model.with_head("score", seed=run.options.seed)
-    set_lengths(model, query=config.query_tokens or model.config.max_tokens.pair // 2,
-                passage=config.passage_tokens or passage_tokens(model))  # fmt: skip
+    set_lengths(model, query=config.query_tokens, passage=config.passage_tokens)
     teacher = fine_tuned_teacher(config.teacher, model, run.processes)
     drawn = config.negatives + (not labels)
     pairs, negatives = with_negatives(run.pairs(labels=labels), drawn, run=config.run, depth=config.negatives_depth,
@@ -202,15 +200,10 @@ def refuse_top(model: ElasticModel, task: str) -> None:
                          "teacher first (--model TEACHER) and prune it, or prune with --top shared")  # fmt: skip
 
 
-def passage_tokens(model: ElasticModel) -> int:
-    """Length limit of passages in training, where none is given."""
-    return min(PASSAGE_TOKENS, model.positions)
-
-
 def set_lengths(
     model: ElasticModel, *, query: int | None = None, passage: int | None = None, pair: int | None = None
 ) -> None:
-    """Set the length limits that a model is trained with; it is evaluated and served with the same.
+    """Set the length limits that a model is trained with, where given; it is evaluated and served with the same.
 
     Raises InputError where a limit exceeds the positions of the encoder.
     """

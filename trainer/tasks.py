@@ -93,8 +93,7 @@ class RetrieveConfig(TaskConfig):
     query_tokens: int | None = None
     """length limit of queries, in training and from then on, in tokens (default: the model's limit)"""
     passage_tokens: int | None = None
-    """length limit of passages, in training and from then on, in tokens (default: 128, or the encoder's limit if it
-    is shorter)"""
+    """length limit of passages, in training and from then on, in tokens (default: the model's limit)"""
     negatives: int = 1
     """hard negatives per query and step"""
     temperature: float | None = None
@@ -110,10 +109,9 @@ class RerankConfig(TaskConfig):
     least: ClassVar[Mapping[str, int]] = {"query_tokens": 3, "passage_tokens": 3, "negatives": 1, "negatives_depth": 1}
 
     query_tokens: int | None = None
-    """length limit of queries, in training and from then on, in tokens (default: half the limit of a pair)"""
+    """length limit of queries, in training and from then on, in tokens (default: the model's limit)"""
     passage_tokens: int | None = None
-    """length limit of passages, in training and from then on, in tokens (default: 128, or the encoder's limit if it
-    is shorter)"""
+    """length limit of passages, in training and from then on, in tokens (default: the model's limit)"""
     teacher: str | None = None
     """a reranker that was fine-tuned whole: an artifact or a sequence classification model with one label; its scores
     and hidden states are matched, next to the labels if there are any (default: level 100 of the model, if that is a

@@ -51,6 +51,7 @@ def settings(tiny_bert, tiny_beir, tmp_path_factory):
         "simulation.budgets": '"300"', "simulation.static_levels": "[50]",
     }  # fmt: skip
     for kind in ("pretrain", "distil", "classify", "retrieve", "rerank"):
+        small |= {f"{kind}.passage-tokens": 48} if kind in ("retrieve", "rerank") else {}
         small |= {f"{kind}.batch-size": 8, f"{kind}.precision": "fp32", f"{kind}.threads": 1}
     return [f"{key}={value}" for key, value in small.items() if key != "classify.batch-size"]
 

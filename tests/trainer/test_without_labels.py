@@ -128,6 +128,17 @@ def test_lengths_of_training_are_those_of_evaluation_and_serving(teachers, tiny_
                        "--passage-tokens", "65", "--output", str(tmp_path / "x")])  # fmt: skip
 
 
+@pytest.mark.parametrize("task", ["retrieve", "rerank"])
+def test_a_model_keeps_its_lengths_where_none_are_given(task, teachers, tiny_artifact, tiny_beir, tmp_path):
+    start = tiny_artifact if task == "retrieve" else pruned(teachers[1], f"beir:{tiny_beir}", tmp_path / "pruned")
+    model = ElasticModel.from_pretrained(start)
+    model.config.max_tokens = MaxTokens(50, 40, 60)
+    model.save_pretrained(tmp_path / "model")
+    finetune.main(["--task", task, "--model", str(tmp_path / "model"), "--data", f"beir:{tiny_beir}", *SHORT[:1], "2",
+                   *SHORT[2:], "--output", str(tmp_path / "trained")])  # fmt: skip
+    assert ElasticModel.from_pretrained(tmp_path / "trained").config.max_tokens == MaxTokens(50, 40, 60)
+
+
 def test_a_served_reranker_is_evaluated_as_it_is_and_written_into_only_as_an_artifact(
     teachers, tiny_beir, tmp_path, capsys
 ):
