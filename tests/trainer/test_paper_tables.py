@@ -42,6 +42,7 @@ def settings(tiny_bert, tiny_beir, tmp_path_factory):
     small = {
         "data": folder, "base": tiny_bert, "large": folder / "large", "text": f"[text:{folder}/lines.txt]",
         "structure.max-examples": 16, "structure.max-tokens": 16, "alone_levels": "[50, 10]",
+        "retrieve.passage-tokens": 48, "rerank.passage-tokens": 48,
         "distil.relation-heads": 4, "glue.MRPC": "", "glue.STS-B": "", "glue.QNLI": "", "glue.RTE": "",
         "glue.SST-2.data": f"glue:{folder}/sst2",
         **{f"retrieval.{name}.data": f"beir:{tiny_beir}" for name in ("NQ", "MC Psg")}, "retrieval.Trivia": "",
@@ -51,7 +52,6 @@ def settings(tiny_bert, tiny_beir, tmp_path_factory):
         "simulation.budgets": '"300"', "simulation.static_levels": "[50]",
     }  # fmt: skip
     for kind in ("pretrain", "distil", "classify", "retrieve", "rerank"):
-        small |= {f"{kind}.passage-tokens": 48} if kind in ("retrieve", "rerank") else {}
         small |= {f"{kind}.batch-size": 8, f"{kind}.precision": "fp32", f"{kind}.threads": 1}
     return [f"{key}={value}" for key, value in small.items() if key != "classify.batch-size"]
 
